@@ -1,0 +1,1 @@
+"""The control API: gRPC definitions and the code generated from them."""

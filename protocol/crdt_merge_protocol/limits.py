@@ -1,0 +1,103 @@
+"""Every cap of the protocol, with unit and reason, in one file.
+
+A cap is a promise to the reader of the code that follows: nothing a peer sends makes a node allocate, loop
+or store beyond it. Precedents are named where the number came from somewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- operations (PROTOCOL R1) -------------------------------------------------------------------------
+OPERATION_BYTES_MAX: Final = 60 * KIB
+"""One encoded operation. With its signature it must fit one control frame."""
+DEPS_MAX: Final = 64
+"""Heads named by an operation. More concurrent heads than this are joined by later operations."""
+REFS_MAX: Final = 1024
+"""Ids that a body names (a remove of many tags)."""
+NAME_CHARS_MAX: Final = 200
+"""Names of groups, slots, tensors. They never become paths."""
+POLICY_SIGNATURES_MAX: Final = 32
+"""Administrators that a genesis may name, hence signatures that an act may carry."""
+POLICY_PARAMS_MAX: Final = 64
+POLICY_TEXT_CHARS_MAX: Final = 4096
+"""One parameter value of a policy, as text."""
+WEIGHT_ONE: Final = 1 << 32
+"""Weights are integers over 2^32: 1.0 is this. No floating point number is ever hashed."""
+WEIGHT_MAX: Final = (1 << 63) - 1
+
+# --- canonical encoding -------------------------------------------------------------------------------
+DEPTH_MAX: Final = 8
+"""Nesting of a decoded value. The msgpack library itself would accept 500 and crash at 5,000."""
+CONTROL_BODY_BYTES_MAX: Final = 64 * KIB
+"""Body of a control frame: one operation with its signature, or a page of ids."""
+DATA_BODY_BYTES_MAX: Final = MIB + 256
+"""Body of a data frame: one chunk and its header."""
+ELEMENTS_MAX: Final = 16384
+"""Elements in one array or map of a control body."""
+
+# --- causal delivery (PROTOCOL R3) --------------------------------------------------------------------
+ORPHANS_MAX: Final = 4096
+ORPHAN_BYTES_MAX: Final = 16 * MIB
+ORPHANS_PER_PEER_MAX: Final = ORPHANS_MAX // 8
+"""An offender evicts its own orphans first."""
+
+# --- anti-entropy (PROTOCOL 2) ------------------------------------------------------------------------
+TRIE_LEAF_IDS_MAX: Final = 16
+SHORT_DIGEST_BYTES: Final = 8
+"""Keyed by both nonces of the session, so that prepared collisions are useless."""
+SYNC_INBOUND_MAX: Final = 3
+SYNC_OUTBOUND_MAX: Final = 2
+SYNC_LIST_THRESHOLD: Final = 1024
+"""More missing than this: stream the whole list in causal order instead of walking the trie."""
+SYNC_PAGE_IDS_MAX: Final = 1024
+SYNC_PROGRESS_TIMEOUT_S: Final = 10.0
+SYNC_RETRY_AFTER_S: Final = 0.5
+SYNC_ROUNDS_MAX: Final = 80
+"""Messages in one walk: 64 nibbles of path plus slack."""
+
+# --- blobs (PROTOCOL 5) -------------------------------------------------------------------------------
+CHUNK_BYTES: Final = MIB
+"""Part of the format: blob digests are over chunks of this size."""
+INLINE_BLOB_BYTES_MAX: Final = 64 * KIB
+"""Blobs up to here are rows of the operation database, larger ones files."""
+MANIFEST_BYTES_MAX: Final = 8 * MIB
+PAYLOAD_BYTES_MAX: Final = 16 * KIB
+"""Metadata that travels beside a contribution and can be erased."""
+TENSORS_MAX: Final = 20_000
+NDIM_MAX: Final = 8
+DIMENSION_MAX: Final = 1 << 31
+BLOB_BYTES_MAX: Final = 32 * GIB
+"""The chunk digests of a larger blob would not fit one data frame."""
+SAFETENSORS_HEADER_BYTES_MAX: Final = 8 * MIB
+"""20,000 tensors of 300 bytes each, with room; a manifest has the same cap."""
+PROVIDER_BAN_S: Final = 3600.0
+"""How long a peer that sent a bad chunk is not asked again."""
+
+# --- groups and cluster -------------------------------------------------------------------------------
+GROUPS_MAX: Final = 1024
+GENESIS_BYTES_MAX: Final = 32 * KIB
+FULL_MESH_NODES_MAX: Final = 12
+ADDRESSES_PER_PEER_MAX: Final = 8
+ATTESTATIONS_PER_GROUP_MAX: Final = 1024
+
+# --- transport (PROTOCOL 4) ---------------------------------------------------------------------------
+FRAME_HEADER_BYTES: Final = 6
+WIRE_VERSION_MIN: Final = 1
+WIRE_VERSION_MAX: Final = 1
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+HELLO_TIMEOUT_S: Final = 2.0
+PING_IDLE_S: Final = 1.0
+PING_MISSES_MAX: Final = 3
+LANE_BYTES_MAX: Final = 4 * MIB
+"""Queued bytes per lane of a connection. Beyond it payloads are shed; anti-entropy fetches them."""
+CONNECTIONS_MAX: Final = 512
+UNAUTHENTICATED_MAX: Final = 64
+UNAUTHENTICATED_PER_ADDRESS_MAX: Final = 32
+"""Lifted once authenticated, so that one host may run many nodes."""
+ACCEPT_BURST: Final = 64
+ACCEPT_RATE_PER_S: Final = 50.0

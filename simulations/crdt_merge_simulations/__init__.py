@@ -1,0 +1,1 @@
+"""The world made reproducible: virtual time, faults, topologies."""
