@@ -1,0 +1,417 @@
+"""The four ports through which the world enters: clock, randomness, file system, network.
+
+Everything above takes these as arguments and nothing else reads the time, rolls dice, opens files of the
+data directory or makes sockets; ``tests/unit/storage/test_ports_lint.py`` enforces it. That is what lets a
+test or the simulator replace the world. Each port is a typed Protocol followed by its real implementation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import errno
+import fcntl
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, MutableSequence, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Tells the time. Wall time is for people and certificates; durations use the monotonic clock."""
+
+    def now(self) -> float:
+        """Return wall time in seconds since 1970. May jump, also backwards."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds since an arbitrary start. Never goes backwards."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Return wall time in seconds since 1970."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds since an arbitrary start."""
+        return time.monotonic()
+
+
+class Rng(Protocol):
+    """Randomness. A subset of ``random.Random``, so that either fits, plus :meth:`bytes` for secrets."""
+
+    def bytes(self, n: int, /) -> builtins.bytes:
+        """Return ``n`` unpredictable bytes: keys, nonces, log ids, tokens."""
+        ...
+
+    def random(self) -> float:
+        """Return a number in ``0 <= x < 1``."""
+        ...
+
+    def uniform(self, a: float, b: float) -> float:
+        """Return a number between ``a`` and ``b``."""
+        ...
+
+    def randrange(self, start: int, stop: int | None = None, /) -> int:
+        """Return an integer of ``range(start, stop)``, or of ``range(start)``."""
+        ...
+
+    def choice(self, seq: Sequence[T], /) -> T:
+        """Return one element."""
+        ...
+
+    def sample(self, population: Sequence[T], /, k: int) -> list[T]:
+        """Return ``k`` different elements in random order."""
+        ...
+
+    def shuffle(self, x: MutableSequence[Any], /) -> None:
+        """Shuffle in place."""
+        ...
+
+
+class SystemRng(random.SystemRandom):
+    """The kernel's random numbers, for every purpose."""
+
+    def bytes(self, n: int, /) -> builtins.bytes:
+        """Return ``n`` unpredictable bytes."""
+        return os.urandom(n)
+
+
+class SeededRng(random.Random):
+    """Reproducible numbers for tests and simulations; never for secrets."""
+
+    def bytes(self, n: int, /) -> builtins.bytes:
+        """Return ``n`` bytes of this seed's sequence."""
+        return self.randbytes(n)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStat:
+    """What a directory entry is, without following a symbolic link."""
+
+    nbytes: int
+    is_file: bool
+    """A regular file: not a directory, link, FIFO, socket or device."""
+    is_directory: bool
+    mode: int
+    """Permission bits, as in 0o600."""
+    owner: int
+    """User id."""
+
+
+class File(Protocol):
+    """An open regular file. Calls block; positions are always explicit."""
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return the bytes in ``[offset, offset + nbytes)``, fewer only at the end of the file."""
+        ...
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of ``data``."""
+        ...
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        ...
+
+    def truncate(self, nbytes: int) -> None:
+        """Set the length."""
+        ...
+
+    def sync(self) -> None:
+        """Return once the contents are durable. After an error the contents are unknown: never retry."""
+        ...
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Lock(Protocol):
+    """An exclusive lock that ends with the process."""
+
+    def close(self) -> None:
+        """Release."""
+        ...
+
+
+class Fs(Protocol):
+    """The file system, as far as the data directory needs it. All calls block and raise ``OSError``."""
+
+    def open_read(self, path: Path, *, follow: bool = False) -> File:
+        """Open a regular file; ``follow`` allows a symbolic link (for files that a user names)."""
+        ...
+
+    def open_write(self, path: Path) -> File:
+        """Open an existing regular file for reading and writing."""
+        ...
+
+    def create(self, path: Path, *, mode: int = 0o600) -> File:
+        """Create a file that must not exist."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, replacing ``target`` atomically."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        ...
+
+    def mkdir(self, path: Path, *, mode: int = 0o700) -> bool:
+        """Make a directory; False if it was there."""
+        ...
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted; none if there is no such directory."""
+        ...
+
+    def stat(self, path: Path) -> FileStat | None:
+        """Return what is at ``path``, or None."""
+        ...
+
+    def sync_dir(self, path: Path) -> None:
+        """Return once the names in a directory are durable."""
+        ...
+
+    def free_bytes(self, path: Path) -> int:
+        """Return the bytes available to this user on the file system of ``path``."""
+        ...
+
+    def lock(self, path: Path, *, note: bytes) -> Lock | None:
+        """Take an exclusive lock on ``path``, writing ``note`` into it; None if another process has it."""
+        ...
+
+
+class _OpenFile:
+    """A regular file behind a descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    @property
+    def _fd(self) -> int:
+        if self._descriptor is None:
+            raise OSError(errno.EBADF, "the file is closed")
+        return self._descriptor
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        parts: list[bytes] = []
+        while nbytes > 0 and (part := os.pread(self._fd, nbytes, offset)):
+            parts.append(part)
+            offset += len(part)
+            nbytes -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            written = os.pwrite(self._fd, rest, offset)
+            offset += written
+            rest = rest[written:]
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def truncate(self, nbytes: int) -> None:
+        os.ftruncate(self._fd, nbytes)
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SystemFs:
+    """The real file system, through descriptors opened with ``O_CLOEXEC``."""
+
+    def open_read(self, path: Path, *, follow: bool = False) -> File:
+        """Open a regular file for reading."""
+        return self._open(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
+
+    def open_write(self, path: Path) -> File:
+        """Open an existing regular file for reading and writing."""
+        return self._open(path, os.O_RDWR | os.O_NOFOLLOW)
+
+    def create(self, path: Path, *, mode: int = 0o600) -> File:
+        """Create a file that must not exist."""
+        return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+
+    @staticmethod
+    def _open(path: Path, flags: int, mode: int = 0) -> File:
+        # Without O_NONBLOCK, opening a FIFO that somebody put in place of a blob would hang (B68).
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return _OpenFile(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, replacing ``target`` atomically."""
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        path.unlink()
+
+    def mkdir(self, path: Path, *, mode: int = 0o700) -> bool:
+        """Make a directory; False if it was there."""
+        try:
+            path.mkdir(mode=mode)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+            return False
+        return True
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def stat(self, path: Path) -> FileStat | None:
+        """Return what is at ``path``, or None."""
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileStat(
+            nbytes=found.st_size,
+            is_file=stat.S_ISREG(found.st_mode),
+            is_directory=stat.S_ISDIR(found.st_mode),
+            mode=stat.S_IMODE(found.st_mode),
+            owner=found.st_uid,
+        )
+
+    def sync_dir(self, path: Path) -> None:
+        """Return once the names in a directory are durable."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return the bytes available to this user on the file system of ``path``."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+    def lock(self, path: Path, *, note: bytes) -> Lock | None:
+        """Take an exclusive ``flock`` on ``path``; it ends with the process, however that ends."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, note, 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return _OpenFile(descriptor)
+
+
+class Listener(Protocol):
+    """A listening socket."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The bound host and port; the real port if 0 was asked for."""
+        ...
+
+    def close(self) -> None:
+        """Accept nothing more. Connections that were accepted live on."""
+        ...
+
+
+class Net(Protocol):
+    """Stream connections over asyncio transports."""
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        """Listen; every accepted connection gets a protocol of its own."""
+        ...
+
+    async def connect(
+        self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """Connect. Raises ``OSError``; the caller sets the timeout."""
+        ...
+
+
+class _TcpListener:
+    """A listening TCP socket of the running loop."""
+
+    def __init__(self, server: asyncio.Server) -> None:
+        self._server = server
+        name = server.sockets[0].getsockname()
+        self._address = (str(name[0]), int(name[1]))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._address
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class TcpNet:
+    """TCP on the running event loop."""
+
+    async def listen(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Listener:
+        """Listen on an address of this host."""
+        loop = asyncio.get_running_loop()
+        return _TcpListener(await loop.create_server(factory, host, port, backlog=512))
+
+    async def connect(
+        self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """Connect to an address."""
+        return await asyncio.get_running_loop().create_connection(factory, host, port)
+
+
+def process_id() -> int:
+    """Return the id of this process, for lock files and logs."""
+    return os.getpid()
+
+
+def replace_file(fs: Fs, path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a small file so that after a crash it holds either what it held before or ``data``, durably."""
+    temporary = path.with_name(f".{path.name}.new")
+    if fs.stat(temporary) is not None:  # Left by a crash.
+        fs.unlink(temporary)
+    with fs.create(temporary, mode=mode) as file:
+        file.write_at(0, data)
+        file.sync()
+    fs.rename(temporary, path)
+    fs.sync_dir(path.parent)
