@@ -1,0 +1,142 @@
+"""``NodeApi``: everything a person or a program can ask of a running node, as plain Python.
+
+gRPC is a thin shell over this protocol, because gRPC cannot be simulated; tests and the simulator call the
+object itself. The client has the same methods, so that code written against one runs against the other.
+
+Names. A group, peer or contribution is named by its id, an unambiguous prefix of it (four hex digits or
+more), or its name. What is not found raises ``NotFoundError``; nothing ever falls back to a default.
+Paths are absolute paths on the daemon's machine: tensors never travel through gRPC.
+Streams. Long work is an async iterator: its plan, if it has one, then any number of ``Progress``, then
+exactly one final value. Closing the iterator early cancels the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from .model import (
+    ContributionAdded,
+    ContributionInfo,
+    ContributionPlan,
+    ContributionsRemoved,
+    GroupDetail,
+    GroupInfo,
+    Invite,
+    PeerInfo,
+    PolicyChanges,
+    PolicyInfo,
+    Progress,
+    ResolvePlan,
+    ResolveReport,
+    Status,
+    VersionInfo,
+    WhyReport,
+)
+
+
+class NodeApi(Protocol):
+    """A running node. All errors are ``CrdtMergeError``; anything else is a bug."""
+
+    async def version(self) -> VersionInfo:
+        """Return the versions of the daemon."""
+
+    async def status(self) -> Status:
+        """Return one screen of facts; cheap enough to poll every second."""
+
+    async def why(self, group: str | None) -> WhyReport:
+        """Return what stands between a group (none: every group) and convergence."""
+
+    async def invite(self, *, expires_s: float) -> Invite:
+        """Return a one-time token. Refused by a node that does not hold the cluster's CA key."""
+
+    async def peer_list(self) -> tuple[PeerInfo, ...]:
+        """Return every known peer, blocked ones included."""
+
+    async def peer_block(self, peer: str) -> PeerInfo:
+        """Disconnect a peer and refuse it until unblocked, also after a restart."""
+
+    async def peer_unblock(self, peer: str) -> PeerInfo:
+        """Let a peer in again and dial it."""
+
+    def group_create(
+        self,
+        *,
+        name: str,
+        strategy: str,
+        params: Mapping[str, str],
+        base_path: str | None,
+        like_path: str | None,
+        dtype: str,
+        weight_cap: int,
+        holders: int,
+    ) -> AsyncIterator[Progress | GroupInfo]:
+        """Create a group of which this node is the one admin, and announce it.
+
+        Args:
+            base_path: Safetensors file that becomes the base and gives the schema; imported.
+            like_path: Safetensors file that gives the schema only. Exactly one of the two, or both.
+            dtype: Output element type such as ``F32``; empty: that of the base, else the widest input.
+            weight_cap: Largest weight of a contribution, over 2^32; 0: the default of the protocol.
+            holders: Other nodes that must hold a contribution before it counts.
+        """
+        ...
+
+    async def group_list(self) -> tuple[GroupInfo, ...]:
+        """Return all groups of the cluster that this node knows, by name then id."""
+
+    async def group_show(self, group: str) -> GroupDetail:
+        """Return a group with its policy, contributions and announced outputs."""
+
+    async def group_follow(self, group: str, *, follow: bool) -> GroupInfo:
+        """Fetch the blobs of a group from now on, or stop it. Operations are relayed either way."""
+
+    async def policy_show(self, group: str) -> PolicyInfo:
+        """Return the current policy."""
+
+    def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
+        """Sign and announce the next version of the policy. Refused by a node that is no admin."""
+        ...
+
+    def contribution_add(
+        self,
+        group: str,
+        *,
+        path: str,
+        slot: str,
+        base_path: str | None,
+        weight: int,
+        meta: Mapping[str, str],
+        wait_holds: int,
+    ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
+        """Check a safetensors file against the group, then import, sign, store and announce it.
+
+        The plan comes first; all that can be refused is refused before it, without copying a byte.
+
+        Args:
+            base_path: The model that the file was trained from: refused unless it is the group's base.
+            weight: Over 2^32.
+            meta: Notes for people; erasable, never part of an output.
+            wait_holds: Nodes that must confirm that they hold it before the final value (PROTOCOL R21).
+        """
+        ...
+
+    async def contribution_list(self, group: str) -> tuple[ContributionInfo, ...]:
+        """Return the contributions of a group: used ones first, then by state, author, slot."""
+
+    async def contribution_show(self, group: str, contribution: str) -> ContributionInfo:
+        """Return one contribution, named by tag, digest, or one's own slot."""
+
+    async def contribution_remove(self, group: str, target: str) -> ContributionsRemoved:
+        """Remove one's own contribution: a tag, or a slot with every tag in it that this node has seen."""
+
+    def resolve(
+        self, group: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
+    ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
+        """Merge the used contributions into one safetensors file.
+
+        Args:
+            wait_s: How long to wait for missing bytes; 0: fail at once with ``MissingBlobError``.
+            without: Tags to leave out, which gives another resolve key.
+        """
+        ...
