@@ -1,0 +1,223 @@
+"""What a merge strategy is, and what whoever drives one must do.
+
+Theory of operation. A strategy is a pure function of the contributions in canonical order, cut into steps so
+that no model has to fit memory and blocks can be computed anywhere:
+
+1. ``params = strategy.validate(texts)`` once, then a :class:`MergeContext`, then ``strategy.check(context)``.
+2. ``state = None``. For each ``pass_no < strategy.pass_count(context)``: call ``observe`` on every block of
+   every tensor, in any order and in any process, and hand all partial results, sorted by (tensor index,
+   start), to ``end_pass``, which returns the next state. ``needs`` tells which tensors a pass can skip.
+   ``compact`` may shrink any subset of the partial results at any time.
+3. ``merge`` on every block, in any order and in any process; encode what it returns.
+4. ``decisions`` for the manifest beside the output.
+
+A block is a range of flat C-order elements of one tensor; it starts at a multiple of 65,536 and ends at one
+or at the end of the tensor. The result depends neither on the size of blocks nor on who computes them: sums
+go over fixed leaves (``reductions.py``), selections are exact (``selection.py``), random numbers are
+addressed by position (``randomness.py``). Nothing here calls BLAS, libm or a random generator's methods.
+
+Source: STRATEGIES of this project's design, sections 1 and D; the paper's "Layer 2".
+"""
+
+# ruff: noqa: ARG002 - the methods here are defaults; what they ignore, strategies use.
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from crdt_merge_protocol.blobs import TensorSpec
+from crdt_merge_protocol.errors import BaseMissingError, EmptySetError, ParameterError
+from crdt_merge_protocol.limits import WEIGHT_ONE
+
+from .parameters import Parameter, Value, normalise_parameters, validate_parameters
+
+Float64Array = npt.NDArray[np.float64]
+
+LEAF_ELEMENTS: Final = 65_536
+"""Sums run over leaves of this many elements, so blocks start at multiples of it. Part of the format."""
+BLOCK_ELEMENTS: Final = 1 << 20
+"""The usual block: 8 MiB per input in float64. Smaller multiples of a leaf stay in the cache longer."""
+
+BaseUse = Literal["required", "optional", "unused"]
+Key = tuple[int, int]
+"""(tensor index, start) of a block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeContext:
+    """Everything that a merge depends on besides the elements. Picklable."""
+
+    strategy: str
+    params: Mapping[str, Value]
+    """As ``Strategy.validate`` returns them."""
+    weights: tuple[Fraction, ...]
+    """One per contribution, exact."""
+    digests: tuple[bytes, ...]
+    """Contribution digests, sorted and distinct: the canonical order (PROTOCOL R9)."""
+    has_base: bool
+    seed: bytes
+    """What randomness is derived from (PROTOCOL R17)."""
+    specs: tuple[TensorSpec, ...]
+    """The tensors to merge, in byte order of their names. Integer tensors are not among them."""
+    is_strict: bool = False
+    """Refuse where a group would use the stand-in rule: ``merge`` sets it, ``resolve`` never does."""
+
+    @property
+    def k(self) -> int:
+        """Number of contributions."""
+        return len(self.digests)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of all tensors together."""
+        return sum(spec.numel for spec in self.specs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The same range of one tensor from every contribution, decoded."""
+
+    tensor_index: int
+    """Position in ``MergeContext.specs``."""
+    start: int
+    """First flat element, a multiple of :data:`LEAF_ELEMENTS`."""
+    stop: int
+    """One past the last flat element."""
+    inputs: Sequence[Float64Array]
+    """Per contribution in canonical order, ``(stop - start,)`` float64, finite. Never written to."""
+    base: Float64Array | None = None
+    """``(stop - start,)`` float64; None exactly if ``uses_base`` says no."""
+
+    @property
+    def key(self) -> Key:
+        """What partial results are sorted by."""
+        return self.tensor_index, self.start
+
+
+class Strategy(ABC):
+    """A named, versioned resolve function. Instances hold no state."""
+
+    id: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised with any change of output bits; part of the recipe."""
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """Authors, title, venue, arXiv number."""
+    doc: ClassVar[str]
+    """One sentence for ``strategy list``."""
+    base: ClassVar[BaseUse]
+    determinism: ClassVar[str] = "bitwise"
+    """Same bits on every IEEE 754 machine. All strategies of this release are."""
+    is_random: ClassVar[bool] = False
+    allows_negative_weights: ClassVar[bool] = False
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+
+    def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
+        """Return all parameters, typed, defaults filled in, from the texts that were given.
+
+        Raises:
+            ParameterError: An unknown name or a value outside its range; the message names every problem.
+        """
+        return validate_parameters(self.id, self.parameters, params)
+
+    def normalise(self, params: Mapping[str, str]) -> dict[str, str]:
+        """Return the given parameters in their one canonical spelling, so that equal recipes hash equally.
+
+        Raises:
+            ParameterError: As :meth:`validate`.
+        """
+        return normalise_parameters(self.id, self.parameters, params)
+
+    def uses_base(self, context: MergeContext) -> bool:
+        """Tell whether blocks must carry the base."""
+        return context.has_base and self.base != "unused"
+
+    def check(self, context: MergeContext) -> None:
+        """Refuse what cannot be merged, before a tensor is read. In a group only an empty set can fail here.
+
+        Raises:
+            EmptySetError: No contributions.
+            BaseMissingError: The strategy works on differences from a base.
+            ParameterError: Weights that this strategy cannot use.
+        """
+        if context.k == 0:
+            raise EmptySetError("There is no usable contribution.", hint="Add one, or see `why`.")
+        if self.base == "required" and not context.has_base:
+            raise BaseMissingError(
+                f"Strategy {self.id} merges differences from a base model and no base is given.",
+                hint="Name the model that the contributions were fine-tuned from with --base.",
+            )
+        if len(context.weights) != context.k:
+            raise ParameterError(f"{len(context.weights)} weights for {context.k} contributions.")
+        if not self.allows_negative_weights and min(context.weights) < 0:
+            raise ParameterError(
+                f"Strategy {self.id} takes no negative weight, got {float(min(context.weights))}.",
+                hint="Use linear or task_arithmetic for signed weights.",
+            )
+        if not any(context.weights) or (self.divides_by_weights(context) and not sum(context.weights)):
+            raise ParameterError("The weights add up to zero.", hint="Give at least one positive weight.")
+
+    def divides_by_weights(self, context: MergeContext) -> bool:
+        """Tell whether the sum of the weights is a divisor."""
+        return True
+
+    def pass_count(self, context: MergeContext) -> int:
+        """Return the greatest number of statistics passes before the merge."""
+        return 0
+
+    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
+        """Tell whether a pass has to see a tensor. A driver that shows it anyway gets the same result."""
+        return True
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
+        """Return what a pass needs to know of a block: small and picklable. Pure."""
+        return None
+
+    def compact(
+        self, context: MergeContext, pass_no: int, partials: list[tuple[Key, Any]]
+    ) -> list[tuple[Key, Any]]:
+        """Return fewer partial results that stand for these. Any subset, any time, any nesting."""
+        return partials
+
+    def end_pass(
+        self,
+        context: MergeContext,
+        state: Any,
+        pass_no: int,
+        partials: Sequence[tuple[Key, Any]],
+    ) -> Any:
+        """Return the state after a pass: small and picklable.
+
+        Args:
+            partials: What ``observe`` returned for every block that was shown, sorted by key.
+        """
+        return state
+
+    @abstractmethod
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return the merged elements of a block, ``(stop - start,)`` float64, in a new array. Pure."""
+
+    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
+        """Return what the manifest should say of how it was decided. JSON-able; always has ``warnings``."""
+        return {
+            "strategy": self.id,
+            "version": self.version,
+            "determinism": self.determinism,
+            "profile": context.params.get("profile", "paper"),
+            "warnings": self.warnings(context, state),
+        }
+
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:
+        """Return sentences for the user, in a fixed order."""
+        return []
+
+
+def exact_weights(units: Sequence[int]) -> tuple[Fraction, ...]:
+    """Return weights as they travel, integers over 2^32, as exact numbers."""
+    return tuple(Fraction(unit, WEIGHT_ONE) for unit in units)

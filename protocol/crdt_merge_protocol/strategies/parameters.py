@@ -1,0 +1,167 @@
+"""Parameters of strategies: decimal text in, exact numbers out.
+
+A recipe holds text, because no floating point number is ever hashed. ``0.29`` stays 29/100: a float would
+make ``floor(0.29 * 100)`` 28. Every problem is reported at once, with a suggestion where a name is close.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, Literal
+
+from crdt_merge_protocol.errors import ParameterError
+
+Value = Fraction | int | bool | str
+PAPER: Final = "paper"
+MERGEKIT: Final = "mergekit"
+_DECIMAL: Final = re.compile(r"[+-]?(\d{1,20})(\.\d{1,120})?([eE][+-]?\d{1,2})?", re.ASCII)
+_INTEGER: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_TEXT: Final = re.compile(r"[A-Za-z0-9._/-]{0,200}", re.ASCII)
+_BOOLEANS: Final = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of a strategy."""
+
+    name: str
+    type: Literal["decimal", "integer", "boolean", "choice", "text"]
+    default: str
+    """As text, for profile ``paper``."""
+    mergekit_default: str | None = None
+    """As text, for profile ``mergekit``; None: the same."""
+    low: str | None = None
+    """Least value, inclusive."""
+    high: str | None = None
+    """Greatest value, inclusive."""
+    choices: tuple[str, ...] = ()
+    """All values of a choice; for a number, words that may stand in its place."""
+    profile: str | None = None
+    """The only profile in which it means something; None: all."""
+    unit: str = ""
+    doc: str = ""
+
+    def default_in(self, profile: str) -> str:
+        """Return the default text in a profile."""
+        if profile == MERGEKIT and self.mergekit_default is not None:
+            return self.mergekit_default
+        return self.default
+
+    def parse(self, text: str) -> Value:
+        """Return the typed value of a text.
+
+        Raises:
+            ValueError: Not such a value; the message says what would be.
+        """
+        if self.type == "choice" or text in self.choices:
+            return self._choose(text)
+        if self.type == "boolean":
+            if text not in _BOOLEANS:
+                raise ValueError(f"{self.name} is true or false, not {text!r}")
+            return _BOOLEANS[text]
+        if self.type == "text":
+            if not _TEXT.fullmatch(text):
+                raise ValueError(f"{self.name} holds letters, digits and ._/- only, at most 200")
+            return text
+        return self._number(text)
+
+    def _choose(self, text: str) -> str:
+        if text not in self.choices:
+            raise ValueError(
+                f"{self.name} is one of {', '.join(self.choices)}, not {text!r}{_suggest(text, self.choices)}"
+            )
+        return text
+
+    def _number(self, text: str) -> Fraction | int:
+        pattern = _INTEGER if self.type == "integer" else _DECIMAL
+        if not pattern.fullmatch(text):
+            words = "".join(f" or {word}" for word in self.choices)
+            raise ValueError(f"{self.name} is a number{words}, not {text!r}")
+        value = Fraction(text)
+        if (self.low is not None and value < Fraction(self.low)) or (
+            self.high is not None and value > Fraction(self.high)
+        ):
+            raise ValueError(f"{self.name} lies in {self.low}..{self.high}, not {text}")
+        return int(value) if self.type == "integer" else value
+
+
+def profile_parameter() -> Parameter:
+    """Return the parameter that picks whose definition of a method is meant."""
+    return Parameter(
+        name="profile",
+        type="choice",
+        default=PAPER,
+        choices=(PAPER, MERGEKIT),
+        doc="Follow the published method, or mergekit where the two differ.",
+    )
+
+
+def validate_parameters(
+    strategy: str, parameters: Sequence[Parameter], texts: Mapping[str, str]
+) -> dict[str, Value]:
+    """Return every parameter with its typed value, in declaration order.
+
+    Raises:
+        ParameterError: Unknown names or values out of range, all of them in one message.
+    """
+    known = {parameter.name: parameter for parameter in parameters}
+    problems = [
+        f"{strategy} has no parameter {name!r}{_suggest(name, known)}"
+        for name in sorted(set(texts) - set(known))
+    ]
+    profile = texts.get("profile", PAPER) if "profile" in known else PAPER
+    values: dict[str, Value] = {}
+    for parameter in parameters:
+        text = texts.get(parameter.name)
+        if text is not None and parameter.profile not in (None, profile):
+            problems.append(f"{parameter.name} only means something with profile {parameter.profile}")
+            continue
+        try:
+            values[parameter.name] = parameter.parse(parameter.default_in(profile) if text is None else text)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ParameterError(
+            "; ".join(problems) + ".", hint=f"`strategy show {strategy}` lists what can be set."
+        )
+    return values
+
+
+def normalise_parameters(
+    strategy: str, parameters: Sequence[Parameter], texts: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the given parameters, sorted by name, each in its one canonical spelling.
+
+    Raises:
+        ParameterError: As :func:`validate_parameters`.
+    """
+    values = validate_parameters(strategy, parameters, texts)
+    return {name: _spell(values[name]) for name in sorted(texts)}
+
+
+def _spell(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Fraction):
+        return _spell_decimal(value)
+    return str(value)
+
+
+def _spell_decimal(value: Fraction) -> str:
+    """Return a finite decimal without exponent or trailing zeros. Every parsed value is one."""
+    digits = 0
+    while (value * 10**digits).denominator != 1:
+        digits += 1
+    units = abs(int(value * 10**digits))
+    whole, fraction = divmod(units, 10**digits)
+    text = f"{whole}.{fraction:0{digits}d}" if digits else str(whole)
+    return f"-{text}" if value < 0 else text
+
+
+def _suggest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
