@@ -275,16 +275,6 @@ class ContributionInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupDetail:
-    """A group with its policy and its contributions."""
-
-    info: GroupInfo
-    policy: PolicyInfo
-    contributions: tuple[ContributionInfo, ...] = ()
-    outputs: tuple[OutputInfo, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputInfo:
     """An output digest that a node announced for a resolve key."""
 
@@ -293,6 +283,16 @@ class OutputInfo:
     output_digest: str
     is_agreeing: bool = True
     """False: another node announced another digest under the same key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDetail:
+    """A group with its policy and its contributions."""
+
+    info: GroupInfo
+    policy: PolicyInfo
+    contributions: tuple[ContributionInfo, ...] = ()
+    outputs: tuple[OutputInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,178 @@
+"""Between the plain values of ``model`` and the generated messages, and between errors and gRPC status.
+
+The dataclasses and the messages have the same names and the same fields, so one generic walk serves all;
+``tests/unit/control/test_codec.py`` holds them to it. Errors are mapped here and nowhere else: the daemon
+puts code, message and hint into the trailing metadata, the client makes the same class of them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+
+import grpc
+from crdt_merge_proto.v1 import types_pb2
+from crdt_merge_protocol.errors import CrdtMergeError
+from google.protobuf.message import DecodeError, Message
+
+from crdt_merge_node.errors import ConfigError, ControlError, DaemonNotRunningError, FullError, error_class
+
+from . import model
+
+ValueT = TypeVar("ValueT")
+MessageT = TypeVar("MessageT", bound=Message)
+
+METADATA_BYTES_MAX: Final = 64 * 1024
+"""gRPC drops a whole answer whose trailing metadata exceeds this; its own default is 8 KiB."""
+ERROR_TEXT_CHARS_MAX: Final = 8192
+"""Of one message or hint, so that the metadata stay well below their cap."""
+PROBLEMS_MAX: Final = 50
+_ERROR_KEY: Final = "crdt-merge-error-bin"
+_STATUS_BY_EXIT: Final = {
+    2: grpc.StatusCode.INVALID_ARGUMENT,
+    4: grpc.StatusCode.NOT_FOUND,
+    5: grpc.StatusCode.PERMISSION_DENIED,
+    6: grpc.StatusCode.DEADLINE_EXCEEDED,
+    7: grpc.StatusCode.DATA_LOSS,
+}
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def encode(value: Any, kind: type[MessageT]) -> MessageT:
+    """Return the message of class ``kind`` with the fields of the dataclass ``value``."""
+    message = kind()
+    for field in dataclasses.fields(value):
+        _fill(message, field.name, getattr(value, field.name))
+    return message
+
+
+def decode(message: Message, kind: type[ValueT]) -> ValueT:
+    """Return the dataclass ``kind`` with the fields of ``message``."""
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]  # mypy: a class is not Hashable.
+    return kind(**{name: _read(message, name, hint) for name, hint in hints.items()})
+
+
+def encode_event(value: Any, kind: type[MessageT]) -> MessageT:
+    """Return the response ``kind`` of a stream: ``value`` goes into the field of its type."""
+    for field in kind.DESCRIPTOR.fields:
+        if field.message_type is not None and field.message_type.name == type(value).__name__:
+            return kind(**{field.name: encode(value, getattr(types_pb2, type(value).__name__))})
+    raise TypeError(f"{kind.__name__} carries no {type(value).__name__}.")
+
+
+def decode_event(response: Message) -> Any:
+    """Return the one value that a response of a stream carries, or None for one this release cannot read."""
+    name = response.WhichOneof("event")
+    if name is None:
+        return None
+    message: Message = getattr(response, name)
+    return decode(message, getattr(model, message.DESCRIPTOR.name))
+
+
+def _fill(message: Message, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        getattr(message, name).update(value)
+    elif isinstance(value, tuple):
+        items = [_message_of(item) if dataclasses.is_dataclass(item) else item for item in value]
+        getattr(message, name).extend(items)
+    elif dataclasses.is_dataclass(value):
+        getattr(message, name).CopyFrom(_message_of(value))
+    else:
+        setattr(message, name, value)
+
+
+def _message_of(value: Any) -> Message:
+    kind: type[Message] = getattr(types_pb2, type(value).__name__)
+    return encode(value, kind)
+
+
+def _read(message: Message, name: str, hint: Any) -> Any:
+    value = getattr(message, name)
+    origin = get_origin(hint)
+    if origin is types.UnionType:
+        return value if message.HasField(name) else None
+    if origin is tuple:
+        (item, _) = get_args(hint)
+        return tuple(decode(part, item) if _is_model(item) else part for part in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return dict(sorted(value.items()))
+    return decode(value, hint) if _is_model(hint) else value
+
+
+def _is_model(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+_hints = functools.cache(get_type_hints)
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
+def status_of(error: CrdtMergeError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Return the gRPC status, its short text and the trailing metadata that carry ``error``."""
+    detail = types_pb2.ErrorDetail(code=error.code, message=_clip(error.message), hint=_clip(error.hint))
+    if isinstance(error, ConfigError):
+        detail.problems.extend(_clip(problem) for problem in error.problems[:PROBLEMS_MAX])
+    status = _STATUS_BY_EXIT.get(error.exit_code, grpc.StatusCode.FAILED_PRECONDITION)
+    if isinstance(error, FullError):
+        status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return status, f"{error.code}: {error.message}"[:200], ((_ERROR_KEY, detail.SerializeToString()),)
+
+
+def error_of(error: grpc.RpcError, *, socket: str) -> CrdtMergeError:
+    """Return the error that the daemon raised, as its own class; or what a broken call means.
+
+    Args:
+        error: What gRPC raised, sync or async; it is a ``grpc.Call`` too.
+        socket: Path of the control socket, for the message.
+    """
+    call: Any = error
+    for key, value in call.trailing_metadata() or ():
+        if key == _ERROR_KEY and (carried := _carried(value)) is not None:
+            return carried
+    if call.code() is grpc.StatusCode.UNAVAILABLE:
+        return not_running(socket)
+    if call.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return ControlError(
+            "the daemon does not know this request: it is of another release.",
+            hint="Restart the daemon after an upgrade; `crdt-merge-node version` shows both versions.",
+        )
+    return ControlError(
+        f"the daemon answered {call.code().name}: {call.details()}.", hint="Its log has the cause."
+    )
+
+
+def not_running(socket: str) -> DaemonNotRunningError:
+    """Return the error for a control socket on which nobody answers."""
+    return DaemonNotRunningError(
+        f"no daemon answers on {socket}.",
+        hint="Start one with `crdt-merge-node run`, or name its directory with --data-dir.",
+    )
+
+
+def _carried(data: Any) -> CrdtMergeError | None:
+    try:
+        detail = types_pb2.ErrorDetail.FromString(data)
+    except (DecodeError, TypeError):
+        return None
+    kind = error_class(detail.code)
+    # Not kind(...): a class may demand arguments that an error from elsewhere cannot have.
+    error = kind.__new__(kind, detail.message)
+    CrdtMergeError.__init__(error, detail.message, hint=detail.hint)
+    if isinstance(error, ConfigError):
+        error.problems = tuple(detail.problems) or (detail.message,)
+    return error
+
+
+def _clip(text: str) -> str:
+    if len(text) <= ERROR_TEXT_CHARS_MAX:
+        return text
+    return f"{text[:ERROR_TEXT_CHARS_MAX]}… ({len(text) - ERROR_TEXT_CHARS_MAX} more characters)"
