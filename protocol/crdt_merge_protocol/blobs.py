@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from .canonical import decode, digest, encode
 from .errors import LimitExceededError, MalformedMessageError
+from .fields import Fields
 from .limits import (
     BLOB_BYTES_MAX,
     CHUNK_BYTES,
@@ -25,7 +26,6 @@ from .limits import (
     NDIM_MAX,
     TENSORS_MAX,
 )
-from .messages.base import Fields
 
 DTYPE_BYTES: Final = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2,

@@ -17,9 +17,9 @@ from typing import Any, Final, Self, TypeAlias
 from .blobs import contribution_digest
 from .canonical import decode, encode
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .fields import Fields
 from .identity import SIGNATURE_BYTES
 from .limits import OPERATION_BYTES_MAX, POLICY_SIGNATURES_MAX, REFS_MAX, WEIGHT_MAX
-from .messages.base import Fields
 from .policy import NONCE_BYTES, Policy
 
 BODY_VERSION: Final = 1

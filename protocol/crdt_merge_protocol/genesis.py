@@ -12,9 +12,9 @@ from typing import Final, Self
 from .bodies import read_sorted_ids
 from .canonical import decode, digest, encode
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .fields import Fields
 from .identity import check_public_key
 from .limits import GENESIS_BYTES_MAX, POLICY_SIGNATURES_MAX
-from .messages.base import Fields
 from .policy import FIRST_VERSION, NONCE_BYTES, Policy
 
 GENESIS_VERSION: Final = 1

@@ -16,9 +16,9 @@ from . import bodies
 from .bodies import Add, Body, Hold, Kind, PolicyAct, Remove, read_sorted_ids
 from .canonical import decode, digest, encode
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .fields import Fields
 from .identity import SIGNATURE_BYTES, NodeKey, verify
 from .limits import CONTROL_BODY_BYTES_MAX, DEPS_MAX, OPERATION_BYTES_MAX, REFS_MAX
-from .messages.base import Fields
 
 __all__ = [
     "LOG_BYTES",

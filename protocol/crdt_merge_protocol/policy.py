@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 
 from .canonical import decode, digest, encode
 from .errors import BadSignatureError, LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .fields import U32_MAX, U64_MAX, Fields
 from .identity import NodeKey, verify
 from .limits import (
     OPERATION_BYTES_MAX,
@@ -23,7 +24,6 @@ from .limits import (
     WEIGHT_MAX,
     WEIGHT_ONE,
 )
-from .messages.base import U32_MAX, U64_MAX, Fields
 
 FIRST_VERSION: Final = 1
 """Version of the policy that a genesis carries."""
