@@ -1,7 +1,7 @@
 """The four ports through which the world enters: clock, randomness, file system, network.
 
 Everything above takes these as arguments and nothing else reads the time, rolls dice, opens files of the
-data directory or makes sockets; ``tests/unit/storage/test_ports_lint.py`` enforces it. That is what lets a
+data directory or makes sockets; ``tests/unit/storage/test_ports.py`` enforces it. That is what lets a
 test or the simulator replace the world. Each port is a typed Protocol followed by its real implementation.
 """
 

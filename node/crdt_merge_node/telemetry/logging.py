@@ -1,0 +1,165 @@
+"""Structured logs on standard error: JSON for machines, coloured lines on a terminal.
+
+An event's name is a constant ``noun.verb_past`` declared in :data:`EVENTS` with its level and fields; a test
+looks for strays. error: an operator must act; warning: may have to; info: state changed (a quiet, idle node
+writes nothing at info); debug: per message. Ids may be passed as bytes, errors as exceptions; both are
+written the short way that people compare (12 hex digits; message and ``error_code``).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+from crdt_merge_protocol.errors import CrdtMergeError
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from crdt_merge_node.ports import Clock, SystemClock
+
+Level = Literal["debug", "info", "warning", "error"]
+ID_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A kind of log line."""
+
+    level: Level
+    fields: tuple[str, ...]
+    doc: str
+
+
+EVENTS: Final[Mapping[str, Event]] = {
+    # node
+    "node.ready": Event("info", ("node", "address", "groups", "duration_s"), "Peers and commands are heard."),
+    "node.stopped": Event("info", ("node", "duration_s"), "Everything is closed and durable."),
+    "node.failed": Event("error", ("error", "error_code"), "The daemon stops because it cannot go on."),
+    "library.warned": Event("warning", ("logger", "message"), "A library that we use wrote to its own log."),
+    # peers
+    "peer.joined": Event("info", ("peer", "address"), "A connection to a peer is up and both said hello."),
+    "peer.left": Event("info", ("peer", "reason"), "A connection to a peer ended."),
+    "peer.suspected": Event("warning", ("peer", "duration_s"), "A connected peer is silent for too long."),
+    "peer.refused": Event(
+        "warning", ("peer", "remote", "reason"), "A peer was refused, or refused this node."
+    ),
+    "peer.blocked": Event("info", ("peer",), "A person told this node to refuse the peer."),
+    "peer.unblocked": Event("info", ("peer",), "A person told this node to hear the peer again."),
+    # replication
+    "exchange.completed": Event(
+        "debug",
+        ("peer", "group", "outcome", "sent", "received", "bytes", "duration_s"),
+        "Anti-entropy ended.",
+    ),
+    "delta.applied": Event("debug", ("peer", "group", "count"), "Operations became durable and visible."),
+    "delta.refused": Event(
+        "warning", ("peer", "group", "error", "error_code"), "An operation was not valid."
+    ),
+    "group.created": Event("info", ("group", "name"), "This node made a group."),
+    "group.learned": Event("info", ("group", "name", "peer"), "A peer told of a group."),
+    # blobs
+    "blob.corrupt": Event(
+        "error", ("blob", "reason"), "Stored bytes are damaged; they will be fetched again."
+    ),
+    "blob.fetched": Event("debug", ("blob", "bytes", "duration_s"), "All chunks of a blob are durable here."),
+    # storage
+    "store.opened": Event(
+        "info", ("operations", "blobs", "bytes", "duration_s"), "The data directory was read and checked."
+    ),
+    "store.repaired": Event(
+        "warning", ("swept", "adopted", "lost", "quarantined"), "Recovery changed what a crash had left."
+    ),
+    "store.full": Event("error", ("error", "error_code"), "No room; nothing is accepted until there is."),
+    "store.failed": Event("error", ("error", "error_code"), "A write or fsync failed; the node stops."),
+    "operation.quarantined": Event(
+        "error", ("operation", "group", "reason"), "A stored operation is unreadable."
+    ),
+    "root.mismatched": Event(
+        "error", ("group", "reason"), "The rebuilt trie is not the one saved at shutdown."
+    ),
+    # resolve
+    "resolve.completed": Event("info", ("group", "output", "bytes", "duration_s"), "A model was written."),
+    "resolve.failed": Event("warning", ("group", "error", "error_code"), "A model could not be written."),
+    "resolve.disagreed": Event(
+        "error", ("group", "peer", "resolve_key"), "Two nodes got different outputs for one resolve key."
+    ),
+}
+
+
+def get_logger(**bound: Any) -> FilteringBoundLogger:
+    """Return a logger whose lines carry ``bound``; may be called before :func:`configure_logging`."""
+    logger: FilteringBoundLogger = structlog.get_logger(**bound)
+    return logger
+
+
+def configure_logging(
+    *,
+    level: Level = "info",
+    form: Literal["auto", "json", "console"] = "auto",
+    stream: TextIO | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Send all log lines of this process to ``stream`` (standard error), from ``level`` up."""
+    stream = stream or sys.stderr
+    is_console = form == "console" or (form == "auto" and stream.isatty())
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        if is_console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _Timestamps(clock or SystemClock()),
+            _shorten,
+            *renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_Bridge()]
+    root.setLevel(logging.WARNING)
+
+
+class _Timestamps:
+    """Adds the wall time of the injected clock, in UTC with microseconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["timestamp"] = datetime.fromtimestamp(self._clock.now(), UTC).isoformat()
+        return event
+
+
+def _shorten(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Write ids and errors the way people read them."""
+    for key, value in list(event.items()):
+        if isinstance(value, bytes):
+            event[key] = value.hex()[:ID_DIGITS]
+        elif isinstance(value, CrdtMergeError):
+            event[key] = str(value)
+            event.setdefault("error_code", value.code)
+        elif isinstance(value, BaseException) and key != "exc_info":
+            event[key] = f"{type(value).__name__}: {value}"
+    return event
+
+
+class _Bridge(logging.Handler):
+    """Carries what libraries write to the standard library's log (asyncio's warnings, for one) into ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        get_logger().warning(
+            "library.warned",
+            logger=record.name,
+            message=record.getMessage(),
+            exc_info=record.exc_info or None,
+        )
