@@ -77,6 +77,17 @@ SAFETENSORS_HEADER_BYTES_MAX: Final = 8 * MIB
 """20,000 tensors of 300 bytes each, with room; a manifest has the same cap."""
 PROVIDER_BAN_S: Final = 3600.0
 """How long a peer that sent a bad chunk is not asked again."""
+WANT_CHUNKS_MAX: Final = 64
+"""Chunks named by one request."""
+BULK_REQUESTS_MAX: Final = 256
+"""Chunks and objects that a connection may have asked for and not yet got. The asking side stays below it,
+the serving side closes beyond it: that bounds the memory of both (SCENARIOS B43)."""
+FETCH_BYTES_MAX: Final = 64 * MIB
+"""Asked for or received and not yet written, over all peers: what a crash may cost to fetch again."""
+FETCH_STALL_S: Final = 10.0
+"""A provider that owes chunks and makes no progress for this long is left alone for a while."""
+FETCH_RATE_MIN_BYTES_PER_S: Final = 4096
+"""Less than this is no progress: a slow drip must not hold a window (SCENARIOS T15)."""
 
 # --- groups and cluster -------------------------------------------------------------------------------
 GROUPS_MAX: Final = 1024

@@ -1,5 +1,6 @@
 """The peer messages, by subject. Importing this package registers every one of them with the wire."""
 
+from . import bulk as bulk
 from . import gossip as gossip
 from . import membership as membership
 from .base import ControlMessage, DataMessage, Fields, Message
