@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
-import structlog
 from crdt_merge_proto.v1 import node_service_pb2 as pb
 from crdt_merge_proto.v1 import node_service_pb2_grpc as pb_grpc
 from crdt_merge_proto.v1 import types_pb2 as t
@@ -26,13 +25,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from crdt_merge_node.errors import ControlError
+from crdt_merge_node.telemetry.logging import get_logger
 
 from .api import NodeApi
 from .codec import METADATA_BYTES_MAX, decode, encode, encode_event, status_of
 from .model import PolicyChanges
 from .socket_path import claim_socket
 
-_log = structlog.get_logger(__name__)
+_log = get_logger()
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
 ResponseT = TypeVar("ResponseT", bound=Message)
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -49,7 +49,7 @@ async def _answer_errors(context: _Context, method: str) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # noqa: BLE001  The one place between a bug and the user.
-        _log.exception("control.request_failed", method=method)
+        _log.exception("control.failed", method=method, error=error)
         answer = ControlError(
             f"the daemon failed in {method}: {type(error).__name__}: {error}.",
             hint="This is a bug; its log has the traceback.",

@@ -81,6 +81,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "root.mismatched": Event(
         "error", ("group", "reason"), "The rebuilt trie is not the one saved at shutdown."
     ),
+    # control
+    "control.failed": Event("error", ("method", "error"), "A command met a bug; the line has the traceback."),
     # resolve
     "resolve.completed": Event("info", ("group", "output", "bytes", "duration_s"), "A model was written."),
     "resolve.failed": Event("warning", ("group", "error", "error_code"), "A model could not be written."),
