@@ -9,13 +9,19 @@ its total rule for them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from .blobs import Manifest, Schema, TensorSpec
+from .errors import DTypeMismatchError, ResolveError, ShapeMismatchError, TensorMissingError
 from .limits import WEIGHT_MAX, WEIGHT_ONE
 
 PROBLEMS_MAX: Final = 16
 """A file of another model differs in every tensor; this many lines say so as well as thousands."""
+
+
+class _Problem(NamedTuple):
+    error: type[ResolveError]
+    text: str
 
 
 def schema_problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[str]:
@@ -23,16 +29,18 @@ def schema_problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[str]:
 
     At most :data:`PROBLEMS_MAX` sentences, in byte order of the tensor names, and a count of the rest.
     """
-    expected = {spec.name: spec for spec in schema.specs}
-    found = {spec.name: spec for spec in specs}
-    problems = []
-    for name in sorted(expected.keys() | found.keys(), key=str.encode):
-        problem = _problem(expected.get(name), found.get(name))
-        if problem:
-            problems.append(f"tensor {name}: {problem}")
-    if len(problems) > PROBLEMS_MAX:
-        problems[PROBLEMS_MAX:] = [f"and {len(problems) - PROBLEMS_MAX} more tensors"]
-    return problems
+    return _texts(_problems(schema, specs))
+
+
+def require_schema(schema: Schema, specs: Iterable[TensorSpec], *, who: str) -> None:
+    """Refuse tensors that do not have a schema; ``who`` begins the message.
+
+    Raises:
+        TensorMissingError, ShapeMismatchError, DTypeMismatchError: By the first problem; all are named.
+    """
+    problems = _problems(schema, specs)
+    if problems:
+        raise problems[0].error(f"{who} does not fit the schema: {'; '.join(_texts(problems))}.")
 
 
 def judge(
@@ -53,7 +61,7 @@ def judge(
         return f"its weight {weight / WEIGHT_ONE:g} is not positive"
     if weight > cap:
         return f"its weight {weight / WEIGHT_ONE:g} is over the group's cap {cap / WEIGHT_ONE:g}"
-    problems = schema_problems(schema, (entry.spec for entry in manifest.entries))
+    problems = _texts(_problems(schema, (entry.spec for entry in manifest.entries)))
     if problems:
         return problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more problems)"
     if is_finite is False:
@@ -61,13 +69,31 @@ def judge(
     return None
 
 
-def _problem(expected: TensorSpec | None, found: TensorSpec | None) -> str:
+def _problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[_Problem]:
+    expected = {spec.name: spec for spec in schema.specs}
+    found = {spec.name: spec for spec in specs}
+    problems = []
+    for name in sorted(expected.keys() | found.keys(), key=str.encode):
+        problem = _problem(expected.get(name), found.get(name))
+        if problem is not None:
+            problems.append(_Problem(problem.error, f"tensor {name} {problem.text}"))
+    return problems
+
+
+def _texts(problems: list[_Problem]) -> list[str]:
+    texts = [problem.text for problem in problems[:PROBLEMS_MAX]]
+    if len(problems) > PROBLEMS_MAX:
+        texts.append(f"and {len(problems) - PROBLEMS_MAX} more tensors")
+    return texts
+
+
+def _problem(expected: TensorSpec | None, found: TensorSpec | None) -> _Problem | None:
     if expected is None:
-        return "is not in the schema"
+        return _Problem(TensorMissingError, "is not in the schema")
     if found is None:
-        return "is missing"
+        return _Problem(TensorMissingError, "is missing")
     if found.shape != expected.shape:
-        return f"has shape {list(found.shape)}, expected {list(expected.shape)}"
+        return _Problem(ShapeMismatchError, f"has shape {list(found.shape)}, expected {list(expected.shape)}")
     if found.dtype != expected.dtype:
-        return f"has element type {found.dtype}, expected {expected.dtype}"
-    return ""
+        return _Problem(DTypeMismatchError, f"has element type {found.dtype}, expected {expected.dtype}")
+    return None

@@ -1,0 +1,92 @@
+"""Reading users' safetensors files and the files of the blob store, with errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from crdt_merge_protocol.errors import MalformedTensorFileError
+from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorFile, header_bytes, parse_header
+
+from crdt_merge_node.errors import CorruptError, FullError, StorageError
+from crdt_merge_node.ports import File, Fs
+
+from .job import TensorSource
+
+_OPEN_FILES_MAX: Final = 64
+
+
+@contextmanager
+def naming(path: Path | str, verb: str) -> Iterator[None]:
+    """Turn an ``OSError`` into an error that says which file could not be ``verb``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FullError(
+                f"{path} cannot be {verb}: {reason}.", hint="Make room, or name another place."
+            ) from error
+        raise StorageError(f"{path} cannot be {verb}: {reason}.") from error
+
+
+def read_header(fs: Fs, path: Path) -> TensorFile:
+    """Return the tensors of a safetensors file without reading any.
+
+    Raises:
+        MalformedTensorFileError: Not a file that contributions are made of.
+        StorageError: It cannot be read.
+    """
+    with naming(path, "read"), fs.open_read(path, follow=True) as file:
+        size = file.size()
+        try:
+            length = header_bytes(file.read_at(0, LENGTH_BYTES), size)
+            return parse_header(file.read_at(LENGTH_BYTES, length), size)
+        except MalformedTensorFileError as error:
+            raise MalformedTensorFileError(
+                f"{path}: {error.message}",
+                hint="Only safetensors files with F64, F32, F16, BF16, integer and BOOL tensors are read.",
+            ) from None
+
+
+class SourceReader:
+    """Reads ranges of tensor sources, keeping the most recent files open."""
+
+    def __init__(self, fs: Fs) -> None:
+        self._fs = fs
+        self._open: OrderedDict[str, File] = OrderedDict()
+
+    def read(self, source: TensorSource, offset: int, nbytes: int) -> bytes | memoryview:
+        """Return ``nbytes`` of a tensor from ``offset`` within it.
+
+        Raises:
+            CorruptError: The file ended early.
+            StorageError: It cannot be read.
+        """
+        if source.path is None:
+            assert source.data is not None, "a source has a path or its bytes"
+            found: bytes | memoryview = memoryview(source.data)[offset : offset + nbytes]
+        else:
+            with naming(source.path, "read"):
+                found = self._file(source.path).read_at(source.offset + offset, nbytes)
+        if len(found) != nbytes:
+            raise CorruptError(f"{source.path or 'an inline blob'} ended {nbytes - len(found)} bytes early.")
+        return found
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _file(self, path: str) -> File:
+        file = self._open.pop(path, None)
+        if file is None:
+            file = self._fs.open_read(Path(path), follow=True)
+            if len(self._open) >= _OPEN_FILES_MAX:
+                self._open.popitem(last=False)[1].close()
+        self._open[path] = file
+        return file

@@ -1,0 +1,113 @@
+"""What a resolve is given and what it returns: plain values, all of them picklable.
+
+A job names its inputs by digest and says where their bytes stand; it holds no bytes itself unless a tensor
+is small enough to be a row of the database. Nothing in a job depends on the order in which contributions
+came (PROTOCOL R17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from crdt_merge_protocol.blobs import Manifest, Schema
+from crdt_merge_protocol.errors import ResolveError
+from crdt_merge_protocol.limits import MIB
+
+DEFAULT_MEMORY_BYTES: Final = 512 * MIB
+"""Anonymous and shared memory of one resolve, over all its processes (TARGETS B8)."""
+PROVENANCE_SUFFIX: Final = ".provenance.json"
+
+ReportProgress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and the step in words."""
+IsCancelled = Callable[[], bool]
+
+
+class ResolveCancelledError(ResolveError):
+    """The caller did not want the result any more. Nothing was written."""
+
+    code = "E1312"
+    exit_code = 130
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """Where the bytes of one tensor stand: a range of a file, or in memory.
+
+    The first four fields are what ``BlobStore.source`` returns.
+    """
+
+    path: str | None
+    offset: int
+    nbytes: int
+    data: bytes | None = None
+    blob: bytes = b""
+    """Blob digest. If given, the bytes are verified while they are merged (SCENARIOS T41)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """One contribution, or the base model."""
+
+    digest: bytes
+    """Contribution digest: the canonical order. For the base its content id."""
+    weight: int
+    """Over 2^32; of no meaning for the base."""
+    tensors: Mapping[str, TensorSource]
+    """By tensor name, exactly those of the schema."""
+    content: bytes = b""
+
+
+class UsedModel(NamedTuple):
+    """One used contribution, or the base, as the caller of ``build_job`` knows it."""
+
+    digest: bytes
+    weight: int
+    manifest: Manifest
+    sources: Mapping[str, TensorSource]
+    """By tensor name. A tensor that is not here is missing on this node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveJob:
+    """All that decides the output, and some facts for people. Made by ``plan.build_job``."""
+
+    strategy: str
+    params: Mapping[str, str]
+    schema: Schema
+    inputs: tuple[ModelInput, ...]
+    """Sorted by digest, unique."""
+    base: ModelInput | None
+    seed: bytes
+    dtype: str
+    """Of float tensors in the output; empty: that of the schema."""
+    group_mode: bool
+    """A failure that needs two contributions never raises but follows its total rule (STRATEGIES 1.12)."""
+    resolve_key: bytes
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    workers: int | None = None
+    """Worker processes; 0: none, in this process; None: none for small jobs, else one per core."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Goes into the provenance as it is; JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveResult:
+    """A finished, durable output."""
+
+    resolve_key: bytes
+    output_digest: bytes
+    """Over sorted (name, element type, shape, blob digest) of the output: the bytes, whatever the file."""
+    file_sha256: bytes
+    nbytes: int
+    """Of the file."""
+    duration_s: float
+    output_path: Path
+    manifest_path: Path
+    """The provenance JSON beside the output."""
+    decisions: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    profile: str = "bitwise"
+    """Outputs of equal keys are compared within one numerics profile (STRATEGIES 1.8)."""

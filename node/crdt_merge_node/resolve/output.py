@@ -1,0 +1,112 @@
+"""Writing the output so that it appears whole, durable and under its name, or not at all.
+
+Bytes go to a temporary file in the same directory; the file's SHA-256 and the blob digest of every tensor
+are taken on the way, so nothing is read twice. ``commit`` syncs the file and its provenance, renames both and
+syncs the directory. Until the rename no file under the output's name has changed (SCENARIOS T43).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from crdt_merge_protocol.blobs import blob_digest
+from crdt_merge_protocol.canonical import digest, encode
+
+from crdt_merge_node.errors import FullError
+from crdt_merge_node.ports import File, Fs, Rng
+
+from .files import naming
+from .job import PROVENANCE_SUFFIX
+from .plan import TensorPlan
+
+_TEMPORARY_SUFFIX: Final = ".part"
+_PROVENANCE_BYTES: Final = 1 << 20
+"""Room asked for beside the output itself."""
+
+
+class OutputWriter:
+    """One output file under construction. Bytes arrive in file order, chunk digests tensor by tensor."""
+
+    def __init__(self, path: Path, *, nbytes: int, fs: Fs, rng: Rng) -> None:
+        self.path = path
+        self.provenance_path = path.with_name(path.name + PROVENANCE_SUFFIX)
+        self._fs = fs
+        token = rng.bytes(6).hex()
+        self._temporary = path.with_name(f".{path.name}.{token}{_TEMPORARY_SUFFIX}")
+        self._temporary_provenance = path.with_name(
+            f".{self.provenance_path.name}.{token}{_TEMPORARY_SUFFIX}"
+        )
+        self._sha256 = hashlib.sha256()
+        self._position = 0
+        self._chunks: dict[int, list[bytes]] = {}
+        with naming(path, "written"):
+            free = fs.free_bytes(path.parent)
+            if free < nbytes + _PROVENANCE_BYTES:
+                raise FullError(
+                    f"{path} needs {nbytes} bytes and {free} are free.",
+                    hint="Make room, or name another place.",
+                )
+            self._file: File = fs.create(self._temporary, mode=0o666)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        for temporary in (self._temporary, self._temporary_provenance):
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.unlink(temporary)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes to the file and to its SHA-256."""
+        with naming(self.path, "written"):
+            self._file.write_at(self._position, data)
+        self._sha256.update(data)
+        self._position += len(data)
+
+    def add_chunks(self, tensor: int, chunk_digests: list[bytes]) -> None:
+        """Note the digests of the next chunks of a tensor, counted in the order of the file."""
+        self._chunks.setdefault(tensor, []).extend(chunk_digests)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._position
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 of the file so far."""
+        return self._sha256.digest()
+
+    def output_digest(self, tensors: tuple[TensorPlan, ...]) -> bytes:
+        """Return the digest over sorted (name, element type, shape, blob digest), STRATEGIES 1.11."""
+        lines = [
+            [
+                tensor.spec.name,
+                tensor.spec.dtype,
+                list(tensor.spec.shape),
+                blob_digest(tensor.spec.nbytes, self._chunks.get(number, [])),
+            ]
+            for number, tensor in enumerate(tensors)
+        ]
+        return digest("crdt-merge/output/1", encode(lines))
+
+    def commit(self, provenance: Mapping[str, Any]) -> None:
+        """Make the output and its provenance durable and give them their names."""
+        text = json.dumps(provenance, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        with naming(self.path, "written"):
+            self._file.sync()
+            with self._fs.create(self._temporary_provenance, mode=0o666) as file:
+                file.write_at(0, text.encode())
+                file.sync()
+            self._fs.rename(self._temporary, self.path)
+            self._fs.rename(self._temporary_provenance, self.provenance_path)
+            self._fs.sync_dir(self.path.parent)
