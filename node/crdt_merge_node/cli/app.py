@@ -1,0 +1,88 @@
+"""The root command. Commands are imported when they are named, so that ``status`` pays for nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from crdt_merge_node.errors import did_you_mean
+
+PROGRAM: Final = "crdt-merge-node"
+_CLI: Final = "crdt_merge_node.cli"
+COMMANDS: Final[Mapping[str, str]] = {
+    "init": f"{_CLI}.init:init",
+    "run": f"{_CLI}.run:run",
+    "invite": f"{_CLI}.invite:invite",
+    "status": f"{_CLI}.status:status",
+    "why": f"{_CLI}.why:why",
+    "peer": f"{_CLI}.peer:peer",
+    "group": f"{_CLI}.group:group",
+    "policy": f"{_CLI}.policy:policy",
+    "contribution": f"{_CLI}.contribution:contribution",
+    "resolve": f"{_CLI}.resolve:resolve",
+    "merge": f"{_CLI}.merge:merge",
+    "dev": f"{_CLI}.dev:dev",
+    "demo": f"{_CLI}.demo:demo",
+    "version": f"{_CLI}.version:version",
+}
+"""In the order in which a newcomer meets them."""
+
+
+class SuggestingGroup(click.Group):
+    """A group of commands that, told an unknown one, names the most similar."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say what was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            suggestion = did_you_mean(args[0], self.list_commands(ctx)) if args else ""
+            raise click.UsageError(f"{error.message} {suggestion}".rstrip(), ctx) from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature.
+        """Return the names in order of definition, not of the alphabet."""
+        return list(self.commands)
+
+
+class _Root(SuggestingGroup):
+    """Finds commands in :data:`COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature.
+        """Return the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of a command."""
+        if (target := COMMANDS.get(cmd_name)) is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{target} is no command.")
+        return command
+
+
+@click.group(
+    cls=_Root,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 failed or unhealthy, 2 bad usage, 3 no daemon, 4 not found, 5 refused, "
+    "6 timed out, 7 damaged, 78 bad configuration. Every command takes --json.",
+)
+@click.option("--data-dir", type=click.Path(file_okay=False), help="Directory of the node's data.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def root(data_dir: str | None, debug: bool) -> None:
+    """Build one model together with other machines, without a coordinator.
+
+    On the first machine: init, run, invite. On every other: init --join TOKEN, run. To see it all on one
+    machine: demo.
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line of this process and exit."""
+    return root.main(args=arguments, prog_name=PROGRAM)

@@ -1,0 +1,212 @@
+"""``contribution add|list|show|remove``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from crdt_merge_node.control.model import ContributionAdded, ContributionInfo, ContributionPlan
+from crdt_merge_node.errors import NotFoundError
+
+from .app import SuggestingGroup
+from .options import Invocation, command
+from .output import clean, count, duration, facts, note, params, say, say_json, short, size, table, weight
+from .progress import follow as watch
+from .values import READABLE, Weight, absolute, parse_pairs
+
+
+@click.group(cls=SuggestingGroup)
+def contribution() -> None:
+    """Offer a model to a group, see what others offered, take one's own back."""
+
+
+@contribution.command()
+@click.argument("group")
+@click.argument("file", type=READABLE)
+@click.option("--slot", default="main", show_default=True, help="Replaces what this node has in the slot.")
+@click.option(
+    "--base", type=READABLE, help="What FILE was trained from; refused if it is not the group's base."
+)
+@click.option("--weight", type=Weight(), default="1", show_default=True, help="Share in weighted strategies.")
+@click.option("--meta", multiple=True, metavar="K=V", help="A note for people; never part of an output.")
+@click.option(
+    "--wait", "wait_holds", type=click.IntRange(0), default=0, help="Wait until K other nodes hold it."
+)
+@command
+def add(
+    invocation: Invocation,
+    *,
+    group: str,
+    file: str,
+    slot: str,
+    base: str | None,
+    weight: int,
+    meta: tuple[str, ...],
+    wait_holds: int,
+) -> None:
+    """Contribute the safetensors FILE to GROUP.
+
+    It is checked against the schema of the group before a byte is copied. When the command ends, the
+    contribution is durable on this node and announced to the others.
+    """
+    with invocation.client() as client:
+        events = client.contribution_add(
+            group,
+            path=str(absolute(file)),
+            slot=slot,
+            base_path=absolute(base),
+            weight=weight,
+            meta=parse_pairs(meta, option="--meta"),
+            wait_holds=wait_holds,
+        )
+        added: ContributionAdded = watch(invocation, "contribution-add/1", events, show_plan=_show_plan)
+    if invocation.is_json:
+        say_json("contribution-add/1", event="result", **_fields(added))
+        return
+    held = f", held by {count(added.holds, 'other node')}" if added.holds else ""
+    say(f"contributed {added.contribution.tag}")
+    say(
+        f"  {size(added.copied_bytes)} copied in {duration(added.duration_s)}, durable here{held}; "
+        f"digest {short(added.contribution.digest)}"
+    )
+
+
+@contribution.command("list")
+@click.argument("group")
+@command
+def list_(invocation: Invocation, group: str) -> None:
+    """List the contributions of GROUP."""
+    with invocation.client() as client:
+        found = client.contribution_list(group)
+    if invocation.is_json:
+        say_json("contribution-list/1", contributions=found)
+    else:
+        show_contributions(found)
+
+
+@contribution.command()
+@click.argument("group")
+@click.argument("contribution")
+@command
+def show(invocation: Invocation, group: str, contribution: str) -> None:
+    """Show one CONTRIBUTION of GROUP, named by its tag, its digest or one's own slot."""
+    with invocation.client() as client:
+        found = client.contribution_show(group, contribution)
+    if invocation.is_json:
+        say_json("contribution-show/1", contribution=found)
+        return
+    missing = (
+        f"{count(found.missing_blobs, 'blob')}, {size(found.missing_bytes)}" if found.missing_blobs else ""
+    )
+    say(f"contribution {found.tag}")
+    say(
+        facts(
+            (
+                ("state", f"{found.state}: {found.reason}" if found.reason else found.state),
+                ("author", f"{found.author} {found.author_name}".strip()),
+                ("slot", found.slot),
+                ("type", found.type),
+                ("weight", weight(found.weight)),
+                ("content", found.content),
+                ("digest", found.digest),
+                ("size", f"{count(found.tensors, 'tensor')}, {size(found.nbytes)}"),
+                ("missing", missing),
+                ("held by", count(found.holders, "other node")),
+                ("notes", params(found.meta) if found.meta else ""),
+            )
+        )
+    )
+
+
+@contribution.command()
+@click.argument("group")
+@click.argument("target")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@command
+def remove(invocation: Invocation, group: str, target: str, yes: bool) -> None:
+    """Take one's own contribution to GROUP back: TARGET is a tag or a slot.
+
+    A slot names every contribution in it that this node has seen. This cannot be undone, but the file can
+    be contributed again.
+    """
+    with invocation.client() as client:
+        if not yes:
+            _confirm(client.contribution_list(group), group, target)
+        removed = client.contribution_remove(group, target)
+    if invocation.is_json:
+        say_json("contribution-remove/1", removed)
+        return
+    say(f"removed {count(len(removed.tags), 'contribution')}")
+    for tag in removed.tags:
+        say(f"  {tag}")
+
+
+def _confirm(found: tuple[ContributionInfo, ...], group: str, target: str) -> None:
+    """Name what a remove will touch, and ask; without a terminal nobody can answer."""
+    own = [item for item in found if item.is_own]
+    touched = [item for item in own if item.slot == target] or [
+        item for item in own if item.tag.startswith(target)
+    ]
+    if not touched:
+        raise NotFoundError(
+            f"this node has no contribution {target!r} in group {group}.",
+            hint="`contribution list` shows tags and slots; only one's own can be removed.",
+        )
+    note(f"This removes from group {clean(group)}, on every node and for good:")
+    note(_table_of(tuple(touched)))
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask on: give --yes.")
+    click.confirm("Remove?", abort=True, err=True)
+
+
+def _show_plan(plan: ContributionPlan) -> None:
+    say(f"{clean(plan.path)} fits group {clean(plan.group_name)}")
+    fetch = f"{count(plan.fetching_peers, 'live peer')} will fetch what they lack"
+    say(
+        facts(
+            (
+                ("model", f"{count(plan.tensors, 'tensor')}, {size(plan.nbytes)}"),
+                ("to copy", f"at most {size(plan.new_bytes)}, {size(plan.free_bytes)} free"),
+                ("slot", f"{plan.slot}, weight {weight(plan.weight)}"),
+                ("replaces", plan.replaces),
+                ("then", fetch if plan.fetching_peers else "no peer is connected; they fetch it later"),
+            )
+        )
+    )
+
+
+def show_contributions(found: tuple[ContributionInfo, ...]) -> None:
+    """Print contributions as a table."""
+    if not found:
+        say("no contributions: `contribution add` makes one")
+        return
+    used = sum(item.state == "used" for item in found)
+    say(f"{count(len(found), 'contribution')}, {used} ready to be resolved")
+    say(_table_of(found))
+
+
+def _table_of(found: tuple[ContributionInfo, ...]) -> str:
+    rows = [
+        (
+            item.state,
+            short(item.tag),
+            (item.author_name or short(item.author)) + (" (this node)" if item.is_own else ""),
+            item.slot,
+            weight(item.weight),
+            size(item.nbytes) if item.nbytes else "-",
+            f"{count(item.missing_blobs, 'blob')}, {size(item.missing_bytes)}" if item.missing_blobs else "-",
+            item.reason,
+        )
+        for item in found
+    ]
+    return table(("STATE", "TAG", "AUTHOR", "SLOT", "WEIGHT", "SIZE", "MISSING", "REASON"), rows)
+
+
+def _fields(added: ContributionAdded) -> dict[str, object]:
+    return {
+        "contribution": added.contribution,
+        "copied_bytes": added.copied_bytes,
+        "holds": added.holds,
+        "duration_s": added.duration_s,
+    }

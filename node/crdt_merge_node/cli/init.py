@@ -1,0 +1,155 @@
+"""``init``: make a node, and its cluster or its membership in one. Asks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .app import PROGRAM
+from .options import Invocation, command
+from .output import clean, facts, say, say_json
+from .place import find_data_dir
+
+if TYPE_CHECKING:
+    from crdt_merge_node.transport.identity import Identity
+
+
+@click.command()
+@click.option("--join", "token", metavar="TOKEN", help="Join the cluster that issued TOKEN (see `invite`).")
+@click.option("--cluster", default="default", show_default=True, help="Name of a new cluster.")
+@click.option("--name", help="What people call this node.")
+@click.option("--host", help="Address to listen on for peers.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on for peers.")
+@click.option("--advertise", metavar="HOST:PORT", multiple=True, help="Address that peers should dial.")
+@command
+def init(
+    invocation: Invocation,
+    *,
+    token: str | None,
+    cluster: str,
+    name: str | None,
+    host: str | None,
+    port: int | None,
+    advertise: tuple[str, ...],
+) -> None:
+    """Make this node: in a new cluster, or with --join in an existing one.
+
+    Safe to run again if it was interrupted. What is given of --name, --host, --port and --advertise is
+    written to config.toml in the data directory.
+    """
+    given = {
+        "node.name": name,
+        "listen.host": host,
+        "listen.port": port,
+        "listen.advertise": advertise or None,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    _check(invocation, settings)
+    before = _files(invocation.data_dir)
+    invocation.data_dir.parent.mkdir(parents=True, exist_ok=True)
+    identity = _join(invocation.data_dir, token) if token else _create(invocation.data_dir, cluster)
+    _write_settings(invocation.data_dir / "config.toml", settings)
+    written = sorted(_files(invocation.data_dir) - before)
+    if invocation.is_json:
+        say_json(
+            "init/1",
+            node=identity.node.hex(),
+            cluster=identity.cluster.hex(),
+            cluster_name=identity.cluster_name,
+            data_dir=str(invocation.data_dir),
+            written=written,
+            has_ca=not token,
+            next=_next(invocation),
+        )
+    else:
+        _show(invocation, identity, written, has_ca=not token)
+
+
+def _check(invocation: Invocation, settings: Mapping[str, object]) -> None:
+    """Refuse settings with which the daemon would not start, before anything is written."""
+    from crdt_merge_node.config import load_config
+    from crdt_merge_node.errors import ConfigError
+
+    load_config(None, {**settings, "node.data_dir": str(invocation.data_dir)}, os.environ)
+    path = invocation.data_dir / "config.toml"
+    if settings and path.exists():
+        raise ConfigError(f"{path} is there already and is not overwritten.", hint="Edit it instead.")
+
+
+def _create(data_dir: Path, cluster: str) -> Identity:
+    from crdt_merge_protocol.canonical import is_name
+
+    from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
+    from crdt_merge_node.transport.identity import Identity
+
+    if not is_name(cluster):
+        raise click.UsageError(f"{cluster!r} is no name: use A-Z a-z 0-9 . _ / - and begin with none of ./")
+    return Identity.create(data_dir, cluster, fs=SystemFs(), rng=SystemRng(), now=SystemClock().now())
+
+
+def _join(data_dir: Path, token: str) -> Identity:
+    from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng, TcpNet
+    from crdt_merge_node.transport.join import join
+
+    return asyncio.run(
+        join(token, data_dir, fs=SystemFs(), net=TcpNet(), clock=SystemClock(), rng=SystemRng())
+    )
+
+
+def _files(data_dir: Path) -> set[str]:
+    return {str(path) for path in data_dir.rglob("*") if path.is_file()}
+
+
+def _write_settings(path: Path, settings: Mapping[str, object]) -> None:
+    if not settings:
+        return
+    from crdt_merge_node.ports import SystemFs, replace_file
+
+    lines: list[str] = []
+    for section in ("node", "listen"):
+        values = {key: value for key, value in settings.items() if key.startswith(f"{section}.")}
+        if values:
+            # A JSON string, number or array of strings is a TOML one too.
+            lines.append(f"[{section}]")
+            lines += [f"{key.partition('.')[2]} = {json.dumps(value)}" for key, value in values.items()]
+    replace_file(SystemFs(), path, ("\n".join(lines) + "\n").encode())
+
+
+def _next(invocation: Invocation) -> list[str]:
+    return [f"{_program(invocation)} run", f"{_program(invocation)} invite"]
+
+
+def _program(invocation: Invocation) -> str:
+    """Return the program with what it needs to find this node in another shell."""
+    if invocation.data_dir == find_data_dir(None, os.environ):
+        return PROGRAM
+    return f"{PROGRAM} --data-dir {shlex.quote(str(invocation.data_dir))}"
+
+
+def _show(invocation: Invocation, identity: Identity, written: list[str], *, has_ca: bool) -> None:
+    say(f"node {identity.node.hex()}")
+    say(
+        facts(
+            (
+                ("cluster", f"{clean(identity.cluster_name)} ({identity.cluster.hex()})"),
+                ("data", str(invocation.data_dir)),
+                *(("written", path) for path in written),
+            )
+        )
+    )
+    run, invite = _next(invocation)
+    say("")
+    say(f"Start it:          {run}")
+    if has_ca:
+        say(f"Then, for the next machine, this prints its `{PROGRAM} init --join …`:")
+        say(f"                   {invite}")
+        say(
+            f"{invocation.data_dir / 'ca' / 'ca.key'} admits nodes to the cluster: keep a copy in a safe place."
+        )

@@ -1,0 +1,110 @@
+"""What every command has in common: ``--data-dir``, ``--json``, ``--debug``, and how it fails."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
+
+import click
+from crdt_merge_protocol.errors import CrdtMergeError
+
+from .output import clean, note, say_json
+from .place import find_data_dir, find_socket
+
+if TYPE_CHECKING:
+    from crdt_merge_node.control.client import Client
+
+P = ParamSpec("P")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One run of a command: for which node, and in which form it answers."""
+
+    data_dir: Path
+    is_json: bool
+    is_debug: bool
+
+    @property
+    def socket(self) -> Path:
+        """The control socket of the node."""
+        return find_socket(self.data_dir, os.environ)
+
+    def client(self) -> Client:
+        """Return a client of the running daemon, to be used in a ``with``.
+
+        Raises:
+            DaemonNotRunningError: It does not run.
+        """
+        from crdt_merge_node.control.client import Client
+
+        return Client(self.socket)
+
+    @contextmanager
+    def reporting_errors(self) -> Iterator[None]:
+        """End the command with the error's own exit status, its text and its remedy."""
+        try:
+            yield
+        except CrdtMergeError as error:
+            if self.is_debug:
+                raise
+            self._fail(error)
+        except (KeyboardInterrupt, click.Abort):
+            note("interrupted")
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if self.is_debug:
+                raise
+            self._fail(
+                CrdtMergeError(
+                    f"{type(error).__name__}: {error}.",
+                    hint="This was not foreseen. Run it again with --debug and report what it prints.",
+                )
+            )
+
+    def _fail(self, error: CrdtMergeError) -> NoReturn:
+        note(f"error {error.code}: {clean(error.message)}")
+        if error.hint:
+            note(f"hint: {clean(error.hint)}")
+        if self.is_json:
+            problems = getattr(error, "problems", ())
+            say_json(
+                "error/1",
+                code=error.code,
+                message=error.message,
+                hint=error.hint,
+                exit=error.exit_code,
+                problems=problems,
+            )
+        raise click.exceptions.Exit(error.exit_code)
+
+
+def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..., None]:
+    """Give a command the common options; it receives them as an :class:`Invocation`, its first argument.
+
+    Goes between ``@click.command()`` and the command's own options.
+    """
+
+    @click.option("--data-dir", type=click.Path(file_okay=False), help="Directory of the node's data.")
+    @click.option("--json", "is_json", is_flag=True, help="Print JSON with a versioned schema.")
+    @click.option("--debug", "is_debug", is_flag=True, help="Show tracebacks.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, data_dir: str | None, is_json: bool, is_debug: bool, **kwargs: Any) -> None:
+        above = click.get_current_context().find_root().params
+        invocation = Invocation(
+            data_dir=find_data_dir(data_dir or above.get("data_dir"), os.environ),
+            is_json=is_json,
+            is_debug=is_debug or bool(above.get("debug")),
+        )
+        with invocation.reporting_errors():
+            function(invocation, *args, **kwargs)
+
+    return wrapper

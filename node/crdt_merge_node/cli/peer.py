@@ -1,0 +1,54 @@
+"""``peer list|block|unblock``."""
+
+from __future__ import annotations
+
+import click
+
+from .app import SuggestingGroup
+from .options import Invocation, command
+from .output import clean, say, say_json, short
+from .status import show_peers
+
+
+@click.group(cls=SuggestingGroup)
+def peer() -> None:
+    """See the other nodes; refuse one or let it in again."""
+
+
+@peer.command("list")
+@command
+def list_(invocation: Invocation) -> None:
+    """List every peer this node knows."""
+    with invocation.client() as client:
+        peers = client.peer_list()
+        now = client.status().now
+    if invocation.is_json:
+        say_json("peer-list/1", peers=peers)
+    else:
+        show_peers(peers, now)
+
+
+@peer.command()
+@click.argument("peer")
+@command
+def block(invocation: Invocation, peer: str) -> None:
+    """Disconnect PEER and refuse it until `peer unblock`, also after a restart."""
+    with invocation.client() as client:
+        found = client.peer_block(peer)
+    if invocation.is_json:
+        say_json("peer-block/1", peer=found)
+    else:
+        say(f"peer {clean(found.name)} ({short(found.id)}) is blocked here; others may still talk to it")
+
+
+@peer.command()
+@click.argument("peer")
+@command
+def unblock(invocation: Invocation, peer: str) -> None:
+    """Let PEER in again and dial it."""
+    with invocation.client() as client:
+        found = client.peer_unblock(peer)
+    if invocation.is_json:
+        say_json("peer-unblock/1", peer=found)
+    else:
+        say(f"peer {clean(found.name)} ({short(found.id)}) is let in again, state {found.state}")

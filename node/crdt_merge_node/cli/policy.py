@@ -1,0 +1,98 @@
+"""``policy show|set``."""
+
+from __future__ import annotations
+
+import click
+from crdt_merge_protocol.blobs import FLOAT_DTYPES
+
+from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
+
+from .app import SuggestingGroup
+from .options import Invocation, command
+from .output import clean, count, facts, params, say, say_json, short, size, weight
+from .progress import follow as watch
+from .values import READABLE, Weight, absolute, parse_pairs
+
+
+@click.group(cls=SuggestingGroup)
+def policy() -> None:
+    """See and change how a group merges. A change reaches every node and changes the resolve key."""
+
+
+@policy.command()
+@click.argument("group")
+@command
+def show(invocation: Invocation, group: str) -> None:
+    """Show the current policy of GROUP."""
+    with invocation.client() as client:
+        found = client.policy_show(group)
+    if invocation.is_json:
+        say_json("policy-show/1", policy=found)
+        return
+    say(f"policy of group {clean(found.group_name)}")
+    say(facts(policy_facts(found)))
+
+
+@policy.command("set")
+@click.argument("group")
+@click.option("--strategy", help="How contributions are merged.")
+@click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter; an empty value removes it.")
+@click.option("--base", type=READABLE, help="Base model, a safetensors file.")
+@click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
+@click.option("--weight-cap", type=Weight(), help="Largest weight of a contribution.")
+@click.option("--holders", type=click.IntRange(0, 1000), help="Nodes that must hold a contribution.")
+@command
+def set_(
+    invocation: Invocation,
+    *,
+    group: str,
+    strategy: str | None,
+    params: tuple[str, ...],
+    base: str | None,
+    dtype: str | None,
+    weight_cap: int | None,
+    holders: int | None,
+) -> None:
+    """Change the policy of GROUP; what is not given stays."""
+    changes = PolicyChanges(
+        strategy=strategy,
+        params=parse_pairs(params, option="--param"),
+        base_path=absolute(base),
+        dtype=dtype,
+        weight_cap=weight_cap,
+        holders=holders,
+    )
+    if changes == PolicyChanges():
+        raise click.UsageError(
+            "Nothing to change: give --strategy, --param, --base, --dtype or another option."
+        )
+    with invocation.client() as client:
+        before = client.policy_show(group)
+        after: PolicyInfo = watch(invocation, "policy-set/1", client.policy_set(group, changes))
+    if invocation.is_json:
+        say_json("policy-set/1", event="result", policy=after)
+        return
+    say(f"policy of group {clean(after.group_name)} is now version {after.version}")
+    say(facts(_differences(before, after)))
+
+
+def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
+    """Return a policy as labelled values."""
+    model = f"{count(found.tensors, 'tensor')}, {size(found.nbytes)}" if found.tensors else "not here yet"
+    return [
+        ("version", str(found.version)),
+        ("strategy", f"{found.strategy} {found.strategy_version}".strip()),
+        ("parameters", params(found.params)),
+        ("base", found.base or "none"),
+        ("schema", f"{short(found.schema)}: {model}"),
+        ("output type", found.dtype or "that of the base, else the widest input"),
+        ("weight cap", weight(found.weight_cap)),
+        ("holders", str(found.holders)),
+        ("seed rule", found.seed_rule),
+        ("admins", f"{found.quorum} of {', '.join(short(admin) for admin in found.admins)}"),
+    ]
+
+
+def _differences(before: PolicyInfo, after: PolicyInfo) -> list[tuple[str, str]]:
+    pairs = zip(policy_facts(before), policy_facts(after), strict=True)
+    return [(label, f"{old} -> {new}") for (label, old), (_, new) in pairs if old != new]

@@ -1,0 +1,98 @@
+"""``resolve``: merge what a group holds into one file."""
+
+from __future__ import annotations
+
+import click
+
+from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, ResolveReport
+
+from .options import Invocation, command
+from .output import clean, count, duration, facts, note, params, say, say_json, short, size
+from .progress import follow
+from .values import OUTPUT, absolute
+
+
+@click.command()
+@click.argument("group")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The safetensors file to write.")
+@click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
+@click.option("--timeout", type=click.FloatRange(min=0.0), default=600.0, show_default=True, help="Seconds.")
+@click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
+@command
+def resolve(
+    invocation: Invocation,
+    *,
+    group: str,
+    output: str,
+    wait: bool,
+    timeout: float,
+    without: tuple[str, ...],
+) -> None:
+    """Merge the contributions of GROUP into one safetensors file.
+
+    Nodes with the same resolve key write the same bytes. Beside the file goes its provenance, as JSON. Exit
+    status 6 if bytes are missing, 7 if another node computed another output for the same key.
+    """
+    with invocation.client() as client:
+        events = client.resolve(
+            group, output_path=str(absolute(output)), wait_s=timeout if wait else 0.0, without=without
+        )
+        report: ResolveReport = follow(invocation, "resolve/1", events, show_plan=_show_plan)
+    if invocation.is_json:
+        say_json("resolve/1", report, event="result")
+    else:
+        show_report(report)
+    if report.disagreeing:
+        raise click.exceptions.Exit(7)
+
+
+def _show_plan(plan: ResolvePlan) -> None:
+    inputs = count(len(plan.inputs), "contribution")
+    say(f"resolving group {clean(plan.group_name)}: {plan.strategy} of {inputs}")
+    need = f"{size(plan.memory_bytes)} of {size(plan.free_memory_bytes)} free"
+    say(
+        facts(
+            (
+                ("parameters", params(plan.params)),
+                ("base", short(plan.base) if plan.base else ""),
+                ("inputs", ", ".join(_label(item) for item in plan.inputs)),
+                ("key", plan.resolve_key),
+                ("reads", size(plan.read_bytes)),
+                ("writes", size(plan.output_bytes)),
+                ("memory", need if plan.free_memory_bytes else size(plan.memory_bytes)),
+            )
+        )
+    )
+    _show_excluded(plan.excluded)
+
+
+def show_report(report: ResolveReport) -> None:
+    """Print what was written and who computed the same."""
+    say(f"wrote {clean(report.path)}: {size(report.nbytes)} in {duration(report.duration_s)}")
+    agreeing = ", ".join(short(node) for node in report.agreeing)
+    say(
+        facts(
+            (
+                ("strategy", f"{report.strategy}, {count(len(report.inputs), 'input')}"),
+                ("resolve key", report.resolve_key),
+                ("digest", report.output_digest),
+                ("sha-256", report.file_sha256),
+                ("provenance", report.provenance_path),
+                ("same output", agreeing or "no other node announced one for this key yet"),
+            )
+        )
+    )
+    for warning in report.warnings:
+        note(f"warning: {clean(warning)}")
+    if report.disagreeing:
+        nodes = ", ".join(short(node) for node in report.disagreeing)
+        note(f"DIFFERENT OUTPUT for the same key on: {nodes}. One of these machines computes wrongly.")
+
+
+def _show_excluded(excluded: tuple[ContributionInfo, ...]) -> None:
+    for item in excluded:
+        note(f"not used: {_label(item)}, {item.state}: {clean(item.reason)}")
+
+
+def _label(item: ContributionInfo) -> str:
+    return f"{short(item.tag)} by {item.author_name or short(item.author)}"

@@ -1,0 +1,76 @@
+"""Reading what people type: weights, ``key=value`` pairs, paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
+
+_EXPONENT_MAX: Final = 40
+"""Of a weight as typed: 1e999999999 would otherwise be expanded digit by digit."""
+
+
+def parse_weight(text: str) -> int:
+    """Return a decimal such as ``0.5`` in units of 2^-32, the nearest one.
+
+    Raises:
+        click.BadParameter: Not a decimal number of the allowed size.
+    """
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        raise click.BadParameter(f"{text!r} is not a number.") from None
+    if not number.is_finite() or abs(number.adjusted()) > _EXPONENT_MAX:
+        raise click.BadParameter(f"{text!r} is too large or too small.")
+    units = round(Fraction(number) * WEIGHT_ONE)
+    if abs(units) > WEIGHT_MAX:
+        limit = WEIGHT_MAX // WEIGHT_ONE
+        raise click.BadParameter(f"{text} is not between -{limit} and {limit}.")
+    return units
+
+
+class Weight(click.ParamType[int]):
+    """A weight as decimal; its value is an integer over 2^32."""
+
+    name = "weight"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ARG002
+        """Read one weight."""
+        return value if isinstance(value, int) else parse_weight(value)
+
+
+def parse_pairs(pairs: Iterable[str], *, option: str) -> dict[str, str]:
+    """Return ``key=value`` texts as a mapping.
+
+    Raises:
+        click.BadParameter: No ``=``, no key, or a key twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{pair!r} is not key=value.", param_hint=option)
+        if key in values:
+            raise click.BadParameter(f"{key!r} is given twice.", param_hint=option)
+        values[key] = value
+    return values
+
+
+def absolute(path: str | None) -> str | None:
+    """Return a path as the daemon, whose working directory is another, can use it."""
+    if path is None:
+        return None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("the path is not UTF-8, so the daemon cannot be told of it.") from None
+    return str(Path(path).expanduser().absolute())
+
+
+READABLE = click.Path(exists=True, dir_okay=False, readable=True)
+OUTPUT = click.Path(dir_okay=False)
