@@ -86,6 +86,8 @@ class ResolveJob:
     group_mode: bool
     """A failure that needs two contributions never raises but follows its total rule (STRATEGIES 1.12)."""
     resolve_key: bytes
+    recipe_digest: bytes = b""
+    """Of the policy's recipe: what the resolve key holds besides the contributions."""
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     workers: int | None = None
     """Worker processes; 0: none, in this process; None: none for small jobs, else one per core."""

@@ -46,7 +46,7 @@ class OutputWriter:
         self._position = 0
         self._chunks: dict[int, list[bytes]] = {}
         with naming(path, "written"):
-            free = fs.free_bytes(path.parent)
+            free = fs.disk_space(path.parent).free_bytes
             if free < nbytes + _PROVENANCE_BYTES:
                 raise FullError(
                     f"{path} needs {nbytes} bytes and {free} are free.",

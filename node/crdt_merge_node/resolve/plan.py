@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, Manifest, Schema, TensorSpec
+from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import (
     BaseMissingError,
     EmptySetError,
@@ -193,6 +194,7 @@ def build_job(
         dtype=policy.dtype,
         group_mode=group_mode,
         resolve_key=resolve_key(used_root(digests), policy.recipe()),
+        recipe_digest=digest("crdt-merge/recipe/1", policy.recipe()),
         memory_bytes=memory_bytes,
         workers=workers,
         facts=dict(facts or {}),
@@ -221,7 +223,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     header, _ = layout(tensor.spec for tensor in tensors)
     read_bytes = sum(source.nbytes for tensor in tensors for source in sources_of(tensor))
     wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
-    workers, block = _fit_memory(job.memory_bytes, arrays=2 * context.k + 8, wanted=wanted)
+    workers, block = fit_memory(job.memory_bytes, k=context.k, wanted=wanted)
     return Plan(
         strategy=job.strategy,
         context=context,
@@ -314,15 +316,19 @@ def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> 
     return max(sources, key=lambda source: counts[source.blob])  # The first of equals: sources are sorted.
 
 
-def _fit_memory(budget: int, *, arrays: int, wanted: int) -> tuple[int, int]:
+def fit_memory(budget: int, *, k: int, wanted: int) -> tuple[int, int]:
     """Return (workers, block elements) whose buffers fit the budget; blocks shrink before workers go.
 
     Args:
         budget: Bytes over all processes.
-        arrays: Arrays of a block's size in float64 that a worker holds at once: decoded inputs, what the
-            strategy makes of them, the result.
+        k: Contributions.
         wanted: Worker processes; 0: this process.
+
+    Raises:
+        ResolveError: Not even one worker with the smallest blocks fits.
     """
+    # Per block of every contribution: its elements decoded and what a strategy makes of them, in float64.
+    arrays = 2 * k + 8
     for workers in range(wanted, 0 if wanted else -1, -1):
         processes = max(workers, 1)
         fixed = 2 * SLOT_BYTES + (_INTERPRETER_BYTES if workers else 0)

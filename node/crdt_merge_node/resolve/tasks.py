@@ -78,7 +78,7 @@ class Worker:
 class Task(Protocol):
     """Something to do in a worker."""
 
-    def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
+    def run(self, worker: Worker, output: memoryview, /) -> tuple[Any, int]:
         """Return a picklable answer and how many bytes were put into ``output``."""
         ...
 
@@ -89,7 +89,7 @@ class Load:
 
     plan: Plan
 
-    def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
+    def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return nothing."""
         worker.load(self.plan)
         return None, 0
@@ -101,7 +101,7 @@ class Advance:
 
     state: Any
 
-    def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
+    def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return nothing."""
         worker.state = self.state
         return None, 0
@@ -114,7 +114,7 @@ class Observe:
     pass_no: int
     spans: tuple[Span, ...]
 
-    def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
+    def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return the partial results, compacted: a list of (key, partial)."""
         strategy, context = worker.strategy, worker.plan.context
         partials: list[tuple[Key, Any]] = []
@@ -165,7 +165,7 @@ class Hash:
     parts: tuple[tuple[TensorSource, str, int, int], ...]
     """(source, element type, first byte, last byte + 1), whole chunks but for the tensor's last."""
 
-    def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
+    def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return (chunk digests, whether all is finite) per part."""
         answers = []
         for source, dtype, start, stop in self.parts:
@@ -237,7 +237,7 @@ def _merge_span(worker: Worker, tensor: TensorPlan, span: Span, target: memoryvi
             stored, unfit = encode_array(tensor.spec.dtype, values, overflow)
         except (OverflowRefusedError, NonFiniteError) as error:
             raise type(error)(f"Tensor {tensor.spec.name}: {error.message}", hint=error.hint) from None
-        data = memoryview(stored).cast("B") if stored.size else memoryview(b"")
+        data = stored.view(np.uint8).data
         target[position : position + len(data)] = data
         output.update(target[position : position + len(data)])
         position += len(data)

@@ -1,0 +1,146 @@
+"""Naming the contents of safetensors files: manifest, content id, contribution digest, finiteness.
+
+Checking a header against a schema reads no tensor; hashing reads every byte once and looks for NaN and
+infinity on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crdt_merge_protocol.blobs import (
+    Manifest,
+    ManifestEntry,
+    Schema,
+    blob_digest,
+    contribution_digest,
+)
+from crdt_merge_protocol.limits import MIB, WEIGHT_ONE
+from crdt_merge_protocol.quarantine import schema_problems
+from crdt_merge_protocol.tensorfile import TensorEntry, TensorFile
+
+from crdt_merge_node.ports import Fs, SystemFs
+
+from .files import read_header
+from .job import ModelInput, TensorSource, UsedModel
+from .pool import InlinePool, Pool
+from .tasks import Hash
+
+MODEL: Final = "model"
+"""The one type of contribution that strategies of this release merge."""
+_TASK_BYTES: Final = 16 * MIB
+_Part = tuple[TensorSource, str, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedFile:
+    """A safetensors file whose bytes have been named."""
+
+    path: Path
+    manifest: Manifest
+    sources: dict[str, TensorSource]
+    """By tensor name."""
+    not_finite: tuple[str, ...]
+    """Tensors that hold NaN, infinity or a boolean that is neither 0 nor 1."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether a merge may see it."""
+        return not self.not_finite
+
+    def used(self, weight: int = WEIGHT_ONE) -> UsedModel:
+        """Return it as a contribution of this weight, over 2^32."""
+        content = self.manifest.content
+        name = contribution_digest(kind=MODEL, content=content, weight=weight)
+        return UsedModel(name, weight, self.manifest, self.sources)
+
+    def model(self, weight: int = WEIGHT_ONE) -> ModelInput:
+        """Return it as an input of a job."""
+        used = self.used(weight)
+        return ModelInput(
+            digest=used.digest, weight=weight, tensors=self.sources, content=self.manifest.content
+        )
+
+
+def describe_file(path: Path, *, fs: Fs | None = None) -> DescribedFile:
+    """Read, check and hash a safetensors file.
+
+    Raises:
+        MalformedTensorFileError: Not a file that contributions are made of.
+        StorageError: It cannot be read.
+    """
+    fs = fs or SystemFs()
+    with InlinePool(fs, slot_bytes=0, tick=lambda: None) as pool:
+        return describe_files([(path, read_header(fs, path))], pool)[0]
+
+
+def describe_files(
+    files: Sequence[tuple[Path, TensorFile]],
+    pool: Pool,
+    *,
+    advance: Callable[[int], None] = lambda _nbytes: None,
+) -> list[DescribedFile]:
+    """Hash files whose headers have been read, in the workers of ``pool``.
+
+    Args:
+        files: (path, its header).
+        pool: Who does it.
+        advance: Told how many more bytes have been hashed.
+    """
+    chunks: dict[TensorSource, list[bytes]] = {}
+    unfit: set[TensorSource] = set()
+    tasks = list(_hash_tasks(files))
+    for task, (answers, _) in zip(tasks, pool.run(tasks), strict=True):
+        for (source, _, start, stop), (digests, finite) in zip(task.parts, answers, strict=True):
+            chunks.setdefault(source, []).extend(digests)
+            if not finite:
+                unfit.add(source)
+            advance(stop - start)
+    return [_describe(path, file, chunks, unfit) for path, file in files]
+
+
+def check_against(schema: Schema, entries: Iterable[TensorEntry]) -> list[str]:
+    """Return what keeps a file from having a schema, one sentence each, before a byte is copied."""
+    return schema_problems(schema, (entry.spec for entry in entries))
+
+
+def _source(path: Path, entry: TensorEntry) -> TensorSource:
+    return TensorSource(str(path), entry.begin, entry.end - entry.begin)
+
+
+def _hash_tasks(files: Sequence[tuple[Path, TensorFile]]) -> Iterator[Hash]:
+    parts: list[_Part] = []
+    nbytes = 0
+    for path, file in dict(files).items():  # A file that is named twice is hashed once.
+        for entry in file.entries:
+            source = _source(path, entry)
+            for start in range(0, source.nbytes, _TASK_BYTES):
+                stop = min(start + _TASK_BYTES, source.nbytes)
+                parts.append((source, entry.spec.dtype, start, stop))
+                nbytes += stop - start
+                if nbytes >= _TASK_BYTES:
+                    yield Hash(tuple(parts))
+                    parts, nbytes = [], 0
+    if parts:
+        yield Hash(tuple(parts))
+
+
+def _describe(
+    path: Path, file: TensorFile, chunks: dict[TensorSource, list[bytes]], unfit: set[TensorSource]
+) -> DescribedFile:
+    entries = []
+    sources = {}
+    not_finite = []
+    for entry in file.entries:
+        source = _source(path, entry)
+        blob = blob_digest(source.nbytes, chunks.get(source, []))
+        entries.append(ManifestEntry(spec=entry.spec, blob=blob))
+        sources[entry.spec.name] = TensorSource(source.path, source.offset, source.nbytes, None, blob)
+        if source in unfit:
+            not_finite.append(entry.spec.name)
+    return DescribedFile(
+        path=path, manifest=Manifest.of(entries), sources=sources, not_finite=tuple(not_finite)
+    )

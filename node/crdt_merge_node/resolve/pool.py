@@ -1,0 +1,223 @@
+"""Who runs the tasks: this process, or worker processes that end with it.
+
+Tasks go out in order and their answers are handed on in the same order, however fast each worker is, so that
+the output is written and hashed front to back in one pass. Merged bytes come through *slots* of shared,
+anonymous memory: as many as may be under way, allocated once. A slot is free again when its answer has been
+used, and the earliest task always has one, so this cannot stall.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from crdt_merge_protocol.errors import ResolveError
+
+from crdt_merge_node.ports import Fs
+
+from .tasks import Task, Worker
+from .worker import WorkerFailed
+
+Answer = tuple[Any, memoryview]
+"""What a task returned and the bytes it put out; the bytes are valid until the next answer is asked for."""
+Tick = Callable[[], None]
+"""Called often; raises to give up."""
+
+TASKS_PER_WORKER: Final = 2
+"""One at work and one waiting, so that no worker idles while an answer is on its way."""
+_TICK_S: Final = 0.1
+_END_TIMEOUT_S: Final = 5.0
+
+
+class Pool(Protocol):
+    """Runs tasks. A context manager: leaving it ends whatever it started."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """Yield the answers in the order of the tasks. Tasks are drawn as they are started."""
+        ...
+
+    def tell(self, task: Task) -> None:
+        """Run a task in every worker: how plans and states get there."""
+        ...
+
+
+class InlinePool:
+    """Runs tasks in this process, one after the other."""
+
+    def __init__(self, fs: Fs, *, slot_bytes: int, tick: Tick) -> None:
+        self._worker = Worker(fs)
+        self._slot = memoryview(bytearray(slot_bytes))
+        self._tick = tick
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.close()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """Yield the answers in the order of the tasks."""
+        for task in tasks:
+            self._tick()
+            answer, nbytes = task.run(self._worker, self._slot)
+            yield answer, self._slot[:nbytes]
+
+    def tell(self, task: Task) -> None:
+        """Run a task."""
+        task.run(self._worker, self._slot)
+
+
+class ProcessPool:
+    """Runs tasks in fresh interpreters that end with this process."""
+
+    def __init__(self, *, workers: int, slot_bytes: int, tick: Tick) -> None:
+        self._tick = tick
+        self._slot_bytes = slot_bytes
+        self._slot_count = workers * TASKS_PER_WORKER
+        memory_fd = os.memfd_create("crdt-merge-resolve")
+        try:
+            os.ftruncate(memory_fd, self._slot_count * slot_bytes)
+            self._memory = mmap.mmap(memory_fd, 0)
+            self._workers = [_WorkerProcess(memory_fd, slot_bytes) for _ in range(workers)]
+        finally:
+            os.close(memory_fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.end(at_once=error is not None)
+        # A caller's last view of a slot may still be alive; the kernel frees the memory with it.
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Answer]:
+        """Yield the answers in the order of the tasks."""
+        waiting = enumerate(tasks)
+        free = deque(range(self._slot_count))
+        done: dict[int, tuple[int, Any, int]] = {}
+        number = 0
+        more = True
+        while True:
+            while more and free and len(worker := min(self._workers, key=len)) < TASKS_PER_WORKER:
+                drawn = next(waiting, None)
+                more = drawn is not None
+                if drawn is not None:
+                    worker.start(drawn[0], free.popleft(), drawn[1])
+            if number in done:
+                slot, answer, nbytes = done.pop(number)
+                start = slot * self._slot_bytes
+                yield answer, memoryview(self._memory)[start : start + nbytes]
+                free.append(slot)
+                number += 1
+            elif more or any(self._workers_at_work()):
+                for worker in self._ready():
+                    task_number, slot, answer, nbytes = worker.finish()
+                    done[task_number] = (slot, answer, nbytes)
+            else:
+                return
+
+    def tell(self, task: Task) -> None:
+        """Run a task in every worker. Only between runs."""
+        for worker in self._workers:
+            worker.start(-1, 0, task)
+        while any(self._workers_at_work()):
+            for worker in self._ready():
+                worker.finish()
+
+    def _workers_at_work(self) -> Iterator[bool]:
+        return (bool(len(worker)) for worker in self._workers)
+
+    def _ready(self) -> list[_WorkerProcess]:
+        """Wait for answers, at most a tick."""
+        self._tick()
+        by_connection: dict[Any, _WorkerProcess] = {
+            worker.connection: worker for worker in self._workers if len(worker)
+        }
+        return [by_connection[ready] for ready in wait(list(by_connection), timeout=_TICK_S)]
+
+
+class _WorkerProcess:
+    """One worker, its connection, and what it was given; its length is the number of tasks under way."""
+
+    def __init__(self, memory_fd: int, slot_bytes: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module.
+                [
+                    # -P: a file named numpy.py in the working directory is not numpy.
+                    *(sys.executable, "-P", "-m", "crdt_merge_node.resolve.worker"),
+                    *(str(theirs.fileno()), str(memory_fd), str(slot_bytes)),
+                ],
+                pass_fds=(theirs.fileno(), memory_fd),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self.connection = Connection(ours.detach())
+        self._given: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def start(self, number: int, slot: int, task: Task) -> None:
+        """Give a task; answers come in the order in which tasks were given."""
+        self._given.append((number, slot))
+        with self._watching():
+            self.connection.send((slot, task))
+
+    def finish(self) -> tuple[int, int, Any, int]:
+        """Return (number, slot, answer, bytes put out) of the earliest task under way; blocks."""
+        number, slot = self._given.popleft()
+        with self._watching():
+            outcome = self.connection.recv()
+        if isinstance(outcome, WorkerFailed):
+            raise RuntimeError(f"A resolve worker failed: {outcome}")  # noqa: TRY004 - a bug of ours.
+        if isinstance(outcome, BaseException):
+            raise outcome
+        answer, nbytes = outcome
+        return number, slot, answer, nbytes
+
+    def end(self, *, at_once: bool) -> None:
+        """Let the worker go: it ends when its connection closes; ``at_once`` does not wait for its task."""
+        if at_once:
+            self._process.kill()
+        self.connection.close()
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_TIMEOUT_S)
+            status = self._process.returncode
+            raise ResolveError(
+                f"A resolve worker ended with status {status} before it was done.",
+                hint="If the kernel killed it for want of memory, lower resolve.memory_bytes.",
+            ) from None
