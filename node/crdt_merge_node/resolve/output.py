@@ -23,7 +23,7 @@ from crdt_merge_node.ports import File, Fs, Rng
 
 from .files import naming
 from .job import PROVENANCE_SUFFIX
-from .plan import TensorPlan
+from .steps import TensorPlan
 
 _TEMPORARY_SUFFIX: Final = ".part"
 _PROVENANCE_BYTES: Final = 1 << 20

@@ -8,11 +8,11 @@ same bytes. ``make_plan`` then decides what does *not* change the bytes: block s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, Manifest, Schema, TensorSpec
+from crdt_merge_protocol.blobs import FLOAT_DTYPES, Manifest, Schema, TensorSpec
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import (
     BaseMissingError,
@@ -32,14 +32,9 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
 from .job import DEFAULT_MEMORY_BYTES, ModelInput, ResolveJob, TensorSource, UsedModel
+from .steps import SLOT_BYTES, Plan, TensorPlan, sources_of
 
 SEED_RULE: Final = "root"
-SPAN_ELEMENTS: Final = 1 << 19
-"""Elements of one tensor that one task merges: whole chunks of 1 MiB in every floating point type."""
-SLOT_BYTES: Final = SPAN_ELEMENTS * 8
-"""Output of one task."""
-OBSERVE_ELEMENTS: Final = 1 << 21
-"""Elements that one task of a statistics pass sees: its partial results are compacted before they travel."""
 INLINE_BYTES_MAX: Final = 32 * MIB
 """Input up to this size is merged in this process: two workers take a quarter of a second to start."""
 _BLOCK_LEAVES: Final = 2
@@ -47,84 +42,6 @@ _BLOCK_LEAVES: Final = 2
 _INTERPRETER_BYTES: Final = 40 * MIB
 """Private memory of a worker process before it merges anything: Python and numpy."""
 _NAMED_MAX: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A range of one tensor: elements of a merged one, bytes of a copied one."""
-
-    tensor: int
-    """Position in ``Plan.tensors``."""
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlan:
-    """One tensor of the output and where it comes from."""
-
-    spec: TensorSpec
-    """As written: name and shape of the schema, element type of the output."""
-    input_dtype: str
-    index: int
-    """Position in ``MergeContext.specs``, or -1 if the tensor is copied."""
-    inputs: tuple[TensorSource, ...]
-    """One per contribution in canonical order; the one source of a copied tensor."""
-    base: TensorSource | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What every worker needs to know. Block size and worker count change no bit of the result."""
-
-    strategy: str
-    context: MergeContext
-    tensors: tuple[TensorPlan, ...]
-    """In byte order of their names: the order of the output file."""
-    block_elements: int
-    workers: int
-    """Worker processes; 0: this process."""
-    header: bytes
-    nbytes: int
-    """Of the output file."""
-    warnings: tuple[str, ...]
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes that one pass over all merged and copied tensors reads."""
-        return sum(source.nbytes for tensor in self.tensors for source in sources_of(tensor))
-
-    def merge_batches(self) -> Iterator[tuple[Span, ...]]:
-        """Yield consecutive ranges of the output of at most :data:`SLOT_BYTES` each, in file order."""
-        return _batched(self._spans(), self.output_bytes, SLOT_BYTES)
-
-    def observe_batches(self, wanted: Sequence[bool]) -> Iterator[tuple[Span, ...]]:
-        """Yield the spans of the merged tensors that a pass needs; ``wanted`` is by tensor index."""
-        spans = (
-            span
-            for span in self._spans()
-            if (index := self.tensors[span.tensor].index) >= 0 and wanted[index]
-        )
-        return _batched(spans, lambda span: span.stop - span.start, OBSERVE_ELEMENTS)
-
-    def output_bytes(self, span: Span) -> int:
-        """Return the size of a span in the output."""
-        tensor = self.tensors[span.tensor]
-        return (span.stop - span.start) * (DTYPE_BYTES[tensor.spec.dtype] if tensor.index >= 0 else 1)
-
-    def read_bytes(self, span: Span) -> int:
-        """Return how much of the inputs a span covers."""
-        tensor = self.tensors[span.tensor]
-        width = DTYPE_BYTES[tensor.input_dtype] if tensor.index >= 0 else 1
-        return (span.stop - span.start) * width * (len(tensor.inputs) + (tensor.base is not None))
-
-    def _spans(self) -> Iterator[Span]:
-        for number, tensor in enumerate(self.tensors):
-            total, step = (
-                (tensor.spec.numel, SPAN_ELEMENTS) if tensor.index >= 0 else (tensor.spec.nbytes, SLOT_BYTES)
-            )
-            for start in range(0, total, step):
-                yield Span(number, start, min(start + step, total))
 
 
 def build_job(
@@ -236,11 +153,6 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     )
 
 
-def sources_of(tensor: TensorPlan) -> tuple[TensorSource, ...]:
-    """Return everything that the merge of a tensor reads, the base last."""
-    return tensor.inputs if tensor.base is None else (*tensor.inputs, tensor.base)
-
-
 def _strategy_of(policy: Policy) -> Strategy:
     strategy = get(policy.strategy)
     if strategy.version != policy.strategy_version:
@@ -341,16 +253,3 @@ def fit_memory(budget: int, *, k: int, wanted: int) -> tuple[int, int]:
         f"These inputs need {needed} MiB of memory at least, {budget // MIB} MiB are allowed.",
         hint="Raise resolve.memory_bytes (--memory).",
     )
-
-
-def _batched(spans: Iterable[Span], size: Any, size_max: int) -> Iterator[tuple[Span, ...]]:
-    batch: list[Span] = []
-    total = 0
-    for span in spans:
-        if batch and total + size(span) > size_max:
-            yield tuple(batch)
-            batch, total = [], 0
-        batch.append(span)
-        total += size(span)
-    if batch:
-        yield tuple(batch)

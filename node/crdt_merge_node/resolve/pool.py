@@ -106,7 +106,7 @@ class ProcessPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for worker in self._workers:
-            worker.end(at_once=error is not None)
+            worker.end()
         # A caller's last view of a slot may still be alive; the kernel frees the memory with it.
         with contextlib.suppress(BufferError):
             self._memory.close()
@@ -198,16 +198,11 @@ class _WorkerProcess:
         answer, nbytes = outcome
         return number, slot, answer, nbytes
 
-    def end(self, *, at_once: bool) -> None:
-        """Let the worker go: it ends when its connection closes; ``at_once`` does not wait for its task."""
-        if at_once:
-            self._process.kill()
+    def end(self) -> None:
+        """End the worker. It holds nothing that is worth a farewell."""
+        self._process.kill()
         self.connection.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.wait()
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:

@@ -24,8 +24,9 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .output import OutputWriter
-from .plan import SLOT_BYTES, Plan, TensorPlan, make_plan, sources_of
+from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
+from .steps import SLOT_BYTES, Plan, TensorPlan, sources_of
 from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, Observe
 
 PROVENANCE_SCHEMA: Final = "provenance/1"

@@ -25,7 +25,7 @@ from crdt_merge_node.ports import Fs
 from .files import SourceReader
 from .finite import scan_finite
 from .job import TensorSource
-from .plan import Plan, Span, TensorPlan, sources_of
+from .steps import Plan, Span, TensorPlan, sources_of
 
 PARTIALS_MAX: Final = 8
 """Partial results kept before they are compacted; those of a radix selection are half a mebibyte each."""
