@@ -1,0 +1,264 @@
+"""DARE: drop differences from the base at random and scale up the rest, then add or elect.
+
+Every contribution has its own mask, drawn from the seed of the resolve, so masks are the same on every node
+and independent of positions. Rescaling: ``inverse`` divides by the density, which keeps the expected value
+(the paper); ``l1`` restores the sum of magnitudes of each tensor, which takes a pass (mergekit).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, ClassVar, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .averages import NORMALIZE, shares
+from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .kernels import CHUNK_ELEMENTS, chunks
+from .parameters import MERGEKIT, Parameter, profile_parameter
+from .randomness import keep_mask, stream_key
+from .reductions import add_leaves, leaf_sums
+from .task_vectors import LAMBDA
+from .ties import ELECTION_PARAMETERS, SignElection, Stage
+from .trimming import Differences, ElectionState, voters
+
+Factors = dict[tuple[int, int], float]
+"""By (tensor index, contribution): what restores the sum of magnitudes."""
+Mask = npt.NDArray[np.bool_]
+
+_VANISHING_SUM: Final = 1e-7
+"""Sums of magnitudes below this are left alone, as in mergekit."""
+
+_DROP_PARAMETERS: Final = (
+    Parameter(
+        name="density", type="decimal", default="0.5", mergekit_default="1.0", low="0", high="1",
+        doc="Share of the differences that is kept, at random.",
+    ),
+    Parameter(
+        name="rescale", type="choice", default="inverse", mergekit_default="l1",
+        choices=("inverse", "l1", "none"), doc="How what is kept makes up for what is dropped.",
+    ),
+    Parameter(name=LAMBDA, type="decimal", default="1.0", low="-3", high="3", doc="Scale of the result."),
+    Parameter(
+        name="min_numel", type="integer", default="0", low="0", unit="elements",
+        doc="Nothing is dropped from smaller tensors.",
+    ),
+    Parameter(
+        name="seed_scope", type="choice", default="root", choices=("root", "contribution"),
+        doc="root: new masks whenever the set changes. contribution: a contribution keeps its mask.",
+    ),
+    Parameter(name="seed_salt", type="text", default="", doc="Any text: another one gives other masks."),
+)  # fmt: skip
+
+
+class Dare(Strategy):
+    """Random drop and rescale of task vectors, then their weighted mean: out = B + lambda sum w_i tau'_i."""
+
+    id = "dare"
+    title = "DARE"
+    paper = "Yu et al., Language Models are Super Mario, ICML 2024, arXiv:2311.03099"
+    doc = "Drops differences from the base at random, scales up the rest, averages them."
+    base: ClassVar[BaseUse] = "required"
+    is_random = True
+    allows_negative_weights = True
+    parameters = (
+        profile_parameter(),
+        *_DROP_PARAMETERS,
+        Parameter(
+            name=NORMALIZE, type="boolean", default="true", mergekit_default="false",
+            doc="Divide by the sum of the weights.",
+        ),
+    )  # fmt: skip
+
+    def divides_by_weights(self, context: MergeContext) -> bool:
+        """Tell whether the sum of the weights is a divisor."""
+        return bool(context.params[NORMALIZE])
+
+    def pass_count(self, context: MergeContext) -> int:
+        """Return 1 if sums of magnitudes are to be restored."""
+        return 1 if _needs_sums(context) else 0
+
+    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:  # noqa: ARG002
+        """Tell whether a tensor loses elements."""
+        return _keep_share(context, tensor_index) < 1
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
+        """Return the sums of magnitudes before and after dropping."""
+        return _observe_sums(self.id, context, block)
+
+    def end_pass(
+        self,
+        context: MergeContext,
+        state: Any,  # noqa: ARG002
+        pass_no: int,  # noqa: ARG002
+        partials: Sequence[tuple[Key, Any]],
+    ) -> Factors:
+        """Return the factors that restore the sums."""
+        return _factors(context, partials)
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return a block of the base plus the scaled sum of what was kept."""
+        assert block.base is not None
+        out = np.zeros(block.stop - block.start, np.float64)
+        term = np.empty(min(CHUNK_ELEMENTS, out.size), np.float64)
+        for i in voters(context) if context.params["density"] else []:
+            coefficient = _coefficient(context, block.tensor_index, state or {}, i)
+            mask = draw_mask(self.id, context, block, i)
+            for part in chunks(out.size):
+                values = term[: part.stop - part.start]
+                np.subtract(block.inputs[i][part], block.base[part], out=values)
+                if mask is not None:
+                    values *= mask[part]
+                values *= coefficient
+                out[part] += values
+        out += block.base
+        return out
+
+
+class DareTies(SignElection):
+    """Random drop and rescale, then the election and merge of TIES: out = B + lambda * merged."""
+
+    id = "dare_ties"
+    title = "DARE-TIES"
+    paper = "Yu et al., ICML 2024, arXiv:2311.03099, with Yadav et al., NeurIPS 2023, arXiv:2306.01708"
+    doc = "Drops differences at random, scales up the rest, elects a sign per element, averages what agrees."
+    is_random = True
+    parameters = (
+        profile_parameter(),
+        *_DROP_PARAMETERS,
+        Parameter(
+            name="ties_density", type="decimal", default="1.0", low="0", high="1",
+            doc="Share of the differences that trimming by magnitude keeps, after dropping.",
+        ),
+        Parameter(
+            name="scope", type="choice", default="tensor", choices=("model", "tensor"),
+            doc="Rank magnitudes, and find majorities, over the whole model or each tensor.",
+        ),
+        *ELECTION_PARAMETERS,
+        Parameter(
+            name=NORMALIZE, type="boolean", default="false", profile=MERGEKIT,
+            doc="Divide by the weights of what agrees.",
+        ),
+    )  # fmt: skip
+
+    def trim_density(self, context: MergeContext) -> Fraction:
+        """Return the density of the trimming that follows the drop."""
+        return cast(Fraction, context.params["ties_density"])
+
+    def keeps_nothing(self, context: MergeContext) -> bool:
+        """Tell whether everything is dropped or trimmed."""
+        return context.params["density"] == 0 or super().keeps_nothing(context)
+
+    def first_stages(self, context: MergeContext) -> tuple[Stage, ...]:
+        """Return the pass that finds the sums of magnitudes, if they are to be restored."""
+        return ("factors",) if _needs_sums(context) else ()
+
+    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
+        """Tell whether a pass can still learn from a tensor."""
+        if self.stages(context)[pass_no] == "factors":
+            return _keep_share(context, tensor_index) < 1
+        return super().needs(context, state, pass_no, tensor_index)
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
+        """Return sums of magnitudes, or what TIES observes."""
+        if self.stages(context)[pass_no] == "factors":
+            return _observe_sums(self.id, context, block)
+        return super().observe(context, state, pass_no, block)
+
+    def end_pass(
+        self, context: MergeContext, state: Any, pass_no: int, partials: Sequence[tuple[Key, Any]]
+    ) -> ElectionState:
+        """Return the state with what this pass found."""
+        if self.stages(context)[pass_no] == "factors":
+            return replace(state or ElectionState(), factors=_factors(context, partials))
+        return super().end_pass(context, state, pass_no, partials)
+
+    def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:
+        """Return what writes the differences that were kept, scaled."""
+        masks = {i: draw_mask(self.id, context, block, i) for i in voters(context)}
+        scales = {i: _rescale(context, block.tensor_index, state.factors, i) for i in voters(context)}
+        base = block.base
+        assert base is not None
+
+        def write(contribution: int, part: slice, out: Float64Array) -> None:
+            np.subtract(block.inputs[contribution][part], base[part], out=out)
+            mask, scale = masks[contribution], float(scales[contribution])
+            if mask is not None:
+                out *= mask[part]
+            if scale != 1.0:
+                out *= scale
+
+        return write
+
+
+def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: int) -> Mask | None:
+    """Return which elements of a block a contribution keeps, ``(n,)`` bool; None: all."""
+    share = _keep_share(context, block.tensor_index)
+    if share >= 1:
+        return None
+    seed = context.seed if context.params["seed_scope"] == "root" else b""
+    salt = str(context.params["seed_salt"])
+    key = stream_key(
+        seed,
+        strategy,
+        context.specs[block.tensor_index].name,
+        context.digests[contribution],
+        f"mask/{salt}" if salt else "mask",
+    )
+    return keep_mask(key, block.start, block.stop - block.start, share)
+
+
+def _keep_share(context: MergeContext, tensor_index: int) -> Fraction:
+    """Return the share of a tensor's elements that stays."""
+    if context.specs[tensor_index].numel < cast(int, context.params["min_numel"]):
+        return Fraction(1)
+    return cast(Fraction, context.params["density"])
+
+
+def _needs_sums(context: MergeContext) -> bool:
+    return context.params["rescale"] == "l1" and 0 < cast(Fraction, context.params["density"]) < 1
+
+
+def _observe_sums(strategy: str, context: MergeContext, block: Block) -> Any:
+    """Return leaf sums of magnitudes before and after dropping, ``(voters, 2, leaves)``; None: no drop."""
+    if _keep_share(context, block.tensor_index) >= 1:
+        return None
+    assert block.base is not None
+    rows = []
+    for i in voters(context):
+        magnitudes = np.abs(block.inputs[i] - block.base)
+        before = leaf_sums(magnitudes)
+        magnitudes *= cast(Mask, draw_mask(strategy, context, block, i))
+        rows.append(np.stack([before, leaf_sums(magnitudes)]))
+    return np.stack(rows)
+
+
+def _factors(context: MergeContext, partials: Sequence[tuple[Key, Any]]) -> Factors:
+    factors: Factors = {}
+    for index, group in itertools.groupby(partials, key=lambda item: item[0][0]):
+        sums = [partial for _, partial in group if partial is not None]
+        if not sums:
+            continue
+        for i, (before, after) in zip(voters(context), np.concatenate(sums, axis=2), strict=True):
+            whole, kept = add_leaves(before), add_leaves(after)
+            is_vanishing = whole < _VANISHING_SUM or kept < _VANISHING_SUM
+            factors[index, i] = 1.0 if is_vanishing else whole / kept
+    return factors
+
+
+def _rescale(context: MergeContext, tensor_index: int, factors: Factors, contribution: int) -> Fraction:
+    """Return what the kept differences of a contribution are multiplied by, exact."""
+    share = _keep_share(context, tensor_index)
+    if context.params["rescale"] == "inverse":
+        return 1 / share
+    return Fraction(factors.get((tensor_index, contribution), 1.0))
+
+
+def _coefficient(context: MergeContext, tensor_index: int, factors: Factors, contribution: int) -> float:
+    weight = (shares(context) if context.params[NORMALIZE] else context.weights)[contribution]
+    scale = cast(Fraction, context.params[LAMBDA])
+    return float(scale * weight * _rescale(context, tensor_index, factors, contribution))

@@ -1,0 +1,85 @@
+"""The election of signs and the merge of what agrees: the elementwise half of TIES and its variants.
+
+A contribution of weight zero has no vote: otherwise it could flip a sign and silence the others
+(SCENARIOS S15). What was trimmed or dropped is zero and abstains. With the sum of the votes exactly zero the
+majority of the whole scope decides (the paper), or plus does (mergekit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .contract import Float64Array
+from .kernels import CHUNK_ELEMENTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ballot:
+    """How signs are elected and agreeing elements merged."""
+
+    weights: tuple[float, ...]
+    """One per voter, positive."""
+    is_weighted: bool
+    """Weights count in the election (mergekit), not only in the merge (the paper)."""
+    by_count: bool
+    """Every element has one vote, instead of its value."""
+    merge: Literal["mean", "sum", "max"]
+
+
+class Booth:
+    """Buffers for one ballot at a time, used again for every chunk."""
+
+    def __init__(self, ballot: Ballot) -> None:
+        self.values = [np.empty(CHUNK_ELEMENTS, np.float64) for _ in ballot.weights]
+        """Filled by the caller: one array of trimmed differences per voter."""
+        self._ballot = ballot
+        self._total, self._term, self._sign, self._count = (
+            np.empty(CHUNK_ELEMENTS, np.float64) for _ in range(4)
+        )
+
+    def tally(self, size: int) -> Float64Array:
+        """Return the sum of the votes on the first ``size`` values; it is overwritten by the next call."""
+        total, term = self._total[:size], self._term[:size]
+        for number, (buffer, weight) in enumerate(zip(self.values, self._ballot.weights, strict=True)):
+            values = buffer[:size]
+            if self._ballot.is_weighted and weight != 1.0:
+                values *= weight
+            vote: Float64Array = np.sign(values, out=term) if self._ballot.by_count else values
+            if number:
+                total += vote
+            else:
+                total[:] = vote
+        return total
+
+    def merge(self, size: int, majority: float, out: Float64Array) -> None:
+        """Write the merged differences of the first ``size`` values into ``out``, ``(size,)``."""
+        total, term, sign = self.tally(size), self._term[:size], self._sign[:size]
+        is_positive = total >= 0 if majority > 0 else total > 0
+        np.multiply(is_positive, 2.0, out=sign)
+        sign -= 1.0
+        count = self._count[:size]
+        count[:] = out[:] = 0.0
+        for buffer, weight in zip(self.values, self._ballot.weights, strict=True):
+            np.multiply(buffer[:size], sign, out=term)
+            np.maximum(term, 0.0, out=term)
+            if self._ballot.merge == "max":
+                np.maximum(out, term, out=out)
+                continue
+            if self._ballot.merge == "mean":
+                count += term > 0 if weight == 1.0 else np.multiply(term > 0, weight)
+            if weight != 1.0 and not self._ballot.is_weighted:
+                term *= weight
+            out += term
+        if self._ballot.merge == "mean":
+            count += count == 0
+            out /= count
+        out *= sign
+
+
+def majority_sign(totals: Sequence[int]) -> float:
+    """Return the sign of a sum of signs; plus if it is zero."""
+    return -1.0 if sum(totals) < 0 else 1.0

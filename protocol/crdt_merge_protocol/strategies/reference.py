@@ -1,0 +1,144 @@
+"""The whole course of a merge over arrays in memory: the shortest correct driver of the contract.
+
+Tests of the strategies use it, and drivers that stream from files are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from crdt_merge_protocol.blobs import TensorSpec
+from crdt_merge_protocol.canonical import digest, encode
+from crdt_merge_protocol.errors import LocalProtocolError
+
+from .contract import BLOCK_ELEMENTS, LEAF_ELEMENTS, Block, Float64Array, MergeContext, Strategy
+from .registry import get
+
+Model = Mapping[str, npt.NDArray[Any]]
+"""Floating point arrays by tensor name."""
+_DTYPES: Final = {"f8": "F64", "f4": "F32", "f2": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class MergedArrays:
+    """What a merge returned."""
+
+    tensors: dict[str, Float64Array]
+    """In the shapes of the inputs, float64, not yet rounded to an output type."""
+    decisions: dict[str, Any]
+
+
+def merge_arrays(
+    strategy_id: str,
+    inputs: Sequence[Model],
+    base: Model | None = None,
+    params: Mapping[str, str] | None = None,
+    *,
+    weights: Sequence[Fraction | int | str] | None = None,
+    seed: bytes = b"",
+    block_elements: int = BLOCK_ELEMENTS,
+    digests: Sequence[bytes] | None = None,
+    is_strict: bool = False,
+) -> MergedArrays:
+    """Return the merge of models whose tensors have equal names and shapes.
+
+    Args:
+        inputs: In any order; sorted by digest, and one kept of each digest, before anything else.
+        weights: One per input, 1 unless given; text is read as an exact decimal.
+        block_elements: A multiple of 65,536. Does not show in the result.
+        digests: One per input; made from tensors and weight unless given.
+
+    Raises:
+        ResolveError: The strategy refuses the parameters or the inputs.
+    """
+    if block_elements % LEAF_ELEMENTS:
+        raise LocalProtocolError(f"Blocks of {block_elements} elements are no multiple of {LEAF_ELEMENTS}.")
+    strategy = get(strategy_id)
+    exact = [Fraction(weight) for weight in weights] if weights is not None else [Fraction(1)] * len(inputs)
+    if digests is None:
+        digests = [digest_of(model, weight) for model, weight in zip(inputs, exact, strict=True)]
+    distinct = {name: (model, w) for name, model, w in zip(digests, inputs, exact, strict=True)}
+    ordered = [(name, *distinct[name]) for name in sorted(distinct)]
+    context = MergeContext(
+        strategy=strategy.id,
+        params=strategy.validate(params or {}),
+        weights=tuple(weight for _, _, weight in ordered),
+        digests=tuple(name for name, _, _ in ordered),
+        has_base=base is not None,
+        seed=seed,
+        specs=_specs(inputs[0]) if inputs else (),
+        is_strict=is_strict,
+    )
+    strategy.check(context)
+    models = [model for _, model, _ in ordered]
+    return _run(strategy, context, models, base if strategy.uses_base(context) else None, block_elements)
+
+
+def digest_of(model: Model, weight: Fraction) -> bytes:
+    """Return a stand-in for a contribution digest: over tensors and weight, 32 bytes."""
+    parts = []
+    for name in sorted(model, key=str.encode):
+        array = np.ascontiguousarray(model[name])
+        parts += [name.encode(), array.dtype.str.encode(), encode(list(array.shape)), array.tobytes()]
+    return digest("crdt-merge/arrays/1", str(weight).encode(), *parts)
+
+
+def _run(
+    strategy: Strategy,
+    context: MergeContext,
+    models: Sequence[Model],
+    base: Model | None,
+    block_elements: int,
+) -> MergedArrays:
+    state = None
+    for pass_no in range(strategy.pass_count(context)):
+        partials = [
+            (block.key, strategy.observe(context, state, pass_no, block))
+            for block in _blocks(context, models, base, block_elements)
+            if strategy.needs(context, state, pass_no, block.tensor_index)
+        ]
+        state = strategy.end_pass(context, state, pass_no, partials)
+    flat = [np.empty(spec.numel, np.float64) for spec in context.specs]
+    for block in _blocks(context, models, base, block_elements):
+        flat[block.tensor_index][block.start : block.stop] = strategy.merge(context, state, block)
+    tensors = {
+        spec.name: values.reshape(spec.shape) for spec, values in zip(context.specs, flat, strict=True)
+    }
+    return MergedArrays(tensors, strategy.decisions(context, state))
+
+
+def _blocks(
+    context: MergeContext, models: Sequence[Model], base: Model | None, block_elements: int
+) -> Iterator[Block]:
+    for index, spec in enumerate(context.specs):
+        flat = [_flat(model[spec.name]) for model in models]
+        base_flat = None if base is None else _flat(base[spec.name])
+        for start in range(0, spec.numel, block_elements):
+            stop = min(start + block_elements, spec.numel)
+            yield Block(
+                tensor_index=index,
+                start=start,
+                stop=stop,
+                inputs=[values[start:stop] for values in flat],
+                base=None if base_flat is None else base_flat[start:stop],
+            )
+
+
+def _flat(array: npt.NDArray[Any]) -> Float64Array:
+    """Return the elements in C order as float64 that nobody can write to."""
+    values = np.array(array, np.float64, order="C").reshape(-1)
+    values.flags.writeable = False
+    return values
+
+
+def _specs(model: Model) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=name, dtype=_DTYPES[model[name].dtype.str[1:]], shape=model[name].shape)
+        for name in sorted(model, key=str.encode)
+    )

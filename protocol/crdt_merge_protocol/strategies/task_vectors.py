@@ -1,0 +1,57 @@
+"""Sums of task vectors, the differences between fine-tuned models and their base."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, ClassVar, Final
+
+from .averages import NORMALIZE, shares
+from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
+from .kernels import combine
+from .parameters import Parameter
+
+LAMBDA: Final = "lambda"
+_AUTO: Final = "auto"
+_AUTO_MODELS: Final = 4
+_AUTO_LAMBDA: Final = Fraction(3, 10)
+"""The usual value for eight vision tasks; it needs no validation data, which we do not have."""
+
+
+class TaskArithmetic(Strategy):
+    """The base plus the scaled sum of the task vectors: out = B + lambda sum w_i (X_i - B)."""
+
+    id = "task_arithmetic"
+    title = "task arithmetic"
+    paper = "Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023, arXiv:2212.04089"
+    doc = "The base plus the sum of the differences from it; a negative weight forgets."
+    base: ClassVar[BaseUse] = "required"
+    allows_negative_weights = True
+    parameters = (
+        Parameter(
+            name=LAMBDA,
+            type="decimal",
+            default="1.0",
+            low="-3",
+            high="3",
+            choices=(_AUTO,),
+            doc="Scale of the merged difference; auto is 0.3 from four models on, else 1.",
+        ),
+        Parameter(name=NORMALIZE, type="boolean", default="false", doc="Divide by the sum of the weights."),
+    )
+
+    def divides_by_weights(self, context: MergeContext) -> bool:
+        """Tell whether the sum of the weights is a divisor."""
+        return bool(context.params[NORMALIZE])
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
+        """Return a block of the base plus the scaled sum of differences."""
+        weights = shares(context) if context.params[NORMALIZE] else context.weights
+        scale = _scale(context)
+        return combine(block, [float(scale * weight) for weight in weights])
+
+
+def _scale(context: MergeContext) -> Fraction:
+    scale = context.params[LAMBDA]
+    if isinstance(scale, Fraction):
+        return scale
+    return _AUTO_LAMBDA if context.k >= _AUTO_MODELS else Fraction(1)

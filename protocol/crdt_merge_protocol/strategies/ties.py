@@ -1,0 +1,300 @@
+"""TIES: trim small changes, elect a sign for every element, merge what agrees with it.
+
+Profile ``paper`` ranks magnitudes over the whole model, keeps K + 1 as the authors' code does and whatever
+equals the last of them, elects signs without weights and lets the majority of the model decide where votes
+cancel out. Profile ``mergekit`` ranks within each tensor, keeps exactly K, weighs the votes and lets plus
+decide.
+
+The passes: up to five to find the K-th magnitudes, one to place the elements equal to it if exactly K are
+wanted, one for the majority. A pass that has nothing left to find says so (``needs``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, ClassVar, Final, Literal, cast
+
+import numpy as np
+
+from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .election import Ballot, Booth, majority_sign
+from .kernels import chunks
+from .parameters import MERGEKIT, PAPER, Parameter, profile_parameter
+from .selection import LEVELS, Selection, advance, kept_count, merge_tallies, tally
+from .task_vectors import LAMBDA
+from .trimming import (
+    WHOLE_MODEL,
+    Differences,
+    ElectionState,
+    find_places,
+    has_ties,
+    magnitudes_of,
+    scope_of,
+    selection_of,
+    trim_of,
+    voters,
+)
+
+Stage = Literal["factors", "select", "place", "majority"]
+_SELECT: Final = tuple[Stage, ...](["select"] * LEVELS)
+
+
+class SignElection(Strategy):
+    """The common course of TIES and DARE-TIES; they differ in what the differences are."""
+
+    base: ClassVar[BaseUse] = "required"
+
+    @abstractmethod
+    def trim_density(self, context: MergeContext) -> Fraction:
+        """Return the share of elements that trimming keeps."""
+
+    def first_stages(self, context: MergeContext) -> tuple[Stage, ...]:  # noqa: ARG002 - a default
+        """Return the passes that come before the common ones."""
+        return ()
+
+    @abstractmethod
+    def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:
+        """Return what writes the untrimmed differences of a block."""
+
+    def keeps_nothing(self, context: MergeContext) -> bool:
+        """Tell whether the result is the base."""
+        return self.trim_density(context) == 0
+
+    def pass_count(self, context: MergeContext) -> int:
+        """Return the greatest number of passes."""
+        return len(self.stages(context))
+
+    def stages(self, context: MergeContext) -> tuple[Stage, ...]:
+        """Return what each pass is for."""
+        if self.keeps_nothing(context):
+            return ()
+        stages = self.first_stages(context)
+        if self.trim_density(context) < 1:
+            stages += _SELECT
+            if context.params["profile"] == MERGEKIT:
+                stages += ("place",)
+        if context.params["profile"] == PAPER and len(voters(context)) > 1:
+            stages += ("majority",)
+        return stages
+
+    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
+        """Tell whether a pass can still learn from a tensor."""
+        stage, scope = self.stages(context)[pass_no], scope_of(context, tensor_index)
+        known = state or ElectionState()
+        if stage == "select":
+            return any(not selection_of(known, scope, i).is_done for i in voters(context))
+        if stage == "place":
+            return any(has_ties(known.selections[scope, i]) for i in voters(context))
+        return True
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
+        """Return, per voter, counts of magnitudes or of ties; or the majority of one block's signs."""
+        known = state or ElectionState()
+        stage, scope = self.stages(context)[pass_no], scope_of(context, block.tensor_index)
+        if stage == "majority":
+            return self._count_signs(context, known, block)
+        write = self.differences(context, known, block)
+        return [
+            _observe_voter(stage, selection_of(known, scope, i), block, write, i) for i in voters(context)
+        ]
+
+    def compact(
+        self, context: MergeContext, pass_no: int, partials: list[tuple[Key, Any]]
+    ) -> list[tuple[Key, Any]]:
+        """Add up counts of magnitudes, which would otherwise grow with the model."""
+        stages = self.stages(context)
+        if stages[pass_no] != "select":
+            return partials
+        level = pass_no - stages.index("select")
+        merged = []
+        for _, group in _byscope_of(context, partials):
+            columns = zip(*(partial for _, partial in group), strict=True)
+            merged.append((group[0][0], [_merge_column(level, column) for column in columns]))
+        return merged
+
+    def end_pass(
+        self,
+        context: MergeContext,
+        state: Any,
+        pass_no: int,
+        partials: Sequence[tuple[Key, Any]],
+    ) -> ElectionState:
+        """Return the state with what this pass found."""
+        known, stage = state or ElectionState(), self.stages(context)[pass_no]
+        groups = _byscope_of(context, partials)
+        if stage == "majority":
+            signs = {scope: majority_sign([total for _, total in group]) for scope, group in groups}
+            return replace(known, majority=signs)
+        if stage == "place":
+            return replace(known, places=dict(find_places(context, known, groups)))
+        found = dict(known.selections)
+        for scope, group in groups:
+            for column, i in enumerate(voters(context)):
+                tallies = [partial[column] for _, partial in group if partial[column] is not None]
+                if tallies:
+                    start = found.get((scope, i)) or self._first_selection(context, scope)
+                    found[scope, i] = advance(start, tallies)
+        return replace(known, selections=found)
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return a block of the base plus lambda times the elected and merged differences."""
+        assert block.base is not None
+        if self.keeps_nothing(context):
+            return block.base.copy()
+        known = state or ElectionState()
+        out = np.empty(block.stop - block.start, np.float64)
+        majority = known.majority.get(scope_of(context, block.tensor_index), 1.0)
+        scale = float(cast(Fraction, context.params[LAMBDA]))
+        for part, booth in self._trimmed(context, known, block):
+            merged = out[part]
+            booth.merge(merged.size, majority, merged)
+            merged *= scale
+            merged += block.base[part]
+        return out
+
+    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
+        """Return the trimming thresholds as well."""
+        known = state or ElectionState()
+        thresholds: dict[str, dict[str, float]] = {}
+        for (scope, i), selection in sorted(known.selections.items()):
+            name = "*" if scope == WHOLE_MODEL else context.specs[scope].name
+            thresholds.setdefault(name, {})[context.digests[i].hex()] = selection.magnitude
+        return {**super().decisions(context, state), "thresholds": thresholds}
+
+    def _first_selection(self, context: MergeContext, scope: int) -> Selection:
+        numel = context.numel if scope == WHOLE_MODEL else context.specs[scope].numel
+        density = self.trim_density(context)
+        if context.params["profile"] == MERGEKIT:
+            return Selection(rank=kept_count(density, numel))
+        # The authors' code takes the floor(d N)-th *smallest* of the rest as threshold: one more stays.
+        return Selection(rank=min(int(density * numel) + 1, numel))
+
+    def _count_signs(self, context: MergeContext, state: ElectionState, block: Block) -> int:
+        """Return how many more elements of a block were elected positive than negative."""
+        balance = 0
+        for part, booth in self._trimmed(context, state, block):
+            votes = booth.tally(part.stop - part.start)
+            balance += int(np.count_nonzero(votes > 0)) - int(np.count_nonzero(votes < 0))
+        return balance
+
+    def _trimmed(
+        self, context: MergeContext, state: ElectionState, block: Block
+    ) -> Iterator[tuple[slice, Booth]]:
+        """Yield each chunk of a block with the trimmed differences of all voters."""
+        booth = Booth(_ballot(context))
+        write = self.differences(context, state, block)
+        trims = [trim_of(context, state, block, write, i) for i in voters(context)]
+        scratch = np.empty_like(booth.values[0])
+        for part in chunks(block.stop - block.start):
+            size = part.stop - part.start
+            for i, values, trim in zip(voters(context), booth.values, trims, strict=True):
+                write(i, part, values[:size])
+                if trim is not None:
+                    trim.apply(values[:size], block.start + part.start, scratch[:size])
+            yield part, booth
+
+
+def _ballot(context: MergeContext) -> Ballot:
+    is_mergekit = context.params["profile"] == MERGEKIT
+    merge = (
+        ("mean" if context.params["normalize"] else "sum") if is_mergekit else context.params["merge_func"]
+    )
+    return Ballot(
+        weights=tuple(float(context.weights[i]) for i in voters(context)),
+        is_weighted=is_mergekit,
+        by_count=context.params["elect"] == "count",
+        merge=cast(Literal["mean", "sum", "max"], merge),
+    )
+
+
+def _byscope_of(
+    context: MergeContext, partials: Sequence[tuple[Key, Any]]
+) -> list[tuple[int, list[tuple[Key, Any]]]]:
+    ordered = sorted(partials, key=lambda item: item[0])
+    groups = itertools.groupby(ordered, key=lambda item: scope_of(context, item[0][0]))
+    return [(scope, list(group)) for scope, group in groups]
+
+
+def _merge_column(level: int, column: Sequence[Any]) -> Any:
+    tallies = [part for part in column if part is not None]
+    return merge_tallies(level, tallies) if tallies else None
+
+
+def _observe_voter(stage: Stage, selection: Selection, block: Block, write: Differences, i: int) -> Any:
+    if stage == "select":
+        return None if selection.is_done else tally(selection, magnitudes_of(block, write, i))
+    if not has_ties(selection):
+        return None
+    threshold = selection.magnitude
+    return [int(np.count_nonzero(part == threshold)) for part in magnitudes_of(block, write, i)]
+
+
+ELECTION_PARAMETERS: Final = (
+    Parameter(
+        name="elect",
+        type="choice",
+        default="sum",
+        choices=("sum", "count"),
+        doc="Votes are the values, or one each.",
+    ),
+    Parameter(
+        name="merge_func",
+        type="choice",
+        default="mean",
+        choices=("mean", "sum", "max"),
+        profile=PAPER,
+        doc="How agreeing differences are merged.",
+    ),
+)
+
+
+class Ties(SignElection):
+    """Trim, elect signs, merge what agrees: out = B + lambda * merged."""
+
+    id = "ties"
+    title = "TIES-Merging"
+    paper = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv:2306.01708"
+    doc = "Keeps the largest differences from the base, elects a sign per element, averages what agrees."
+    parameters = (
+        profile_parameter(),
+        Parameter(
+            name="density", type="decimal", default="0.2", mergekit_default="1.0", low="0", high="1",
+            doc="Share of the differences that is kept, by magnitude.",
+        ),
+        Parameter(
+            name=LAMBDA, type="decimal", default="1.0", low="0", high="3", doc="Scale of the result.",
+        ),
+        Parameter(
+            name="scope", type="choice", default="model", mergekit_default="tensor",
+            choices=("model", "tensor"),
+            doc="Rank magnitudes, and find majorities, over the whole model or each tensor.",
+        ),
+        *ELECTION_PARAMETERS,
+        Parameter(
+            name="normalize", type="boolean", default="true", profile=MERGEKIT,
+            doc="Divide by the weights of what agrees.",
+        ),
+    )  # fmt: skip
+
+    def trim_density(self, context: MergeContext) -> Fraction:
+        """Return the density as given."""
+        return cast(Fraction, context.params["density"])
+
+    def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:  # noqa: ARG002
+        """Return what writes input minus base."""
+        return plain_differences(block)
+
+
+def plain_differences(block: Block) -> Differences:
+    """Return what writes input minus base."""
+    base = block.base
+    assert base is not None
+
+    def write(contribution: int, part: slice, out: Float64Array) -> None:
+        np.subtract(block.inputs[contribution][part], base[part], out=out)
+
+    return write
