@@ -15,6 +15,7 @@ every provider's window full, and sees to it that
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
@@ -54,6 +55,7 @@ class FetchPlanner:
         self._providers: dict[bytes, Provider] = {}
         self._banned: dict[bytes, float] = {}
         self._items: dict[Item, Wanted] = {}
+        self._urgent: dict[Item, Wanted] = {}
         self._last_usable: list[bytes] = []
 
     # --- providers ----------------------------------------------------------------------------------------
@@ -141,6 +143,9 @@ class FetchPlanner:
             own_slice=(1 << high) - (1 << low),
             progress_at=now,
         )
+        if item.kind is not ItemKind.BLOB:
+            # Small, and others wait to learn from it what else to fetch.
+            self._urgent[item] = self._items[item]
 
     def discard(self, item: Item) -> list[Ask]:
         """Want an item no longer. Returns what is in flight, so that it can be cancelled."""
@@ -154,6 +159,7 @@ class FetchPlanner:
                 self._drop(provider, item, piece)
         self._owed_bytes -= sum(wanted.held.values())
         del self._items[item]
+        self._urgent.pop(item, None)
         return _asks((provider, item, pieces) for provider, pieces in cancelled.items())
 
     def __contains__(self, item: Item) -> bool:
@@ -183,6 +189,11 @@ class FetchPlanner:
             if query is None or query.is_open or wanted.useful(provider):
                 return False
         return True
+
+    def is_idle(self, item: Item) -> bool:
+        """Tell whether nobody owes a piece of an item and none is being judged."""
+        wanted = self._items.get(item)
+        return wanted is not None and not wanted.taken
 
     # --- what the driver reports --------------------------------------------------------------------------
 
@@ -324,7 +335,7 @@ class FetchPlanner:
     def _next_run(self, provider: bytes, now: float) -> tuple[Item, list[int]] | None:
         if self._owed_bytes >= self._budget_bytes or not self._providers[provider].has_room():
             return None
-        for item, wanted in self._items.items():
+        for item, wanted in itertools.chain(self._urgent.items(), self._items.items()):
             if candidates := wanted.fresh(provider):
                 run = self._pick(wanted, candidates)
                 for piece in run:

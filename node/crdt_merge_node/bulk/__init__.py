@@ -1,0 +1,1 @@
+"""Moving blobs: the side that serves them and the side that fetches them (PROTOCOL 5)."""

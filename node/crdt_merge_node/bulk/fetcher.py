@@ -1,0 +1,429 @@
+"""Gets objects and blobs from whichever connected peers have them, and waits for them if none has.
+
+    wanted -> queued -> active -> here and durable
+                        |    ^
+                        v    |  peers changed, or a while later
+                        parked: nobody can help now; ``missing()`` says why
+
+A want goes in steps, one at a time: an object is one step; a blob of several chunks first needs the list of
+their digests. Bounds: so many wants are active, and so many bytes of them missing, however much is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any, Final, TypeVar
+
+from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_count
+from crdt_merge_protocol.errors import LimitExceededError, MalformedMessageError
+from crdt_merge_protocol.fetch import Item, ItemKind, RandomLike
+from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FETCH_BYTES_MAX
+
+from crdt_merge_node.errors import FullError
+from crdt_merge_node.telemetry.logging import get_logger
+
+from .exchange import Exchange
+from .landing import Landing, check_size, is_stored, known_digests, proves_size, store_small
+from .ports import BlobStoreLike, ClockLike, ConnectionLike
+from .wants import Land, Missing, Progress, Stage, Step, Want
+
+T = TypeVar("T")
+
+log = get_logger()
+
+ACTIVE_MAX: Final = 64
+ACTIVE_BYTES: Final = 2 * FETCH_BYTES_MAX
+"""Further wants become active while less than this is missing of those that are."""
+QUEUE_CHOICE: Final = 32
+"""The next want is a random one of so many: nodes that fetch the same set then hold different parts early."""
+OBJECT_GUESS_BYTES: Final = 256 * 1024
+DIGEST_BYTES: Final = 32
+PARK_RETRY_S: Final = 1.0
+PARK_RETRY_S_MAX: Final = 15.0
+FULL_RETRY_S: Final = 30.0
+NO_PROGRESS_S: Final = 3.0
+"""A want that nobody advances for this long makes room for others."""
+LINK_IDLE_S: Final = 30.0
+
+
+class _NothingYetError(Exception):
+    """Parked with nothing on disk: begin again instead of keeping a file open."""
+
+
+class Fetcher:
+    """Fetches what is wanted. Lives on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        node: bytes,
+        blobs: BlobStoreLike,
+        peers: Callable[[], Iterable[bytes]],
+        open_connection: Callable[[bytes], Awaitable[ConnectionLike]],
+        clock: ClockLike,
+        rng: RandomLike,
+        executor: Executor | None = None,
+    ) -> None:
+        self._blobs = blobs
+        self._peers = peers
+        self._clock = clock
+        self._rng = rng
+        self._executor = executor
+        self._exchange = Exchange(
+            node=node,
+            open_connection=open_connection,
+            clock=clock,
+            rng=rng,
+            executor=executor,
+            on_change=self._pump_soon,
+        )
+        self._wants: dict[Item, Want] = {}
+        self._queue: deque[Want] = deque()
+        self._active: dict[Want, None] = {}
+        self._parked: dict[Want, None] = {}
+        self._owners: dict[Step, Want] = {}
+        self._next_retry = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_pump_due = False
+        self._is_closed = False
+        self._idle_since: float | None = None
+
+    # --- what others call ---------------------------------------------------------------------------------
+
+    async def want_object(self, object_id: bytes, verify: Callable[[bytes], bool]) -> bytes:
+        """Return an object, from the store or from a peer; it is stored, durably, when this returns.
+
+        Waits as long as no peer has it. Cancelling the last waiter gives the want up.
+
+        Args:
+            verify: Tells whether these bytes hash to ``object_id``; called in an executor.
+        """
+        data = await self._want(Item(ItemKind.OBJECT, object_id), 0, verify)
+        assert isinstance(data, bytes)
+        return data
+
+    async def want_blob(self, digest: bytes, nbytes: int) -> None:
+        """Return once a blob is here, whole and durable.
+
+        Waits as long as no peer has it. Cancelling the last waiter gives the want up; what is on disk of it
+        stays, and a later want continues there.
+
+        Raises:
+            LimitExceededError: Larger than any blob may be.
+            MalformedMessageError: The digest proves that the blob has another size.
+        """
+        if not 0 <= nbytes <= BLOB_BYTES_MAX:
+            raise LimitExceededError(f"{nbytes} bytes are wanted of a blob, it can have {BLOB_BYTES_MAX}.")
+        await self._want(Item(ItemKind.BLOB, digest), nbytes, lambda data: blob_digest_of(data) == digest)
+
+    def cancel(self, wanted_id: bytes) -> None:
+        """Give up an object or blob; whoever waits for it is cancelled."""
+        for key in (Item(ItemKind.OBJECT, wanted_id), Item(ItemKind.BLOB, wanted_id)):
+            if (want := self._wants.get(key)) is not None:
+                for waiter in tuple(want.waiters):
+                    waiter.cancel()
+                self._give_up(want)
+
+    def peers_changed(self) -> None:
+        """Look again who is connected; what nobody could help with is tried again."""
+        now = self._clock.monotonic()
+        if self._exchange.set_peers(self._peers(), now=now):
+            for want in self._parked:
+                want.retry_at, want.retry_s = now, PARK_RETRY_S
+            self._next_retry = now
+        self._pump_soon()
+
+    def missing(self) -> list[Missing]:
+        """Return everything wanted and not here, the oldest first, and what it waits for."""
+        return [
+            Missing(
+                id=want.key.id,
+                kind=want.key.kind,
+                nbytes=want.nbytes,
+                missing_bytes=want.missing_bytes,
+                since=want.since,
+                reason=self._reason(want),
+            )
+            for want in sorted(self._wants.values(), key=lambda want: want.since)
+        ]
+
+    def _reason(self, want: Want) -> str:
+        match want.stage:
+            case Stage.QUEUED:
+                return "waits for its turn"
+            case Stage.ACTIVE:
+                return self._exchange.describe(want.step)
+            case Stage.PARKED:
+                return want.reason
+
+    def progress(self) -> Progress:
+        """Return how it goes, over all wants."""
+        return Progress(
+            wants=len(self._wants),
+            missing_bytes=sum(want.missing_bytes for want in self._wants.values()),
+            rate_bytes_per_s=self._exchange.rate.value(now=self._clock.monotonic()),
+            fetched_bytes=self._exchange.fetched_bytes,
+            refused_bytes=self._exchange.refused_bytes,
+        )
+
+    async def close(self) -> None:
+        """Give up every want and close every link. What is on disk stays."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        wants = tuple(self._wants.values())
+        for want in wants:
+            self.cancel(want.key.id)
+        self._exchange.cut_all("this node stops")
+        await asyncio.gather(*(want.task for want in wants if want.task), return_exceptions=True)
+
+    # --- the life of a want -------------------------------------------------------------------------------
+
+    async def _want(self, key: Item, nbytes: int, verify: Callable[[bytes], bool]) -> Any:
+        while not self._is_closed:
+            want = self._wants.get(key) or self._begin(key, nbytes, verify)
+            waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            want.waiters.add(waiter)
+            try:
+                value = await waiter
+            except MalformedMessageError:
+                # Of two manifests that give one blob two sizes, the wrong one must not fail the right one.
+                if want.nbytes == nbytes:
+                    raise
+                continue
+            finally:
+                want.waiters.discard(waiter)
+                if not want.waiters:
+                    self._give_up(want)
+            if want.nbytes == nbytes:
+                return value
+        raise asyncio.CancelledError
+
+    def _begin(self, key: Item, nbytes: int, verify: Callable[[bytes], bool]) -> Want:
+        want = Want(key=key, nbytes=nbytes, since=self._clock.now(), verify=verify, retry_s=PARK_RETRY_S)
+        self._wants[key] = want
+        self._queue.append(want)
+        self._pump_soon()
+        return want
+
+    def _give_up(self, want: Want) -> None:
+        if self._wants.get(want.key) is want:
+            del self._wants[want.key]
+            if want.task is None:
+                self._queue.remove(want)
+            else:
+                want.task.cancel()
+
+    def _settle(self, want: Want, task: asyncio.Task[Any]) -> None:
+        if self._wants.get(want.key) is want:
+            del self._wants[want.key]
+        self._active.pop(want, None)
+        self._parked.pop(want, None)
+        if want.stage is Stage.QUEUED:
+            self._queue.remove(want)
+        error = None if task.cancelled() else task.exception()
+        for waiter in tuple(want.waiters):
+            if waiter.done():
+                continue
+            if task.cancelled():
+                waiter.cancel()
+            elif error is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(task.result())
+        self._pump_soon()
+
+    def _admit(self, now: float) -> None:
+        if now >= self._next_retry:
+            for want in [want for want in self._parked if now >= want.retry_at]:
+                del self._parked[want]
+                want.stage = Stage.QUEUED
+                self._queue.append(want)
+            self._next_retry = min((want.retry_at for want in self._parked), default=math.inf)
+        while self._queue and self._has_room():
+            at = int(self._rng.random() * min(QUEUE_CHOICE, len(self._queue)))
+            want = self._queue[at]
+            del self._queue[at]
+            want.stage = Stage.ACTIVE
+            self._active[want] = None
+            want.is_admitted.set()
+            if want.task is None:
+                want.task = asyncio.create_task(self._fetch(want), name=f"fetch-{want.key.id.hex()[:8]}")
+                want.task.add_done_callback(lambda task, want=want: self._settle(want, task))  # type: ignore[misc]
+            elif want.step is not None:
+                self._exchange.enter(want.step)
+
+    def _has_room(self) -> bool:
+        missing_bytes = sum(want.missing_bytes for want in self._active)
+        return len(self._active) < ACTIVE_MAX and missing_bytes < ACTIVE_BYTES
+
+    def _park(self, want: Want, reason: str, *, now: float, retry_s: float | None = None) -> None:
+        self._active.pop(want, None)
+        self._parked[want] = None
+        want.stage = Stage.PARKED
+        want.reason = reason
+        want.is_admitted.clear()
+        step = want.step
+        if step is not None:
+            self._exchange.leave(step)
+            if step.has_advanced:
+                step.has_advanced, want.retry_s = False, PARK_RETRY_S
+            if step.count > 1 and not step.present and not step.done.done():
+                step.done.set_exception(_NothingYetError())
+        want.retry_at = now + (want.retry_s if retry_s is None else retry_s)
+        want.retry_s = min(PARK_RETRY_S_MAX, want.retry_s * 2)
+        self._next_retry = min(self._next_retry, want.retry_at)
+
+    # --- the steps of a want ------------------------------------------------------------------------------
+
+    async def _fetch(self, want: Want) -> Any:
+        began = self._clock.monotonic()
+        while True:
+            try:
+                if want.key.kind is ItemKind.OBJECT:
+                    return await self._fetch_object(want)
+                await self._fetch_blob(want)
+            except FullError as error:
+                self._park(want, str(error), now=self._clock.monotonic(), retry_s=FULL_RETRY_S)
+                self._pump_soon()
+            except _NothingYetError:
+                pass
+            else:
+                duration_s = self._clock.monotonic() - began
+                log.debug("blob.fetched", blob=want.key.id, bytes=want.nbytes, duration_s=duration_s)
+                return None
+            await want.is_admitted.wait()
+
+    async def _fetch_object(self, want: Want) -> bytes:
+        object_id = want.key.id
+        data = await self._in_executor(self._blobs.get_object, object_id)
+        if data is None:
+            data = bytes(await self._take_one(want, want.key, OBJECT_GUESS_BYTES, want.verify))
+            await self._in_executor(self._blobs.put_object, object_id, data)
+        return data
+
+    async def _fetch_blob(self, want: Want) -> None:
+        digest, nbytes = want.key.id, want.nbytes
+        if is_stored(self._blobs, digest, nbytes):
+            return
+        if nbytes == 0:
+            if blob_digest(0, ()) != digest:
+                raise MalformedMessageError(
+                    f"blob {digest.hex()[:12]} is not empty, as a manifest says it is."
+                )
+            await self._in_executor(self._blobs.put_inline, digest, b"")
+        elif nbytes <= CHUNK_BYTES:
+            data = await self._take_one(want, want.key, nbytes, want.verify)
+            await self._in_executor(store_small, self._blobs, digest, data)
+        else:
+            await self._fetch_chunks(want)
+
+    async def _fetch_chunks(self, want: Want) -> None:
+        digest, nbytes = want.key.id, want.nbytes
+        digests = known_digests(self._blobs, digest, nbytes)
+        if digests is None:
+            found = await self._take_one(
+                want,
+                Item(ItemKind.CHUNK_LIST, digest),
+                DIGEST_BYTES * chunk_count(nbytes),
+                lambda answer: proves_size(digest, answer.nbytes, answer.digests),
+            )
+            check_size(digest, claimed=nbytes, actual=found.nbytes)
+            digests = found.digests
+        landing = await self._in_executor(Landing.begin, self._blobs, digest, nbytes, digests)
+        try:
+            await self._take(
+                want, want.key, nbytes, landing.write, count=len(digests), present=landing.present
+            )
+            await self._in_executor(landing.finish)
+        finally:
+            # In the executor, since a write may still hold the file when the want was cancelled.
+            await asyncio.gather(self._in_executor(landing.abandon), return_exceptions=True)
+
+    async def _take_one(self, want: Want, item: Item, nbytes: int, verify: Callable[[Any], bool]) -> Any:
+        """Return the single piece of an item, verified."""
+        found: list[Any] = []
+
+        def land(pieces: list[tuple[int, Any]]) -> list[tuple[int, ...] | None]:
+            right = [verify(value) for _, value in pieces]
+            found.extend(value for (_, value), is_right in zip(pieces, right, strict=True) if is_right)
+            return [(0,) if is_right else None for is_right in right]
+
+        await self._take(want, item, nbytes, land)
+        return found[0]
+
+    async def _take(
+        self, want: Want, item: Item, nbytes: int, land: Land, *, count: int = 1, present: int = 0
+    ) -> None:
+        """Return once all pieces of an item have landed."""
+        if present == (1 << count) - 1:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        step = Step(item=item, nbytes=nbytes, count=count, present=present, land=land, done=done)
+        want.step = step
+        self._owners[step] = want
+        try:
+            if want.stage is Stage.ACTIVE:
+                self._exchange.enter(step)
+            await done
+        finally:
+            want.step = None
+            del self._owners[step]
+            self._exchange.leave(step)
+            if step.lander is not None:
+                # The thread that writes cannot be cancelled, and the file must not change under it.
+                await asyncio.gather(step.lander, return_exceptions=True)
+
+    async def _in_executor(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    # --- driving ------------------------------------------------------------------------------------------
+
+    def _pump_soon(self) -> None:
+        if not self._is_pump_due and not self._is_closed:
+            self._is_pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_pump_due = False
+        if self._is_closed:
+            return
+        now = self._clock.monotonic()
+        if self._wants and not self._exchange.providers:
+            self._exchange.set_peers(self._peers(), now=now)
+        self._admit(now)
+        wakeup = self._exchange.turn(now=now)
+        for step in self._exchange.stuck(now=now):
+            self._park(self._owners[step], self._exchange.describe_stuck(now=now), now=now)
+        if self._queue:
+            for step in self._exchange.idle(now=now, idle_s=NO_PROGRESS_S):
+                self._park(
+                    self._owners[step], "the peers that have a part of it wait for the rest too", now=now
+                )
+        self._close_idle(now)
+        self._arm(now, wakeup)
+
+    def _close_idle(self, now: float) -> None:
+        if self._wants or not self._exchange.has_links:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= LINK_IDLE_S:
+            self._idle_since = None
+            self._exchange.cut_all("nothing to ask")
+
+    def _arm(self, now: float, wakeup: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [] if wakeup is None else [wakeup]
+        if self._parked and self._exchange.providers:
+            times.append(self._next_retry)
+        if self._idle_since is not None:
+            times.append(self._idle_since + LINK_IDLE_S)
+        if times:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, min(times) - now), self._pump_soon)
