@@ -2,4 +2,62 @@
 
 Start reading at ``run.run_job``. ``plan.build_job`` turns a policy and the contributions that count into a
 job, for the daemon and for offline ``merge`` alike, which is why both write the same bytes.
+
+The names below are loaded when first used: a worker process needs few of them, and ``status`` none.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .describe import DescribedFile, check_against, describe_file
+    from .files import read_header
+    from .finite import scan_finite
+    from .job import ModelInput, ResolveCancelledError, ResolveJob, ResolveResult, TensorSource, UsedModel
+    from .merge import merge_files
+    from .plan import build_job
+    from .run import run_job
+
+__all__ = [
+    "DescribedFile",
+    "ModelInput",
+    "ResolveCancelledError",
+    "ResolveJob",
+    "ResolveResult",
+    "TensorSource",
+    "UsedModel",
+    "build_job",
+    "check_against",
+    "describe_file",
+    "merge_files",
+    "read_header",
+    "run_job",
+    "scan_finite",
+]
+
+_HOMES = {
+    "describe": ("DescribedFile", "check_against", "describe_file"),
+    "files": ("read_header",),
+    "finite": ("scan_finite",),
+    "job": (
+        "ModelInput",
+        "ResolveCancelledError",
+        "ResolveJob",
+        "ResolveResult",
+        "TensorSource",
+        "UsedModel",
+    ),
+    "merge": ("merge_files",),
+    "plan": ("build_job",),
+    "run": ("run_job",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that defines a public name."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ infinity on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from crdt_merge_protocol.tensorfile import TensorEntry, TensorFile
 from crdt_merge_node.ports import Fs, SystemFs
 
 from .files import read_header
-from .job import ModelInput, TensorSource, UsedModel
+from .job import TensorSource, UsedModel
 from .pool import InlinePool, Pool
 from .tasks import Hash
 
@@ -46,26 +46,26 @@ class DescribedFile:
     not_finite: tuple[str, ...]
     """Tensors that hold NaN, infinity or a boolean that is neither 0 nor 1."""
 
+    weight: int = WEIGHT_ONE
+    """Over 2^32; part of the digest."""
+
     @property
     def is_finite(self) -> bool:
         """Whether a merge may see it."""
         return not self.not_finite
 
-    def used(self, weight: int = WEIGHT_ONE) -> UsedModel:
-        """Return it as a contribution of this weight, over 2^32."""
-        content = self.manifest.content
-        name = contribution_digest(kind=MODEL, content=content, weight=weight)
-        return UsedModel(name, weight, self.manifest, self.sources)
+    @property
+    def digest(self) -> bytes:
+        """The contribution digest that the file has in a group."""
+        return contribution_digest(kind=MODEL, content=self.manifest.content, weight=self.weight)
 
-    def model(self, weight: int = WEIGHT_ONE) -> ModelInput:
-        """Return it as an input of a job."""
-        used = self.used(weight)
-        return ModelInput(
-            digest=used.digest, weight=weight, tensors=self.sources, content=self.manifest.content
-        )
+    @property
+    def used(self) -> UsedModel:
+        """The file as a contribution."""
+        return UsedModel(self.digest, self.weight, self.manifest, self.sources)
 
 
-def describe_file(path: Path, *, fs: Fs | None = None) -> DescribedFile:
+def describe_file(path: Path, weight: int = WEIGHT_ONE, *, fs: Fs | None = None) -> DescribedFile:
     """Read, check and hash a safetensors file.
 
     Raises:
@@ -74,13 +74,14 @@ def describe_file(path: Path, *, fs: Fs | None = None) -> DescribedFile:
     """
     fs = fs or SystemFs()
     with InlinePool(fs, slot_bytes=0, tick=lambda: None) as pool:
-        return describe_files([(path, read_header(fs, path))], pool)[0]
+        return describe_files([(path, read_header(fs, path))], pool, weights=[weight])[0]
 
 
 def describe_files(
     files: Sequence[tuple[Path, TensorFile]],
     pool: Pool,
     *,
+    weights: Sequence[int],
     advance: Callable[[int], None] = lambda _nbytes: None,
 ) -> list[DescribedFile]:
     """Hash files whose headers have been read, in the workers of ``pool``.
@@ -88,6 +89,7 @@ def describe_files(
     Args:
         files: (path, its header).
         pool: Who does it.
+        weights: One per file, over 2^32.
         advance: Told how many more bytes have been hashed.
     """
     chunks: dict[TensorSource, list[bytes]] = {}
@@ -99,7 +101,10 @@ def describe_files(
             if not finite:
                 unfit.add(source)
             advance(stop - start)
-    return [_describe(path, file, chunks, unfit) for path, file in files]
+    return [
+        replace(_describe(path, file, chunks, unfit), weight=weight)
+        for (path, file), weight in zip(files, weights, strict=True)
+    ]
 
 
 def check_against(schema: Schema, entries: Iterable[TensorEntry]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from crdt_merge_protocol.blobs import FLOAT_DTYPES, Schema
 from crdt_merge_protocol.errors import EmptySetError, NonFiniteError, ParameterError
@@ -94,10 +94,15 @@ def merge_files(
     count, _ = fit_memory(memory_bytes, k=len(files), wanted=wanted)
     report = progress or say_nothing
     with open_pool(count, fs, ticker(cancelled)) as pool:
-        described = describe_files(headers, pool, advance=_Hashing(report, total_bytes).advance)
+        described = describe_files(
+            headers,
+            pool,
+            weights=[*weights, *([] if base is None else [WEIGHT_ONE])],
+            advance=_Hashing(report, total_bytes).advance,
+        )
         _require_finite(described)
         base_file = described.pop() if base is not None else None
-        used = [file.used(weight) for file, weight in zip(described, weights, strict=True)]
+        used = [file.used for file in described]
         policy = Policy(
             strategy=recipe.id,
             strategy_version=recipe.version,
@@ -110,11 +115,11 @@ def merge_files(
             policy,
             schema,
             used,
-            base_file.used() if base_file else None,
+            base_file.used if base_file else None,
             group_mode=False,
             memory_bytes=memory_bytes,
             workers=count,
-            facts={"command": "merge", "files": _facts(files, used), "base": str(base) if base else None},
+            facts={"command": "merge", "files": _facts(described), "base": str(base) if base else None},
         )
         plan = make_plan(job, cores=count)
         with OutputWriter(output, nbytes=plan.nbytes, fs=fs, rng=rng or SystemRng()) as writer:
@@ -165,7 +170,5 @@ def _require_finite(files: Sequence[DescribedFile]) -> None:
             )
 
 
-def _facts(files: Sequence[Path], used: Sequence[Any]) -> list[dict[str, str]]:
-    return [
-        {"path": str(path), "digest": model.digest.hex()} for path, model in zip(files, used, strict=True)
-    ]
+def _facts(files: Sequence[DescribedFile]) -> list[dict[str, str]]:
+    return [{"path": str(file.path), "digest": file.digest.hex()} for file in files]
