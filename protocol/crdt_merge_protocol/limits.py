@@ -59,6 +59,10 @@ SYNC_PROGRESS_TIMEOUT_S: Final = 10.0
 SYNC_RETRY_AFTER_S: Final = 0.5
 SYNC_ROUNDS_MAX: Final = 80
 """Messages in one walk: 64 nibbles of path plus slack."""
+SYNC_STEP_BYTES_MAX: Final = MIB
+"""One step of a walk. Where more would differ, listing everything costs less than searching on."""
+SYNC_WINDOW_BYTES: Final = MIB
+"""Operations on their way that are not yet durable at the receiver; a quarter of a lane."""
 
 # --- blobs (PROTOCOL 5) -------------------------------------------------------------------------------
 CHUNK_BYTES: Final = MIB

@@ -2,7 +2,9 @@
 
 from . import bulk as bulk
 from . import gossip as gossip
+from . import join as join
 from . import membership as membership
+from . import sync as sync
 from .base import ControlMessage, DataMessage, Fields, Message
 
 __all__ = ["ControlMessage", "DataMessage", "Fields", "Message"]
