@@ -6,7 +6,7 @@ Rules of the file:
    more rarely, for ever.
 2. A *seed* is an address without an identity. It is dialled until some peer has been reached through it.
 3. Blocked peers are neither dialled nor admitted, until they are unblocked.
-4. Waiting times double from 0.25 s to 15 s with +-20 % jitter, so that a healed network is noticed soon and
+4. Waiting times double from 0.25 s to 5 s with +-20 % jitter, so that a healed network is noticed soon and
    nodes do not retry in step. A connection resets them.
 
 The class is the full-mesh case of an interface: ``connected``, ``disconnected``, ``learn``, ``due`` and
@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from .limits import ADDRESSES_PER_PEER_MAX
 
 DIAL_INTERVAL_MIN_S = 0.25
-DIAL_INTERVAL_MAX_S = 15.0
+DIAL_INTERVAL_MAX_S = 5.0
 JITTER_RATIO = 0.2
+OUTCOME_S = 15.0
+"""Longer than connecting, handshake and hello may take together; by then the outcome was reported."""
 
 
 @dataclass(slots=True)
@@ -119,8 +121,7 @@ class FullMesh:
             if target.due > now:
                 continue
             address = target.addresses[target.attempts % len(target.addresses)]
-            # Until the outcome is known: longer than any handshake may take.
-            target.due = now + DIAL_INTERVAL_MAX_S
+            target.due = now + OUTCOME_S
             dials.append(Dial(address=address, expect=target.peer))
         return dials
 

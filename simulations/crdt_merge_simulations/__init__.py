@@ -1,1 +1,1 @@
-"""The world made reproducible: virtual time, faults, topologies."""
+"""The protocol engines of many nodes in virtual time, faults from a seed."""

@@ -1,0 +1,171 @@
+"""What can happen to an engine (events) and what it wants done (effects). Values only.
+
+An event carries everything the engine may know about it; an effect everything the driver needs to carry it
+out. Neither refers to a socket, a file or a clock, so the daemon and the simulator drive the same engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from .messages.base import Message
+from .operations import SignedOperation
+from .overlay import Dial
+
+
+class Lane(IntEnum):
+    """Priority of a message on its connection; lower goes first."""
+
+    MEMBERSHIP = 0
+    OPERATIONS = 1
+    SYNC = 2
+
+
+# --- events -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerUp:
+    """A gossip connection to ``peer`` is open and both sides have said HELLO."""
+
+    peer: bytes
+    addresses: tuple[str, ...]
+    dialled: str | None = None
+    """The address we dialled; None when the peer dialled us."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerDown:
+    """The gossip connection to ``peer`` is gone."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialFailed:
+    """An attempt that :class:`DialPeer` asked for did not lead to a connection."""
+
+    dial: Dial
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageReceived:
+    """A message of a gossip connection."""
+
+    peer: bytes
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStored:
+    """The genesis that :class:`StoreGroup` named is durable."""
+
+    genesis: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationsStored:
+    """The operations of one :class:`StoreOperations` are durable. Reported in the order asked for."""
+
+    group: bytes
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerBlocked:
+    """The operator blocks or unblocks a peer."""
+
+    peer: bytes
+    is_blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline of the engine has come."""
+
+
+Event = PeerUp | PeerDown | DialFailed | MessageReceived | GroupStored | OperationsStored | PeerBlocked | Tick
+
+# --- effects ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Queue a message for a peer. It may be shed when the lane is full; anti-entropy repairs that."""
+
+    peer: bytes
+    message: Message
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialPeer:
+    """Try to connect; report :class:`PeerUp` or :class:`DialFailed`."""
+
+    dial: Dial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnect:
+    """Close the connection to a peer, telling it the error code and the reason."""
+
+    peer: bytes
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreGroup:
+    """Make a genesis durable, then report :class:`GroupStored`."""
+
+    group: bytes
+    genesis: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOperations:
+    """Make operations durable in this order, then report :class:`OperationsStored`."""
+
+    group: bytes
+    operations: tuple[SignedOperation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberPeer:
+    """A peer's addresses changed; worth keeping over a restart."""
+
+    peer: bytes
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupChanged:
+    """Operations were applied: the view of the group may be another one."""
+
+    group: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestationMismatch:
+    """Two nodes wrote different bytes for one resolve key: an alarm, never a silence (DESIGN 3.2)."""
+
+    group: bytes
+    resolve_key: bytes
+    peer: bytes
+    theirs: bytes
+    ours: bytes
+
+
+Effect = (
+    Send
+    | DialPeer
+    | Disconnect
+    | StoreGroup
+    | StoreOperations
+    | RememberPeer
+    | GroupChanged
+    | AttestationMismatch
+)
