@@ -1,1 +1,12 @@
-"""Moving blobs: the side that serves them and the side that fetches them (PROTOCOL 5)."""
+"""Moving objects and blobs between nodes, over connections of their own (PROTOCOL 5).
+
+Start with ``fetcher.py``: what is wanted, and until when. ``exchange.py`` asks peers for it as the planner in
+``crdt_merge_protocol.fetch`` decides; ``serve.py`` is the other end of the line. Received bytes are verified
+in ``landing.py`` before they are kept.
+"""
+
+from .fetcher import Fetcher
+from .serve import BulkServer
+from .wants import Missing, Progress
+
+__all__ = ["BulkServer", "Fetcher", "Missing", "Progress"]

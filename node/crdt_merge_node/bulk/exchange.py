@@ -27,7 +27,7 @@ from .link import Answer, Link, WholeObject
 from .ports import ClockLike, ConnectionLike
 from .wants import Rate, Step
 
-log = get_logger()
+log = get_logger(__name__)
 
 PROVIDERS_MAX: Final = 16
 

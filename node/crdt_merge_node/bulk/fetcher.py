@@ -33,7 +33,7 @@ from .wants import Land, Missing, Progress, Stage, Step, Want
 
 T = TypeVar("T")
 
-log = get_logger()
+log = get_logger(__name__)
 
 ACTIVE_MAX: Final = 64
 ACTIVE_BYTES: Final = 2 * FETCH_BYTES_MAX
@@ -59,15 +59,23 @@ class Fetcher:
 
     def __init__(
         self,
+        blobs: BlobStoreLike,
         *,
         node: bytes,
-        blobs: BlobStoreLike,
         peers: Callable[[], Iterable[bytes]],
-        open_connection: Callable[[bytes], Awaitable[ConnectionLike]],
+        open: Callable[[bytes], Awaitable[ConnectionLike]],  # noqa: A002  (says best what it does)
         clock: ClockLike,
         rng: RandomLike,
         executor: Executor | None = None,
     ) -> None:
+        """Take what the fetcher works with.
+
+        Args:
+            node: This node's id.
+            peers: Returns the peers that are connected now; call :meth:`peers_changed` when that changes.
+            open: Opens a bulk connection to a peer, on which nothing has been read yet.
+            executor: For what blocks: disk and hashing. Default: the loop's.
+        """
         self._blobs = blobs
         self._peers = peers
         self._clock = clock
@@ -75,7 +83,7 @@ class Fetcher:
         self._executor = executor
         self._exchange = Exchange(
             node=node,
-            open_connection=open_connection,
+            open_connection=open,
             clock=clock,
             rng=rng,
             executor=executor,

@@ -36,7 +36,7 @@ from crdt_merge_node.transport.connection import Lane
 
 from .ports import BlobStoreLike, ConnectionLike, bits_of
 
-log = get_logger()
+log = get_logger(__name__)
 
 OPEN_QUESTIONS_MAX: Final = 2 * BULK_REQUESTS_MAX
 """Chunks, objects and queries that wait for an answer on one connection."""
@@ -50,12 +50,12 @@ Question = tuple[type[Message], bytes, int]
 class BulkServer:
     """Serves any number of bulk connections."""
 
-    def __init__(self, *, blobs: BlobStoreLike, executor: Executor | None = None) -> None:
+    def __init__(self, blobs: BlobStoreLike, *, executor: Executor | None = None) -> None:
         self._blobs = blobs
         self._executor = executor
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def attach(self, connection: ConnectionLike) -> None:
+    def serve(self, connection: ConnectionLike) -> None:
         """Answer this connection until it ends. Call it before anything is read from it."""
         session = _Session(connection, self._blobs, self._executor)
         connection.on_message = session.ask
