@@ -110,6 +110,15 @@ class FileStat:
     """User id."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpace:
+    """Room on a file system."""
+
+    free_bytes: int
+    """What this user may still write."""
+    total_bytes: int
+
+
 class File(Protocol):
     """An open regular file. Calls block; positions are always explicit."""
 
@@ -191,8 +200,8 @@ class Fs(Protocol):
         """Return once the names in a directory are durable."""
         ...
 
-    def free_bytes(self, path: Path) -> int:
-        """Return the bytes available to this user on the file system of ``path``."""
+    def disk_space(self, path: Path) -> DiskSpace:
+        """Return how much room the file system of ``path`` has."""
         ...
 
     def lock(self, path: Path, *, note: bytes) -> Lock | None:
@@ -321,10 +330,11 @@ class SystemFs:
         finally:
             os.close(descriptor)
 
-    def free_bytes(self, path: Path) -> int:
-        """Return the bytes available to this user on the file system of ``path``."""
+    def disk_space(self, path: Path) -> DiskSpace:
+        """Return how much room the file system of ``path`` has."""
         found = os.statvfs(path)
-        return found.f_bavail * found.f_frsize
+        unit = found.f_frsize
+        return DiskSpace(free_bytes=found.f_bavail * unit, total_bytes=found.f_blocks * unit)
 
     def lock(self, path: Path, *, note: bytes) -> Lock | None:
         """Take an exclusive ``flock`` on ``path``; it ends with the process, however that ends."""

@@ -47,6 +47,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "peer.refused": Event(
         "warning", ("peer", "remote", "reason"), "A peer was refused, or refused this node."
     ),
+    "peer.unreachable": Event("debug", ("address", "reason"), "Nobody answered at an address."),
     "peer.blocked": Event("info", ("peer",), "A person told this node to refuse the peer."),
     "peer.unblocked": Event("info", ("peer",), "A person told this node to hear the peer again."),
     # replication
@@ -66,6 +67,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         "error", ("blob", "reason"), "Stored bytes are damaged; they will be fetched again."
     ),
     "blob.fetched": Event("debug", ("blob", "bytes", "duration_s"), "All chunks of a blob are durable here."),
+    "blob.failed": Event("warning", ("blob", "error", "error_code"), "A fetch failed; it is tried again."),
+    "blob.refused": Event("warning", ("peer", "blob", "reason"), "A peer sent wrong bytes and is banned."),
+    "blob.withheld": Event("debug", ("blob", "error"), "A blob that a peer asked for could not be read."),
+    "bulk.lost": Event("debug", ("peer", "reason"), "A connection for fetching blobs ended."),
+    "bulk.failed": Event("error", ("peer", "error"), "A connection could not be served; it was closed."),
     # storage
     "store.opened": Event(
         "info", ("operations", "blobs", "bytes", "duration_s"), "The data directory was read and checked."
@@ -92,8 +98,13 @@ EVENTS: Final[Mapping[str, Event]] = {
 }
 
 
-def get_logger(**bound: Any) -> FilteringBoundLogger:
-    """Return a logger whose lines carry ``bound``; may be called before :func:`configure_logging`."""
+def get_logger(module: str = "", **bound: Any) -> FilteringBoundLogger:
+    """Return a logger whose lines carry ``bound`` and name the module (``__name__``) that wrote them.
+
+    May be called before :func:`configure_logging`.
+    """
+    if module:
+        bound["module"] = module.removeprefix("crdt_merge_node.")
     logger: FilteringBoundLogger = structlog.get_logger(**bound)
     return logger
 

@@ -40,13 +40,14 @@ def test_a_line_is_one_json_object_with_short_ids_and_error_codes(stream):
     configure_logging(stream=stream, clock=FixedClock())
     error = FullError("no room on /data.", hint="Free some.")
 
-    get_logger(node=bytes(32)).error("store.full", error=error)
+    get_logger("crdt_merge_node.storage.store", node=bytes(32)).error("store.full", error=error)
 
     (line,) = logged(stream)
     assert line == {
         "event": "store.full",
         "level": "error",
         "timestamp": "2027-01-15T08:00:00.250000+00:00",
+        "module": "storage.store",
         "node": "000000000000",
         "error": "no room on /data. Free some.",
         "error_code": "E1502",

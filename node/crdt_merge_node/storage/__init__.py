@@ -1,0 +1,30 @@
+"""What survives: operations and small facts in SQLite, tensors as content-addressed files.
+
+Start with ``store.py``. Acknowledged means durable: whatever a call here returned for is still there if the
+power fails in the next instant (SCENARIOS 7). Every failure has a name: no room is :class:`FullError` and
+passes by itself, a failed write is :class:`StoreFailedError` and ends the process, damage is
+:class:`CorruptError` and the damaged thing is set aside, never served.
+"""
+
+from .blobs import BlobStore
+from .health import Health, Room
+from .layout import DataDir
+from .operations import OpRow
+from .partial import Partial
+from .recovery import RecoveryReport, ReplayReport, compare_root, replay, save_root
+from .store import Store
+
+__all__ = [
+    "BlobStore",
+    "DataDir",
+    "Health",
+    "OpRow",
+    "Partial",
+    "RecoveryReport",
+    "ReplayReport",
+    "Room",
+    "Store",
+    "compare_root",
+    "replay",
+    "save_root",
+]

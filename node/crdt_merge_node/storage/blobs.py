@@ -1,0 +1,442 @@
+"""Content-addressed bytes: objects by id, tensors by blob digest (PROTOCOL 5, SCENARIOS 7).
+
+A blob becomes visible in this order: bytes into ``tmp/`` or ``partial/`` under a name of our own, fsync,
+rename to ``blobs/ab/<62 hex>``, fsync of that directory (and of ``blobs/`` when ``ab`` is new), a row,
+COMMIT, and only then the index in memory that :meth:`BlobStore.has` reads. A crash leaves at worst a whole
+file without a row, which the next start takes in after hashing it; never a row without its bytes.
+
+What is read is verified chunk by chunk. Damage moves the file to ``quarantine/`` and forgets the blob, which
+is then fetched again like any other that is missing (T41). All methods block.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import apsw
+from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_bytes, chunk_count, chunk_digest
+from crdt_merge_protocol.errors import LocalProtocolError, MalformedMessageError
+from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, INLINE_BLOB_BYTES_MAX
+
+from crdt_merge_node.errors import CorruptError, StorageError
+from crdt_merge_node.ports import Rng
+
+from .database import Database
+from .files import BlobFiles, RangeReader, UnreadableError
+from .health import Health, Room
+from .layout import DataDir
+from .objects import ObjectTable
+from .partial import Partial, PartialPorts
+
+DIGEST_BYTES: Final = 32
+CACHED_LISTS: Final = 64
+"""Chunk lists kept in memory: 32 bytes per MiB of blob, for the blobs being served or fetched."""
+DAMAGE: Final = frozenset({errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO})
+"""Errors of opening or reading that say something about the blob and not about this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A blob that is here, whole and durable."""
+
+    nbytes: int
+    is_inline: bool
+
+
+class BlobStore:
+    """The blobs and objects of one node. Safe to use from any thread; every method may block."""
+
+    def __init__(
+        self,
+        data: DataDir,
+        database: Database,
+        *,
+        rng: Rng,
+        health: Health,
+        room: Room,
+        on_corrupt: Callable[[bytes, str], None] | None = None,
+    ) -> None:
+        self.files = BlobFiles(data, rng=rng, health=health)
+        self._fs = data.fs
+        self._database = database
+        self._health = health
+        self._room = room
+        self._on_corrupt = on_corrupt
+        self._objects = ObjectTable(database, report=self._report)
+        self._lock = threading.RLock()
+        self._index: dict[bytes, Entry] = {}
+        self._lists: OrderedDict[bytes, list[bytes]] = OrderedDict()
+        self._partials: dict[bytes, Partial] = {}
+        self._partial_ports = PartialPorts(
+            fs=self._fs,
+            health=health,
+            room=room,
+            publish=self._publish_partial,
+            forget=self._forget_partial,
+        )
+
+    # --- what is here -------------------------------------------------------------------------------
+
+    def load_index(self) -> None:
+        """Read which blobs and objects the database has; called once, before recovery compares the files."""
+        rows = self._database.query("SELECT digest, nbytes, inline IS NOT NULL FROM blobs")
+        self._index = {bytes(digest): Entry(int(nbytes), bool(inline)) for digest, nbytes, inline in rows}
+        self._objects.load_index()
+
+    def has(self, digest: bytes) -> bool:
+        """Tell whether the whole blob is here and durable."""
+        return digest in self._index
+
+    def size(self, digest: bytes) -> int | None:
+        """Return the size of a blob that is here, in bytes."""
+        entry = self._index.get(digest)
+        return entry.nbytes if entry else None
+
+    def is_stored_inline(self, digest: bytes) -> bool:
+        """Tell whether the blob is here as a row and not as a file."""
+        entry = self._index.get(digest)
+        return entry is not None and entry.is_inline
+
+    def digests(self) -> list[bytes]:
+        """Return the digests of all blobs that are here, sorted."""
+        with self._lock:
+            return sorted(self._index)
+
+    def total_bytes(self) -> int:
+        """Return the size of all blobs that are here."""
+        with self._lock:
+            return sum(entry.nbytes for entry in self._index.values())
+
+    def source(self, digest: bytes) -> tuple[Path | None, int, int, bytes | None]:
+        """Return (file, offset, size, bytes of a small blob) from which a blob can be read.
+
+        Raises:
+            StorageError: It is not here.
+            CorruptError: Its file is gone or has another size.
+        """
+        entry = self._entry(digest)
+        if entry.is_inline:
+            return None, 0, entry.nbytes, self._read_inline(digest)
+        path = self.files.path_of(digest)
+        found = self._fs.stat(path)
+        if found is None or not found.is_file or found.nbytes != entry.nbytes:
+            raise self.quarantine(digest, "its file is gone or has another size")
+        return path, 0, entry.nbytes, None
+
+    def chunk_digests(self, digest: bytes) -> list[bytes] | None:
+        """Return the chunk digests of a blob that is here or being fetched, or None.
+
+        Raises:
+            CorruptError: The list is damaged; the blob was set aside.
+        """
+        chunks = self._chunks(digest)
+        return list(chunks) if chunks is not None else None
+
+    def read_chunk(self, digest: bytes, index: int) -> bytes | None:
+        """Return a verified chunk of a blob that is here or being fetched, or None.
+
+        Raises:
+            CorruptError: The bytes on disk are not the chunk; the blob was set aside.
+        """
+        entry, partial = self._index.get(digest), self._partials.get(digest)
+        if entry is None:
+            return partial.read(index) if partial is not None else None
+        chunks = self._chunks(digest)
+        if chunks is None or not 0 <= index < len(chunks):
+            return None
+        data = self._read_inline(digest) if entry.is_inline else self._read_file(digest, entry, index)
+        if data is not None and chunk_digest(data) != chunks[index]:
+            raise self.quarantine(digest, f"chunk {index} has other bytes")
+        return data
+
+    def verify(self, digest: bytes, *, progress: Callable[[int], None] | None = None) -> None:
+        """Hash a whole blob again.
+
+        Raises:
+            CorruptError: It is damaged and was set aside.
+            StorageError: It is not here.
+        """
+        entry = self._entry(digest)
+        for index in range(chunk_count(entry.nbytes)):
+            data = self.read_chunk(digest, index)
+            if data is None:
+                raise StorageError(f"blob {digest.hex()[:12]} was deleted while it was read.")
+            if progress is not None:
+                progress(len(data))
+
+    # --- objects ------------------------------------------------------------------------------------
+
+    def has_object(self, object_id: bytes) -> bool:
+        """Tell whether a manifest, schema or payload is here and durable."""
+        return self._objects.has(object_id)
+
+    def put_object(self, object_id: bytes, data: bytes) -> None:
+        """Store an object whose id the caller has verified; durable on return."""
+        self._objects.put(object_id, data)
+
+    def get_object(self, object_id: bytes) -> bytes | None:
+        """Return an object's bytes, or None.
+
+        Raises:
+            CorruptError: The bytes are damaged; the object is forgotten and can be fetched again.
+        """
+        return self._objects.get(object_id)
+
+    # --- blobs from this node -----------------------------------------------------------------------
+
+    def import_tensor(
+        self,
+        path: Path,
+        offset: int,
+        nbytes: int,
+        *,
+        scan: Callable[[memoryview], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[bytes, bool]:
+        """Copy a range of a user's file into the store; durable on return.
+
+        Args:
+            path: The file; a symbolic link is followed.
+            offset: Where the tensor begins, in bytes.
+            nbytes: Its size.
+            scan: Tells of each chunk whether all its numbers are finite.
+            progress: Called with the number of bytes copied since the last call; may raise to cancel.
+
+        Returns:
+            The blob digest, and whether every scan said True.
+
+        Raises:
+            StorageError: The file cannot be read or ends too early.
+            FullError: No room. Nothing is left behind.
+        """
+        if not 0 <= nbytes <= BLOB_BYTES_MAX:
+            raise LocalProtocolError(f"a blob has at most {BLOB_BYTES_MAX} bytes, this one {nbytes}.")
+        try:
+            source = self._fs.open_read(path, follow=True)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+        with source:
+            reader = RangeReader(source, path, offset=offset, nbytes=nbytes, scan=scan, progress=progress)
+            if nbytes <= INLINE_BLOB_BYTES_MAX:
+                data = b"".join(reader)
+                digest = blob_digest(nbytes, reader.digests)
+                self.put_inline(digest, data)
+            else:
+                digest = self._import_file(reader, nbytes)
+        return digest, reader.is_finite
+
+    def put_inline(self, digest: bytes, data: bytes) -> None:
+        """Store a small blob as a row; durable on return.
+
+        Raises:
+            MalformedMessageError: The bytes are not the blob.
+        """
+        if len(data) > INLINE_BLOB_BYTES_MAX:
+            raise LocalProtocolError(
+                f"{len(data)} bytes are too many for a row, {INLINE_BLOB_BYTES_MAX} fit."
+            )
+        if blob_digest_of(data) != digest:
+            raise MalformedMessageError(f"the bytes are not blob {digest.hex()[:12]}.")
+        if not self.has(digest):
+            self._register(digest, len(data), [chunk_digest(data)] if data else [], inline=data)
+
+    def delete(self, digest: bytes) -> None:
+        """Remove a blob; once this has returned it cannot come back by itself."""
+        with self._lock:
+            entry = self._index.pop(digest, None)
+            self._lists.pop(digest, None)
+        if entry is None:
+            return
+
+        def condemn(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            if not entry.is_inline:
+                connection.execute("INSERT OR REPLACE INTO condemned (digest) VALUES (?)", (digest,))
+
+        self._database.write(condemn, needs_room=False).result()
+        if not entry.is_inline:
+            self.remove_condemned(digest)
+
+    def remove_condemned(self, digest: bytes) -> None:
+        """Unlink the file of a blob that is being deleted, then forget the sentence."""
+        self.files.unlink(self.files.path_of(digest))
+        self._database.delete("DELETE FROM condemned WHERE digest = ?", digest)
+
+    def _import_file(self, reader: RangeReader, nbytes: int) -> bytes:
+        self._room.require_blob(nbytes)
+        temporary = self.files.temporary_path()
+        self._room.promise(temporary, nbytes)
+        try:
+            with self._health.writing(temporary), self._fs.create(temporary) as file:
+                for position, chunk in enumerate(reader):
+                    file.write_at(position * CHUNK_BYTES, chunk)
+                digest = blob_digest(nbytes, reader.digests)
+                if not self.has(digest):
+                    file.sync()
+            if not self.has(digest):
+                self.files.publish(temporary, digest)
+                self._register(digest, nbytes, reader.digests, inline=None)
+        finally:
+            self._room.promise(temporary, 0)
+            self.files.discard(temporary)
+        return digest
+
+    # --- blobs from peers ---------------------------------------------------------------------------
+
+    def begin_partial(self, digest: bytes, nbytes: int, chunk_digests: Sequence[bytes]) -> Partial:
+        """Return the blob as far as it is here, ready to take the rest; the same object while it is open.
+
+        A blob that is here already comes back with every chunk present and ``is_finished``.
+
+        Raises:
+            MalformedMessageError: The chunk digests do not make this blob.
+            FullError: It does not fit.
+        """
+        count = chunk_count(nbytes) if 0 <= nbytes <= BLOB_BYTES_MAX else -1
+        if len(chunk_digests) != count or blob_digest(nbytes, chunk_digests) != digest:
+            raise MalformedMessageError(f"the list of chunks does not make blob {digest.hex()[:12]}.")
+        path = self.files.partial_path(digest)
+        with self._lock:
+            partial = self._partials.get(digest)
+            if partial is None:
+                partial = Partial(digest, nbytes, chunk_digests, path=path, ports=self._partial_ports)
+                if self.has(digest):
+                    partial.mark_whole()
+                    return partial
+                self._partials[digest] = partial
+        try:
+            partial.prepare()  # Hashes what is on disk: long, so not under the lock of the whole store.
+        except BaseException:
+            self._forget_partial(partial)
+            raise
+        return partial
+
+    def partial(self, digest: bytes) -> Partial | None:
+        """Return a blob that is being fetched, or None."""
+        return self._partials.get(digest)
+
+    def _publish_partial(self, partial: Partial) -> None:
+        if self.has(partial.digest):
+            if not partial.is_inline:
+                self.files.discard(partial.path)
+        elif partial.is_inline:
+            self._register(partial.digest, partial.nbytes, partial.chunk_digests, inline=partial.content)
+        else:
+            self.files.publish(partial.path, partial.digest)
+            self._register(partial.digest, partial.nbytes, partial.chunk_digests, inline=None)
+
+    def _forget_partial(self, partial: Partial) -> None:
+        with self._lock:
+            if self._partials.get(partial.digest) is partial:
+                del self._partials[partial.digest]
+
+    # --- damage -------------------------------------------------------------------------------------
+
+    def adopt(self, digest: bytes) -> bool:
+        """Take in a file without a row, which a crash left, if its bytes are what its name says."""
+        path = self.files.path_of(digest)
+        try:
+            with self._fs.open_read(path) as file:
+                nbytes = file.size()
+                reader = RangeReader(file, path, offset=0, nbytes=nbytes)
+                for _chunk in reader:
+                    pass
+                if blob_digest(nbytes, reader.digests) != digest:
+                    return False
+                self.files.sync(digest, file)
+        except UnreadableError:
+            return False
+        except OSError as error:
+            if error.errno in DAMAGE:
+                return False
+            raise StorageError(f"{path}: {error.strerror}.") from error
+        self._register(digest, nbytes, reader.digests, inline=None)
+        return True
+
+    def quarantine(self, digest: bytes, reason: str) -> CorruptError:
+        """Forget a damaged blob and move its file out of the way; return the error to raise."""
+        with self._lock:
+            self._index.pop(digest, None)
+            self._lists.pop(digest, None)
+        self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
+        self.files.set_aside(self.files.path_of(digest), digest.hex())
+        return self._report(digest, reason)
+
+    def _report(self, digest: bytes, reason: str) -> CorruptError:
+        if self._on_corrupt is not None:
+            self._on_corrupt(digest, reason)
+        return CorruptError(
+            f"{digest.hex()[:12]} is damaged: {reason}.",
+            hint="It was set aside and will be fetched again.",
+        )
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def _entry(self, digest: bytes) -> Entry:
+        entry = self._index.get(digest)
+        if entry is None:
+            raise StorageError(f"blob {digest.hex()[:12]} is not here.", hint="Fetch it from a peer.")
+        return entry
+
+    def _chunks(self, digest: bytes) -> Sequence[bytes] | None:
+        with self._lock:
+            if digest in self._lists:
+                self._lists.move_to_end(digest)
+                return self._lists[digest]
+            if partial := self._partials.get(digest):
+                return partial.chunk_digests
+            entry = self._index.get(digest)
+        if entry is None:
+            return None
+        rows = self._database.query("SELECT chunks FROM blobs WHERE digest = ?", digest)
+        chunks = _split_digests(rows[0][0] if rows else None, entry.nbytes)
+        if chunks is None or blob_digest(entry.nbytes, chunks) != digest:
+            raise self.quarantine(digest, "its list of chunks is damaged")
+        with self._lock:
+            self._lists[digest] = chunks
+            while len(self._lists) > CACHED_LISTS:
+                self._lists.popitem(last=False)
+        return chunks
+
+    def _read_inline(self, digest: bytes) -> bytes:
+        rows = self._database.query("SELECT inline FROM blobs WHERE digest = ?", digest)
+        if not rows or type(rows[0][0]) is not bytes or blob_digest_of(rows[0][0]) != digest:
+            raise self.quarantine(digest, "its row is damaged")
+        return bytes(rows[0][0])
+
+    def _read_file(self, digest: bytes, entry: Entry, index: int) -> bytes | None:
+        path = self.files.path_of(digest)
+        try:
+            with self._fs.open_read(path) as file:
+                return file.read_at(index * CHUNK_BYTES, chunk_bytes(entry.nbytes, index))
+        except OSError as error:
+            if not self.has(digest):  # Deleted between the look into the index and here.
+                return None
+            if error.errno in DAMAGE:
+                raise self.quarantine(digest, error.strerror or "unreadable") from error
+            raise StorageError(f"{path}: {error.strerror}.") from error
+
+    def _register(self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None) -> None:
+        def change(connection: apsw.Connection) -> None:
+            connection.execute(
+                "INSERT INTO blobs (digest, nbytes, chunks, inline) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (digest) DO NOTHING",
+                (digest, nbytes, b"".join(chunks), inline),
+            )
+            connection.execute("DELETE FROM condemned WHERE digest = ?", (digest,))
+
+        self._database.write(change).result()
+        with self._lock:
+            self._index[digest] = Entry(nbytes, inline is not None)
+
+
+def _split_digests(joined: object, nbytes: int) -> list[bytes] | None:
+    if type(joined) is not bytes or len(joined) != DIGEST_BYTES * chunk_count(nbytes):
+        return None
+    return [joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)]

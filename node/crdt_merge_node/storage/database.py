@@ -1,0 +1,355 @@
+"""The one SQLite connection, on the one thread that may use it, committing in groups.
+
+Work is queued as small functions of the connection. Whatever has queued up while the last transaction was
+being synced goes into the next one together, each function in a savepoint of its own: one durable commit
+costs a few hundred microseconds of CPU and a disk flush, and under load hundreds of callers share it. There
+is no timer: a lone caller never waits for company. A future completes only after COMMIT, at
+``synchronous=FULL``, has returned; reads queue the same way and so see everything acknowledged before them.
+
+There is no second connection: locking is exclusive, which also lets the database run on the simulated disk.
+Checkpoints are made here, after the callers have their answers, instead of by SQLite inside a commit: SQLite
+ignores the errors of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from crdt_merge_node.errors import CorruptError, SchemaTooNewError, StorageError
+
+from .health import Health, Room, full_error
+from .schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
+
+T = TypeVar("T")
+Work = Callable[[apsw.Connection], T]
+
+BATCH_MAX: Final = 256
+"""Functions in one transaction. Bounds how long the first of them waits for the last."""
+CHECKPOINT_PAGES: Final = 1000
+"""Pages in the write-ahead log that call for a checkpoint: 4 MB, SQLite's own default."""
+PRAGMAS: Final[tuple[tuple[str, object, object], ...]] = (
+    # Exclusive first: a virtual file system without shared memory otherwise refuses WAL without an error.
+    ("locking_mode", "exclusive", "exclusive"),
+    ("journal_mode", "wal", "wal"),
+    ("synchronous", "full", 2),
+    ("foreign_keys", True, 1),
+    ("mmap_size", 0, 0),  # A read error on a mapping is SIGBUS; on a read it is an exception.
+    ("secure_delete", True, 1),
+    ("cell_size_check", True, 1),
+    ("temp_store", "memory", 2),
+    ("busy_timeout", 0, 0),
+)
+_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
+_FATAL: Final = (
+    apsw.IOError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.InternalError,
+)
+
+
+@dataclass(slots=True)
+class _Item:
+    """A queued function and where its result goes."""
+
+    work: Work[Any]
+    future: Future[Any]
+    is_write: bool
+    needs_room: bool
+
+    def take(self) -> bool:
+        return self.future.set_running_or_notify_cancel()
+
+
+class Database:
+    """The operation database. Every method may be called from any thread but that of the executor."""
+
+    def __init__(
+        self, connection: apsw.Connection, path: Path, *, executor: Executor, health: Health, room: Room
+    ) -> None:
+        self._connection = connection
+        self._path = path
+        self._executor = executor
+        self._health = health
+        self._room = room
+        self._lock = threading.Lock()
+        self._queue: deque[_Item] = deque()
+        self._is_scheduled = False
+        self._is_closed = False
+        self._wal_pages = 0
+        connection.set_wal_hook(self._note_wal)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        is_new: bool,
+        executor: Executor,
+        health: Health,
+        room: Room,
+        vfs: str | None = None,
+    ) -> Database:
+        """Open or make the database; recover and check it.
+
+        Args:
+            path: The file.
+            is_new: Whether the data directory never had one.
+            executor: One thread, or one that runs everything at once (for simulations).
+            health: Where failures are recorded.
+            room: Checked before every write.
+            vfs: APSW name of a virtual file system, for tests and simulations.
+
+        Raises:
+            CorruptError: Damaged, or gone.
+            SchemaTooNewError: Written by a newer release.
+            FullError: No room.
+            StorageError: It cannot be opened.
+        """
+
+        def open_and_check() -> apsw.Connection:
+            with _translated(path):
+                return _connect(path, is_new=is_new, vfs=vfs)
+
+        connection = executor.submit(open_and_check).result()
+        return cls(connection, path, executor=executor, health=health, room=room)
+
+    def write(self, work: Work[T], *, needs_room: bool = True) -> Future[T]:
+        """Queue a change; the future completes once it is durable.
+
+        The function runs in a savepoint: if it raises, it alone is undone and its future has the error. With
+        ``needs_room`` the change is refused on a full disk (not for what frees space).
+        """
+        return self._submit(work, is_write=True, needs_room=needs_room)
+
+    def read(self, work: Work[T]) -> T:
+        """Run a query after everything queued before it, and wait for the answer."""
+        return self._submit(work, is_write=False, needs_room=False).result()
+
+    def query(self, sql: str, *parameters: bytes | int | str) -> list[Any]:
+        """Return all rows of a query, after everything queued before it. Blocks."""
+        return self.read(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    def delete(self, sql: str, *parameters: bytes | int | str) -> None:
+        """Run one statement that frees space, durably, also on a full disk. Blocks."""
+        self.write(lambda connection: connection.execute(sql, parameters), needs_room=False).result()
+
+    def close(self) -> None:
+        """Finish what is queued and close the file. Idempotent."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._executor.submit(self._drain).result()
+        self._executor.submit(self._close_connection).result()
+
+    def _submit(self, work: Work[T], *, is_write: bool, needs_room: bool) -> Future[T]:
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_closed:
+                raise StorageError("the store is closed.")
+            self._queue.append(_Item(work, future, is_write, needs_room))
+            if self._is_scheduled:
+                return future
+            self._is_scheduled = True
+        self._executor.submit(self._drain)
+        return future
+
+    def _drain(self) -> None:
+        while True:
+            with self._lock:
+                batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
+                if not batch:
+                    self._is_scheduled = False
+                    return
+            batch = self._admit([item for item in batch if item.take()])
+            if batch:
+                self._run(batch)
+                self._checkpoint()
+
+    def _admit(self, batch: list[_Item]) -> list[_Item]:
+        """Refuse the writes that cannot be made now, before any damage."""
+        refusal: StorageError | None = None
+        try:
+            self._health.check()
+        except StorageError as error:
+            refusal = error
+        no_room: StorageError | None = None
+        if refusal is None and any(item.needs_room for item in batch):
+            try:
+                self._room.require_rows()
+            except StorageError as error:
+                no_room = error
+        admitted: list[_Item] = []
+        for item in batch:
+            reason = refusal if item.is_write else None
+            reason = reason or (no_room if item.needs_room else None)
+            if reason is None:
+                admitted.append(item)
+            else:
+                item.future.set_exception(reason)
+        return admitted
+
+    def _run(self, batch: list[_Item]) -> None:
+        """Run a batch in one transaction and complete its futures only when that is durable."""
+        has_writes = any(item.is_write for item in batch)
+        try:
+            if has_writes:
+                self._connection.execute("BEGIN IMMEDIATE")
+            outcomes = [self._run_one(item) for item in batch]
+            if has_writes:
+                self._connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001  (whatever it is, nobody may wait for ever)
+            self._roll_back()
+            reason = self._explain(error)
+            for item in batch:
+                item.future.set_exception(reason)
+            return
+        for item, result, problem in outcomes:
+            if problem is None:
+                item.future.set_result(result)
+            else:
+                item.future.set_exception(problem)
+
+    def _run_one(self, item: _Item) -> tuple[_Item, Any, BaseException | None]:
+        """Run one function. Failures of the file end the batch; any other is the function's own."""
+        if item.is_write:
+            self._connection.execute("SAVEPOINT item")
+        try:
+            result = item.work(self._connection)
+        except (*_FATAL, apsw.FullError, apsw.NoMemError):
+            raise
+        except Exception as error:  # noqa: BLE001  (it belongs to the caller and is handed to the caller)
+            if item.is_write:
+                self._connection.execute("ROLLBACK TO item; RELEASE item")
+            return item, None, error
+        if item.is_write:
+            self._connection.execute("RELEASE item")
+        return item, result, None
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite rolls back by itself after some errors.
+            try:
+                self._connection.execute("ROLLBACK")
+            except apsw.Error as error:
+                self._health.fail(f"rolling back {self._path}", error)
+
+    def _explain(self, error: BaseException) -> StorageError:
+        if isinstance(error, apsw.FullError):
+            full = full_error(self._path)
+            self._room.note_full(full)
+            return full
+        if isinstance(error, apsw.NoMemError):
+            return StorageError(f"{self._path}: out of memory.", hint="Nothing was lost. Retry.")
+        return self._health.fail(f"using {self._path}", error)
+
+    def _note_wal(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> None:
+        if self._wal_pages < CHECKPOINT_PAGES or self._health.failure is not None:
+            return
+        self._wal_pages = 0
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.FullError:
+            # The log keeps everything; a later commit tries again.
+            self._room.note_full(full_error(self._path))
+        except apsw.Error as error:
+            self._health.fail(f"checkpointing {self._path}", error)
+
+    def _close_connection(self) -> None:
+        try:
+            if self._health.failure is not None:
+                # The next start must find what the disk has, not what this process believes.
+                self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            self._connection.close()
+        except apsw.Error as error:
+            self._health.fail(f"closing {self._path}", error)
+
+
+def _connect(path: Path, *, is_new: bool, vfs: str | None) -> apsw.Connection:
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    connection = apsw.Connection(str(path), flags=flags, vfs=vfs)
+    try:
+        _configure(connection, path)
+        _check_version(connection, path, is_new=is_new)
+        _check_content(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: apsw.Connection, path: Path) -> None:
+    for name, value, expected in PRAGMAS:
+        connection.pragma(name, value)
+        # SQLite refuses some of these without an error; only asking tells.
+        if (actual := connection.pragma(name)) != expected:
+            raise StorageError(f"{path}: pragma {name} is {actual!r} and must be {expected!r}.")
+
+
+def _check_version(connection: apsw.Connection, path: Path, *, is_new: bool) -> None:
+    version, application = connection.pragma("user_version"), connection.pragma("application_id")
+    if version == 0 and application == 0 and not connection.pragma("schema_version"):
+        if not is_new:
+            raise CorruptError(
+                f"{path} is gone or empty, but this data directory had one.",
+                hint="Restore a backup, or move the directory away and join again.",
+            )
+        with connection:
+            connection.execute(TABLES)
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.pragma("user_version", SCHEMA_VERSION)
+    elif application != APPLICATION_ID:
+        raise CorruptError(
+            f"{path} belongs to another program (application id {application}).",
+            hint="Give this node a data directory of its own.",
+        )
+    elif version > SCHEMA_VERSION:
+        raise SchemaTooNewError(
+            f"{path} has schema {version}, this release reads up to {SCHEMA_VERSION}.",
+            hint="Run the release that wrote it, or a newer one.",
+        )
+
+
+def _check_content(connection: apsw.Connection, path: Path) -> None:
+    """Check the file, and make durable what the last process committed without living to see it synced."""
+    problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
+    if problems != ["ok"]:
+        raise CorruptError(
+            f"{path} is damaged: {'; '.join(problems)}.",
+            hint="Restore a backup, or move the data directory away and join again.",
+        )
+    # A full disk must not keep a node from serving; the log is complete without the checkpoint.
+    with suppress(apsw.FullError):
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except apsw.FullError as error:
+        raise full_error(path) from error
+    except _DAMAGE as error:
+        raise CorruptError(
+            f"{path} is damaged: {error}.",
+            hint="Restore a backup, or move the data directory away and join again.",
+        ) from error
+    except apsw.Error as error:
+        raise StorageError(
+            f"{path} cannot be opened: {error}.", hint="Check the disk and permissions."
+        ) from error

@@ -1,0 +1,61 @@
+"""Manifests, schemas and payloads: small enough for rows, found by the id that their reader verifies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import apsw
+from blake3 import blake3
+
+from crdt_merge_node.errors import CorruptError
+
+from .database import Database
+
+
+class ObjectTable:
+    """Objects by 32-byte id, with a checksum of their own: an id's hash domain only its reader knows."""
+
+    def __init__(self, database: Database, *, report: Callable[[bytes, str], CorruptError]) -> None:
+        self._database = database
+        self._report = report
+        self._lock = threading.Lock()
+        self._ids: set[bytes] = set()
+
+    def load_index(self) -> None:
+        """Read which objects there are."""
+        self._ids = {bytes(row[0]) for row in self._database.query("SELECT id FROM objects")}
+
+    def has(self, object_id: bytes) -> bool:
+        """Tell whether an object is here and durable."""
+        return object_id in self._ids
+
+    def put(self, object_id: bytes, data: bytes) -> None:
+        """Store an object; durable on return."""
+
+        def change(connection: apsw.Connection) -> None:
+            connection.execute(
+                "INSERT INTO objects (id, checksum, data) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                (object_id, blake3(data).digest(), data),
+            )
+
+        if object_id not in self._ids:
+            self._database.write(change).result()
+            with self._lock:
+                self._ids.add(object_id)
+
+    def get(self, object_id: bytes) -> bytes | None:
+        """Return an object's bytes, or None.
+
+        Raises:
+            CorruptError: The bytes are damaged; the row was removed.
+        """
+        if object_id not in self._ids:
+            return None
+        rows = self._database.query("SELECT checksum, data FROM objects WHERE id = ?", object_id)
+        if rows and type(rows[0][1]) is bytes and blake3(rows[0][1]).digest() == rows[0][0]:
+            return bytes(rows[0][1])
+        with self._lock:
+            self._ids.discard(object_id)
+        self._database.delete("DELETE FROM objects WHERE id = ?", object_id)
+        raise self._report(object_id, "the object's bytes are damaged")
