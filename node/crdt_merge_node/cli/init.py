@@ -150,6 +150,5 @@ def _show(invocation: Invocation, identity: Identity, written: list[str], *, has
     if has_ca:
         say(f"Then, for the next machine, this prints its `{PROGRAM} init --join …`:")
         say(f"                   {invite}")
-        say(
-            f"{invocation.data_dir / 'ca' / 'ca.key'} admits nodes to the cluster: keep a copy in a safe place."
-        )
+        say("")
+        say(f"{invocation.data_dir / 'ca' / 'ca.key'} is what admits nodes to the cluster: keep a safe copy.")

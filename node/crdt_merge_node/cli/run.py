@@ -104,7 +104,7 @@ def banner(found: Mapping[str, Any]) -> str:
         ),
     ]
     lines += [
-        f"warning: only this machine can dial {clean(address)}; set listen.advertise to an address that peers reach"
+        f"warning: only this machine can dial {clean(address)}; set listen.advertise to what peers reach"
         for address in advertised
         if address.startswith(_LOCAL)
     ]

@@ -8,10 +8,9 @@ puts code, message and hint into the trailing metadata, the client makes the sam
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
-from collections.abc import Mapping
-from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import grpc
 from crdt_merge_proto.v1 import types_pb2
@@ -30,6 +29,9 @@ METADATA_BYTES_MAX: Final = 64 * 1024
 ERROR_TEXT_CHARS_MAX: Final = 8192
 """Of one message or hint, so that the metadata stay well below their cap."""
 PROBLEMS_MAX: Final = 50
+_SCALARS: Final = (str, int, float, bool, type(None))
+_Reader: TypeAlias = Callable[[Any, str], Any]
+_plans: dict[type[Any], Mapping[str, _Reader]] = {}
 _ERROR_KEY: Final = "crdt-merge-error-bin"
 _STATUS_BY_EXIT: Final = {
     2: grpc.StatusCode.INVALID_ARGUMENT,
@@ -45,16 +47,13 @@ _STATUS_BY_EXIT: Final = {
 
 def encode(value: Any, kind: type[MessageT]) -> MessageT:
     """Return the message of class ``kind`` with the fields of the dataclass ``value``."""
-    message = kind()
-    for field in dataclasses.fields(value):
-        _fill(message, field.name, getattr(value, field.name))
-    return message
+    # protobuf leaves a field absent that is given as None: what optional fields want.
+    return kind(**{name: _to_wire(getattr(value, name)) for name in _plan(type(value))})
 
 
 def decode(message: Message, kind: type[ValueT]) -> ValueT:
     """Return the dataclass ``kind`` with the fields of ``message``."""
-    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]  # mypy: a class is not Hashable.
-    return kind(**{name: _read(message, name, hint) for name, hint in hints.items()})
+    return kind(**{name: read(message, name) for name, read in _plan(kind).items()})
 
 
 def encode_event(value: Any, kind: type[MessageT]) -> MessageT:
@@ -74,43 +73,42 @@ def decode_event(response: Message) -> Any:
     return decode(message, getattr(model, message.DESCRIPTOR.name))
 
 
-def _fill(message: Message, name: str, value: Any) -> None:
-    if value is None:
-        return
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, tuple):
+        return [_to_wire(item) for item in value]
     if isinstance(value, Mapping):
-        getattr(message, name).update(value)
-    elif isinstance(value, tuple):
-        items = [_message_of(item) if dataclasses.is_dataclass(item) else item for item in value]
-        getattr(message, name).extend(items)
-    elif dataclasses.is_dataclass(value):
-        getattr(message, name).CopyFrom(_message_of(value))
-    else:
-        setattr(message, name, value)
-
-
-def _message_of(value: Any) -> Message:
+        return dict(value)
     kind: type[Message] = getattr(types_pb2, type(value).__name__)
     return encode(value, kind)
 
 
-def _read(message: Message, name: str, hint: Any) -> Any:
-    value = getattr(message, name)
+def _plan(kind: type[Any]) -> Mapping[str, _Reader]:
+    """Return how each field of a dataclass is read from a message, in order."""
+    if kind not in _plans:
+        _plans[kind] = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
+    return _plans[kind]
+
+
+def _reader(hint: Any) -> _Reader:
     origin = get_origin(hint)
     if origin is types.UnionType:
-        return value if message.HasField(name) else None
+        return lambda message, name: getattr(message, name) if message.HasField(name) else None
     if origin is tuple:
-        (item, _) = get_args(hint)
-        return tuple(decode(part, item) if _is_model(item) else part for part in value)
+        item = get_args(hint)[0]
+        if _is_model(item):
+            return lambda message, name: tuple(decode(part, item) for part in getattr(message, name))
+        return lambda message, name: tuple(getattr(message, name))
     if origin is not None and issubclass(origin, Mapping):
-        return dict(sorted(value.items()))
-    return decode(value, hint) if _is_model(hint) else value
+        return lambda message, name: dict(sorted(getattr(message, name).items()))
+    if _is_model(hint):
+        return lambda message, name: decode(getattr(message, name), hint)
+    return getattr
 
 
 def _is_model(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint)
-
-
-_hints = functools.cache(get_type_hints)
 
 
 # --- errors -------------------------------------------------------------------------------------------
