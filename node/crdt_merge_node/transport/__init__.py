@@ -1,0 +1,23 @@
+"""Connections between nodes: certificates, TLS, frames in lanes, joining. Begin at ``endpoint.py``."""
+
+from .connection import Connection, Lane
+from .endpoint import Endpoint, EndpointConfig
+from .identity import Identity, load_authority
+from .invites import StoredInvites, create_invite
+from .join import JoinService, join
+from .tls import ALPN_BULK, ALPN_GOSSIP
+
+__all__ = [
+    "ALPN_BULK",
+    "ALPN_GOSSIP",
+    "Connection",
+    "Endpoint",
+    "EndpointConfig",
+    "Identity",
+    "JoinService",
+    "Lane",
+    "StoredInvites",
+    "create_invite",
+    "join",
+    "load_authority",
+]

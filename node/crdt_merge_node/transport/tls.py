@@ -1,0 +1,414 @@
+"""TLS 1.3 over any byte transport, in which neither side loses the reason of a failure.
+
+The TLS of asyncio and of uvloop drops the alert: when a handshake fails they close without flushing what
+OpenSSL had to say, so the refused side never learns why and the refusing side's callbacks are never called.
+Here OpenSSL runs on two memory buffers and this protocol moves the bytes:
+
+* every step ends with a flush, also the failing one, and a failed connection is *half*-closed: the alert
+  leaves, the peer's remaining bytes are read and discarded, and only then does the socket close. Closing at
+  once with unread input would make the kernel send a reset, which may overtake the alert;
+* a close sends close_notify, so the peer can tell an end from a cut;
+* records (16 KiB at most) are coalesced before they go up;
+* the transport's back-pressure is visible as :attr:`TlsPump.is_writable` and ``tls_writable``;
+* ``SSLObject.write`` may take only one record of what it is given, so it is called until nothing is left.
+
+Timers are the loop's own, so this runs unchanged on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from crdt_merge_protocol.limits import HANDSHAKE_TIMEOUT_S, KIB
+
+from .addresses import join_address
+from .refusals import plaintext_answer
+
+READ_BUFFER_BYTES: Final = 256 * KIB
+WRITE_HIGH_BYTES: Final = 256 * KIB
+"""Ciphertext that may wait in the transport. What is in there cannot be overtaken by a higher lane."""
+LINGER_S: Final = 2.0
+"""How long a closing connection waits for the peer's end before it is cut."""
+ALPN_GOSSIP: Final = "crdt-merge-gossip/1"
+ALPN_BULK: Final = "crdt-merge-bulk/1"
+ALPN_JOIN: Final = "crdt-merge-join/1"
+
+
+class TlsFiles(Protocol):
+    """Where OpenSSL finds what it authenticates with (it reads PEM files by path)."""
+
+    @property
+    def certificate_path(self) -> Path:
+        """PEM file of the certificate."""
+        ...
+
+    @property
+    def tls_key_path(self) -> Path:
+        """PEM file of its key."""
+        ...
+
+    @property
+    def ca_path(self) -> Path:
+        """PEM file of the CA certificate."""
+        ...
+
+
+class TlsApp(Protocol):
+    """What sits above a pump. Calls come in this order; ``tls_closed`` comes once and last."""
+
+    def tls_connecting(self) -> None:
+        """The byte transport is there, TLS has not begun; the pump may be aborted now."""
+        ...
+
+    def tls_ready(self) -> None:
+        """The handshake is done as far as this side can tell (TLS 1.3: the peer may yet refuse us)."""
+        ...
+
+    def tls_data(self, data: memoryview) -> None:
+        """Plaintext arrived; valid only during the call."""
+        ...
+
+    def tls_writable(self) -> None:
+        """There is room again for writing."""
+        ...
+
+    def tls_closed(self, error: Exception | None) -> None:
+        """Nothing more will arrive. None: the peer said close_notify, or this side closed."""
+        ...
+
+
+class PumpBuffers:
+    """Scratch space shared by all pumps of one loop: it is used within one callback, never across two."""
+
+    def __init__(self) -> None:
+        self.raw = bytearray(READ_BUFFER_BYTES)
+        self.plain = bytearray(READ_BUFFER_BYTES)
+        self.raw_view = memoryview(self.raw)
+        self.plain_view = memoryview(self.plain)
+
+
+class _State(Enum):
+    IDLE = auto()
+    HANDSHAKE = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    """Everything is said; input is discarded until the peer ends too."""
+    LOST = auto()
+
+
+class TlsPump(asyncio.BufferedProtocol):
+    """Moves bytes between a transport, OpenSSL and a :class:`TlsApp`."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        app: TlsApp,
+        *,
+        is_server: bool,
+        buffers: PumpBuffers,
+        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.app = app
+        self.is_server = is_server
+        self.is_writable = True
+        self.wire_bytes_in = 0
+        self.wire_bytes_out = 0
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        """Done when the byte transport is gone."""
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
+        self._buffers = buffers
+        self._handshake_timeout_s = handshake_timeout_s
+        self._state = _State.IDLE
+        self._is_reading = True
+        self._saw_eof = False
+        self._is_reported = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    # --- facts ----------------------------------------------------------------------------------------
+
+    @property
+    def remote_host(self) -> str:
+        """The peer's address without port; empty where the transport does not tell."""
+        return self._address("peername")[0]
+
+    @property
+    def remote(self) -> str:
+        """The peer's ``host:port``."""
+        return join_address(*self._address("peername"))
+
+    @property
+    def local_host(self) -> str:
+        """The address of this node that the connection uses; empty where the transport does not tell."""
+        return self._address("sockname")[0]
+
+    def _address(self, which: str) -> tuple[str, int]:
+        name = self._transport.get_extra_info(which) if self._transport is not None else None
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple | list) and len(name) > 1 else ("", 0)
+
+    @property
+    def alpn(self) -> str | None:
+        """The application protocol that both sides chose, if any."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The peer's certificate in DER; None if it showed none."""
+        return self._tls.getpeercert(binary_form=True)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether plaintext can be written."""
+        return self._state is _State.OPEN
+
+    # --- down: from the app ---------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send; ignored once closing. Heed :attr:`is_writable` to bound memory."""
+        if self._state is not _State.OPEN:
+            return
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._tls.write(rest) :]
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        self._flush()
+
+    def close(self) -> None:
+        """Send close_notify after what was written, let the peer end too, then close. Idempotent."""
+        if self._state in (_State.IDLE, _State.HANDSHAKE):
+            self.abort()
+        elif self._state is _State.OPEN:
+            self._say_close_notify()
+            self._shut()
+            self._report(None)
+
+    def abort(self) -> None:
+        """Cut the connection. Nothing that is buffered leaves any more."""
+        if self._transport is not None and self._state is not _State.LOST:
+            self._state = _State.CLOSING
+            self._transport.abort()
+        self._report(None)
+
+    def pause_reading(self) -> None:
+        """Deliver nothing more for now; the kernel's window then slows the peer."""
+        if self._is_reading and self._state is _State.OPEN and self._transport is not None:
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Deliver again, also what was decrypted or received before the pause."""
+        if not self._is_reading and self._transport is not None and self._state is not _State.LOST:
+            self._is_reading = True
+            self._transport.resume_reading()
+            self._loop.call_soon(self._step)
+
+    # --- up: from the transport -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake, unless the app objects."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._state = _State.HANDSHAKE
+        self._timer = self._loop.call_later(self._handshake_timeout_s, self._handshake_timed_out)
+        self.app.tls_connecting()
+        self._step()
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002  (asyncio names it)
+        """Return where the transport puts what it receives."""
+        return self._buffers.raw
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take ``nbytes`` of ciphertext."""
+        self.wire_bytes_in += nbytes
+        if self._state in (_State.HANDSHAKE, _State.OPEN):
+            self._incoming.write(self._buffers.raw_view[:nbytes])
+            self._step()
+
+    def eof_received(self) -> bool:
+        """Note the peer's end. True keeps our half open: the answer may have to leave first."""
+        self._saw_eof = True
+        if self._state in (_State.HANDSHAKE, _State.OPEN):
+            self._incoming.write_eof()
+            self._step()
+        elif self._transport is not None:
+            self._transport.close()
+        return True
+
+    def pause_writing(self) -> None:
+        """Stop writing: the transport's buffer is full."""
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        """Go on writing: the transport's buffer has drained."""
+        self.is_writable = True
+        if self._state is _State.OPEN:
+            self.app.tls_writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the app, unless it knows."""
+        self._cancel_timer()
+        self._state = _State.LOST
+        self._report(exc or ConnectionResetError("closed"))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    # --- between --------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        if self._state is _State.HANDSHAKE:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                return
+            except ssl.SSLError as error:
+                self._fail(error)
+                return
+            self._cancel_timer()
+            self._state = _State.OPEN
+            self._flush()
+            self.app.tls_ready()
+        while self._state is _State.OPEN and self._is_reading:
+            nbytes, outcome = self._decrypt()
+            if nbytes:
+                self.app.tls_data(self._buffers.plain_view[:nbytes])
+            if outcome is None:
+                continue  # The scratch buffer was full; there may be more.
+            if self._state is _State.OPEN:
+                self._conclude(outcome)
+            return
+
+    def _decrypt(self) -> tuple[int, ssl.SSLError | None]:
+        """Return how many bytes of plaintext lie in the scratch buffer, and why there are no more."""
+        nbytes = 0
+        view = self._buffers.plain_view
+        try:
+            while nbytes < READ_BUFFER_BYTES:
+                # typeshed knows only a bytearray here, and says that bytes come back in any case.
+                count: Any = self._tls.read(READ_BUFFER_BYTES - nbytes, cast(bytearray, view[nbytes:]))
+                nbytes += count
+        except ssl.SSLError as error:
+            return nbytes, error
+        return nbytes, None
+
+    def _conclude(self, outcome: ssl.SSLError) -> None:
+        if isinstance(outcome, ssl.SSLWantReadError):
+            self._flush()
+        elif isinstance(outcome, ssl.SSLZeroReturnError):
+            self._say_close_notify()
+            self._shut()
+            self._report(None)
+        else:
+            self._fail(outcome)
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and self._transport is not None and self._state is not _State.LOST:
+            data = self._outgoing.read()
+            self.wire_bytes_out += len(data)
+            self._transport.write(data)
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        """End because of ``error``, after the alert that says so."""
+        in_handshake = self._state is _State.HANDSHAKE
+        self._flush()
+        if in_handshake and self.is_server and self._transport is not None:
+            self._transport.write(plaintext_answer(error))
+        self._shut()
+        self._report(error)
+
+    def _say_close_notify(self) -> None:
+        with contextlib.suppress(ssl.SSLError):  # Wanting to read the peer's answer is the normal case.
+            self._tls.unwrap()
+
+    def _shut(self) -> None:
+        """End our half after everything flushed; close when the peer ended too or the linger is over."""
+        self._cancel_timer()
+        self._flush()
+        self._state = _State.CLOSING
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._timer = self._loop.call_later(LINGER_S, transport.abort)
+        if self._saw_eof or not transport.can_write_eof():
+            transport.close()
+            return
+        transport.write_eof()
+        if not self._is_reading:
+            self._is_reading = True
+            transport.resume_reading()
+
+    def _handshake_timed_out(self) -> None:
+        self._report(TimeoutError(f"no TLS handshake within {self._handshake_timeout_s:g} s"))
+        self.abort()
+
+    def _report(self, error: Exception | None) -> None:
+        if not self._is_reported:
+            self._is_reported = True
+            self.app.tls_closed(error)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def server_context(identity: TlsFiles, *, hears_joiners: bool) -> ssl.SSLContext:
+    """Return the settings of the accepting side.
+
+    Args:
+        identity: Where certificate, key and CA are.
+        hears_joiners: Let a caller without certificate through the handshake, for the join protocol alone. A
+            certificate that is shown must verify in any case.
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER, identity)
+    context.verify_mode = ssl.CERT_OPTIONAL if hears_joiners else ssl.CERT_REQUIRED
+    context.num_tickets = 0  # No resumption: whoever talks has shown a certificate on this connection.
+    context.set_alpn_protocols([ALPN_GOSSIP, ALPN_BULK, ALPN_JOIN])
+    return context
+
+
+def client_context(identity: TlsFiles, alpn: str) -> ssl.SSLContext:
+    """Return the settings of the dialling side for one application protocol."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, identity)
+    context.set_alpn_protocols([alpn])
+    return context
+
+
+def joiner_context() -> ssl.SSLContext:
+    """Return the settings of a joiner, who has no certificate and does not hold the CA's yet.
+
+    It verifies nothing here: :mod:`.join` compares the CA with the token before it says anything.
+    """
+    context = _bare_context(ssl.PROTOCOL_TLS_CLIENT)
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols([ALPN_JOIN])
+    return context
+
+
+def _context(protocol: ssl._SSLMethod, identity: TlsFiles) -> ssl.SSLContext:
+    context = _bare_context(protocol)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_cert_chain(identity.certificate_path, identity.tls_key_path)
+    context.load_verify_locations(identity.ca_path)
+    return context
+
+
+def _bare_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    # The names are node ids, not host names: `greeting` compares the certificate with the hello.
+    context.check_hostname = False
+    return context

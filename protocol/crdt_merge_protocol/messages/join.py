@@ -1,0 +1,97 @@
+"""Messages by which a node without certificate becomes a member: JOIN_OFFER, JOIN_REQUEST, JOIN_GRANT.
+
+The admitting node speaks first and shows the CA certificate, so that the joiner can compare it with its token
+*before* it gives the token's secret away. A request that fails is answered with REFUSE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
+
+from crdt_merge_protocol.limits import NAME_CHARS_MAX
+
+from .base import ControlMessage, Fields, register
+
+CERTIFICATE_BYTES_MAX: Final = 4096
+SECRET_BYTES: Final = 16
+INTRODUCERS_MAX: Final = 64
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinOffer(ControlMessage):
+    """First message, by the node that admits: which cluster this is."""
+
+    TYPE: ClassVar[int] = 96
+
+    ca: bytes
+    """CA certificate, DER."""
+    cluster_name: str
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.ca, self.cluster_name]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        return cls(
+            ca=fields.blob(size_max=CERTIFICATE_BYTES_MAX), cluster_name=fields.text(size_max=NAME_CHARS_MAX)
+        )
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRequest(ControlMessage):
+    """The joiner's request for a certificate."""
+
+    TYPE: ClassVar[int] = 97
+
+    secret: bytes
+    """The secret of the token."""
+    node: bytes
+    """Node id to be certified."""
+    request: bytes
+    """PKCS #10 signing request, DER; proves possession of the TLS key."""
+    proof: bytes
+    """Signature by the node key, so that nobody is certified under another node's id."""
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.secret, self.node, self.request, self.proof]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        return cls(
+            secret=fields.blob(size=SECRET_BYTES),
+            node=fields.id(),
+            request=fields.blob(size_max=CERTIFICATE_BYTES_MAX),
+            proof=fields.blob(size=64),
+        )
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinGrant(ControlMessage):
+    """The certificate that makes the joiner a member, and whom to dial first."""
+
+    TYPE: ClassVar[int] = 98
+
+    certificate: bytes
+    """DER."""
+    introducers: tuple[str, ...]
+    """``host:port`` of members."""
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.certificate, list(self.introducers)]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        certificate = fields.blob(size_max=CERTIFICATE_BYTES_MAX)
+        addresses = fields.items(count_max=INTRODUCERS_MAX)
+        texts = Fields(addresses, what=cls.__name__)
+        return cls(certificate=certificate, introducers=tuple(texts.text(size_max=256) for _ in addresses))
