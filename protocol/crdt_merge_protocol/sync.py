@@ -416,7 +416,7 @@ class SyncSession:
         if self._listed is not None and not self._inbox.page:
             messages += self._answer_page(self._listed)
         if self._is_closer and self._sent_end is None and self._is_all_here() and not self._outbox:
-            self._sent_end = End(session=self.session, root=self._state.sync_root, count=len(self._state))
+            self._sent_end = End(session=self.session, root=self._state.sync_root)
             messages.append(self._sent_end)
         if self._their_end is not None:
             messages.append(self._compare(self._their_end))
@@ -446,11 +446,11 @@ class SyncSession:
         if theirs.root == self._state.sync_root:
             return self._end_as_equal()
         self._finish("unequal")
-        return End(session=self.session, root=self._state.sync_root, count=len(self._state))
+        return End(session=self.session, root=self._state.sync_root)
 
     def _end_as_equal(self) -> End:
         self._finish("equal")
-        return End(session=self.session, root=None, count=len(self._state))
+        return End(session=self.session, root=None)
 
     def _fail(self, error: RemoteProtocolError) -> None:
         self.failure = self.failure or error
@@ -471,7 +471,7 @@ def _paged(entries: Sequence[Entry]) -> list[list[Entry]]:
     room = _FRAME_ENTRY_BYTES
     for entry in entries:
         size = len(entry.encode())
-        if size > room:
+        if size > room and pages[-1]:
             pages.append([])
             room = _FRAME_ENTRY_BYTES
         room -= size

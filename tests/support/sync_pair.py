@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from crdt_merge_protocol.canonical import encode
 from crdt_merge_protocol.limits import SYNC_PROGRESS_TIMEOUT_S
 from crdt_merge_protocol.merkle import Trie
 from crdt_merge_protocol.messages.base import Message
@@ -51,6 +50,13 @@ class MemoryState:
     @property
     def sync_root(self) -> bytes:
         return self.trie.root
+
+    def copy(self) -> MemoryState:
+        """Return an independent copy."""
+        twin = MemoryState()
+        twin.trie = self.trie.copy()
+        twin._operations, twin._depths = dict(self._operations), dict(self._depths)
+        return twin
 
     def __contains__(self, operation_id: object) -> bool:
         return operation_id in self._operations
@@ -128,6 +134,9 @@ class Side:
         return self.session.stored([signed.id for signed in stored], now=now) if stored else []
 
 
+Tamper = Callable[[int, Message], Sequence[Message]]
+
+
 class Pair:
     """Both sides and the wire between them. Time passes only where a test says so."""
 
@@ -161,8 +170,8 @@ class Pair:
         """One-way trips: messages that need nothing from the other side in between share one."""
         self.in_flight: list[list[Message]] = [[], []]
 
-    def run(self, *, hook: Callable[[int, Message], None] | None = None, turns_max: int = 4_000) -> Pair:
-        """Deliver everything until nothing is under way; ``hook`` sees (sender, message) before delivery."""
+    def run(self, *, tamper: Tamper | None = None, turns_max: int = 4_000) -> Pair:
+        """Deliver everything until nothing is under way; ``tamper`` may replace messages before that."""
         if not self.turn_count:
             self.post(0, self.sides[0].session.start())
         while any(self.in_flight):
@@ -171,14 +180,15 @@ class Pair:
             flights, self.in_flight = self.in_flight, [[], []]
             for sender, messages in enumerate(flights):
                 for message in messages:
-                    if hook is not None:
-                        hook(sender, message)
-                    self.deliver(1 - sender, message)
+                    for replaced in [message] if tamper is None else tamper(sender, message):
+                        self.deliver(1 - sender, replaced)
         return self
 
     def deliver(self, to: int, message: Message) -> None:
         """Hand one message to a side, over the wire format, and post its answers."""
         side = self.sides[to]
+        if side.session.is_finished:
+            return  # As on a node, where the session is forgotten by then.
         (decoded,) = FrameDecoder().feed(encode_frame(message))
         self.post(to, side.session.receive(decoded, now=self.now))
         self.post(to, side.take(self.now))
@@ -217,9 +227,3 @@ def expire(pair: Pair) -> None:
     pair.now += SYNC_PROGRESS_TIMEOUT_S + 1
     for side in pair.sides:
         side.session.expire(pair.now)
-
-
-def wire_of(number: int) -> bytes:
-    """Return the wire bytes of an operation, for messages made by hand."""
-    signed = make_operation(number)
-    return encode([signed.encoded, signed.signature])

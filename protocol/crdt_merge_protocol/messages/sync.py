@@ -151,16 +151,15 @@ class End(ControlMessage):
     session: bytes
     root: bytes | None
     """The sender's sync root; None: the same as the one that it answers."""
-    count: int
 
     def to_fields(self) -> list[Any]:
         """Return the fields in wire order."""
-        return [self.session, self.root, self.count]
+        return [self.session, self.root]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
-        return cls(session=_session(fields), root=fields.optional_id(), count=fields.integer(high=U32_MAX))
+        return cls(session=_session(fields), root=fields.optional_id())
 
 
 @register
