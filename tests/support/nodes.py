@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -220,7 +221,7 @@ class FakeNode:
 
     async def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
         self._note("policy_set", group=group, changes=changes)
-        yield PolicyInfo(group=GROUP, group_name="digits", version=1, strategy="linear")
+        yield dataclasses.replace(POLICY, version=1, strategy="linear")
 
     async def contribution_add(
         self, group: str, *, path: str, slot: str, weight: int, **kwargs: Any

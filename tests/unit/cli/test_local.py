@@ -1,0 +1,142 @@
+"""The commands that need no daemon: ``init``, the banner of ``run``; and what ``status`` imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from crdt_merge_node.cli.app import root
+from crdt_merge_node.cli.place import find_data_dir
+from crdt_merge_node.cli.run import banner
+from crdt_merge_node.cli.values import parse_weight
+from crdt_merge_node.config import load_config
+from crdt_merge_node.config.loading import default_data_dir
+from crdt_merge_node.ports import SystemFs
+from crdt_merge_node.transport.identity import Identity
+
+
+def _run(*arguments: str) -> Any:
+    return CliRunner().invoke(root, arguments)
+
+
+def test_init_asks_nothing_and_prints_the_node_the_paths_and_what_comes_next(tmp_path: Path) -> None:
+    data = tmp_path / "deep" / "node"
+
+    result = _run("init", "--data-dir", str(data), "--cluster", "dev")
+
+    identity = Identity.load(data, SystemFs())
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"node {identity.node.hex()}\n")
+    assert f"dev ({identity.cluster.hex()})" in result.stdout
+    for path in data.rglob("*"):
+        assert path.is_dir() or f"written  {path}" in result.stdout
+    assert f"crdt-merge-node --data-dir {data} run" in result.stdout
+    assert f"crdt-merge-node --data-dir {data} invite" in result.stdout
+
+
+def test_init_never_overwrites_a_node(tmp_path: Path) -> None:
+    _run("init", "--data-dir", str(tmp_path))
+    before = (tmp_path / "identity" / "node.key").read_bytes()
+
+    result = _run("init", "--data-dir", str(tmp_path))
+
+    assert result.exit_code == 78
+    assert "already holds a node" in result.stderr
+    assert before == (tmp_path / "identity" / "node.key").read_bytes()
+
+
+def test_what_init_is_told_is_what_run_will_read(tmp_path: Path) -> None:
+    result = _run(
+        "init", "--data-dir", str(tmp_path), "--name", "alpha", "--port", "0", "--advertise", "h:1", "--json"
+    )
+
+    answer = json.loads(result.stdout)
+    config = load_config(None, {"node.data_dir": str(tmp_path)}, {})
+    assert (config.node.name, config.listen.port, config.listen.advertise) == ("alpha", 0, ("h:1",))
+    assert str(tmp_path / "config.toml") in answer["written"]
+    assert answer["schema"] == "init/1"
+    assert answer["has_ca"] is True
+
+
+def test_settings_that_would_not_start_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    result = _run("init", "--data-dir", str(tmp_path / "n"), "--advertise", "nonsense")
+
+    assert result.exit_code == 78
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_token_that_is_none_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    result = _run("init", "--data-dir", str(tmp_path / "n"), "--join", "nonsense")
+
+    assert result.exit_code == 78
+    assert "token" in result.stderr
+    assert not (tmp_path / "n").exists()
+
+
+def test_the_banner_says_who_where_and_warns_of_an_address_nobody_can_dial() -> None:
+    text = banner(
+        {
+            "version": "0.1.0",
+            "node": "ab" * 32,
+            "name": "alpha",
+            "cluster": "cd" * 32,
+            "cluster_name": "dev",
+            "listen": "0.0.0.0:7946",
+            "advertise": ["127.0.0.1:7946", "10.0.0.1:7946"],
+            "data_dir": "/data",
+            "store_bytes": 2048,
+            "seeds": [],
+            "groups": 0,
+            "socket": "/data/control.sock",
+        }
+    )
+
+    assert f"node        {'ab' * 32} alpha" in text
+    assert "cluster     dev (cdcdcdcdcdcd)" in text
+    assert "advertised  127.0.0.1:7946, 10.0.0.1:7946" in text
+    assert "tls         1.3" in text
+    assert "store       /data: 2.0 KiB" in text
+    assert "seeds       none" in text
+    assert "groups      0" in text
+    assert text.count("warning") == 1
+    assert "warning: only this machine can dial 127.0.0.1:7946" in text
+
+
+def test_a_weight_is_rounded_to_the_nearest_unit() -> None:
+    assert parse_weight("1") == 1 << 32
+    assert parse_weight("0.5") == 1 << 31
+    assert parse_weight("-2") == -(2 << 32)
+    assert parse_weight("0.1") == round(0.1 * 2**32)
+    assert parse_weight("1e-30") == 0
+
+
+def test_command_and_daemon_agree_on_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for user in (0, 1000):
+        for base in ("", "/elsewhere"):
+            monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+            monkeypatch.setenv("XDG_DATA_HOME", base)
+
+            assert default_data_dir() == find_data_dir(None, os.environ)
+
+
+def test_status_imports_nothing_slow(tmp_path: Path) -> None:
+    """The budget of ``status`` is 0.3 s; each of these would eat a good part of it."""
+    code = (
+        "import sys\n"
+        "from crdt_merge_node.cli import main\n"
+        "import crdt_merge_node.control.client\n"
+        f"sys.argv = ['crdt-merge-node', '--data-dir', {str(tmp_path)!r}, 'status']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 3\n"
+        "slow = {'numpy', 'pydantic', 'rich', 'structlog', 'cryptography', 'apsw', 'msgpack', 'uvloop'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
