@@ -6,13 +6,13 @@ header comes from strangers and is judged before a tensor byte is touched (SCENA
 :func:`layout` is the one way in which this project writes a file: tensors in byte order of their names, no
 metadata, so that equal tensors give equal files (STRATEGIES 1.11).
 
-The header is counted before it is parsed: strings are stripped by a linear pass and what remains must not
-hold more brackets and commas than the caps allow, so that a header of eight mebibytes cannot become
-hundreds of mebibytes of Python objects.
+The header is counted before it is parsed: outside of strings there must not be more brackets and commas than
+the caps allow, so that a header of eight mebibytes cannot become hundreds of mebibytes of Python objects.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -125,11 +125,7 @@ def _parse_json(header: bytes) -> dict[str, Any]:
     trimmed = header.rstrip(b" ")
     if not trimmed.endswith(b"}"):
         _refuse("something other than spaces follows the header")
-    skeleton = _STRING.sub(b"", trimmed)
-    brackets = sum(skeleton.count(mark) for mark in (b"{", b"}", b"[", b"]"))
-    # Each metadata entry costs one comma, and a comma of text is no comma of structure.
-    if brackets > _BRACKETS_MAX or skeleton.count(b",") > _COMMAS_MAX:
-        _refuse(f"the header holds more than {TENSORS_MAX} tensors of {NDIM_MAX} dimensions could need")
+    _check_counts(trimmed)
     try:
         document = json.loads(
             trimmed.decode("utf-8"),
@@ -145,6 +141,25 @@ def _parse_json(header: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         _refuse("the header is not an object")
     return document
+
+
+def _check_counts(header: bytes) -> None:
+    """Refuse more brackets and commas than the caps allow, leaving out those within strings."""
+    brackets, commas = _count(header)
+    if brackets <= _BRACKETS_MAX and commas <= _COMMAS_MAX:
+        return
+    brackets = commas = position = 0
+    for string in itertools.chain(_STRING.finditer(header), [None]):
+        more_brackets, more_commas = _count(header[position : string.start() if string else None])
+        brackets += more_brackets
+        commas += more_commas
+        if brackets > _BRACKETS_MAX or commas > _COMMAS_MAX:
+            _refuse(f"the header holds more than {TENSORS_MAX} tensors of {NDIM_MAX} dimensions could need")
+        position = string.end() if string else position
+
+
+def _count(text: bytes) -> tuple[int, int]:
+    return sum(text.count(mark) for mark in (b"{", b"}", b"[", b"]")), text.count(b",")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
