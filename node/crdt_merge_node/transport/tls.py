@@ -217,9 +217,8 @@ class TlsPump(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake, unless the app objects."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own.
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self._state = _State.HANDSHAKE
         self._timer = self._loop.call_later(self._handshake_timeout_s, self._handshake_timed_out)
         self.app.tls_connecting()
@@ -298,6 +297,8 @@ class TlsPump(asyncio.BufferedProtocol):
             while nbytes < READ_BUFFER_BYTES:
                 # typeshed knows only a bytearray here, and says that bytes come back in any case.
                 count: Any = self._tls.read(READ_BUFFER_BYTES - nbytes, cast(bytearray, view[nbytes:]))
+                if not count:  # close_notify, which OpenSSL reports as an end of file here.
+                    return nbytes, ssl.SSLZeroReturnError()
                 nbytes += count
         except ssl.SSLError as error:
             return nbytes, error
