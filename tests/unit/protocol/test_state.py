@@ -191,6 +191,18 @@ class TestForks:
         assert other.state.view.forked == {author.node_id}
         assert other.state.view.unread == 2
 
+    def test_r6_a_fork_hides_what_was_visible_in_every_slot(self) -> None:
+        author = Author(GENESIS)
+        author.add("a", slot="a")
+        author.add("b", slot="b")
+        author.restart()
+        second = author.make(77, b"second")
+        author.emit(77, b"first")
+
+        assert contents(author.state) == ["a", "b"]
+        author.state.apply(second)
+        assert contents(author.state) == []
+
     def test_later_adds_of_a_forked_author_stay_hidden(self) -> None:
         author = Author(GENESIS)
         _, second = fork(author)
@@ -327,7 +339,10 @@ class TestHolds:
         other.hold(tag)
         other.hold(tag)
         other.hold(*other.state.heads())  # A HOLD of a HOLD.
-        other.emit(Kind.HOLD, Hold(tags=(tag,)).encode())  # Not in refs.
+        third = Author(author.state.genesis, 2)
+        third.pull(other)
+        third.emit(Kind.HOLD, Hold(tags=(tag,)).encode())  # Not in refs.
+        other.pull(third)
 
         assert other.state.view.visible == ()
         assert [(shown.tag, shown.holders) for shown in other.state.view.pending] == [(tag, 1)]
@@ -429,6 +444,24 @@ class TestUnread:
         assert "admits" in view.unjudged
         assert view == view_of(author.state.genesis, author.state.causal())
         assert Author(GENESIS).state.view.unjudged == ""
+
+
+class TestCopies:
+    def test_s9_what_happens_to_a_copy_shows_in_the_copy_only(self) -> None:
+        author, other = two(holders=1)
+        tag = author.add("held").id
+        twin = author.state.copy()
+        other.state = twin
+        other.hold(tag)
+        other.add("theirs")
+        author.add("mine", slot="second")  # Makes the original look at its slots again.
+        author.remove(author.add("gone").id)
+
+        assert twin.view == view_of(twin.genesis, twin.causal())
+        assert author.state.view == view_of(twin.genesis, author.state.causal())
+        assert contents(twin) == ["held"]
+        assert contents(author.state) == []
+        assert [shown.holders for shown in author.state.view.pending] == [0, 0]
 
 
 class TestCost:
