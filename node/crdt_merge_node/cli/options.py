@@ -42,6 +42,10 @@ class Invocation:
         Raises:
             DaemonNotRunningError: It does not run.
         """
+        from crdt_merge_node.control.socket_path import require_socket
+
+        # Before the import of gRPC, which takes longer than everything else: "not running" comes at once.
+        require_socket(self.socket)
         from crdt_merge_node.control.client import Client
 
         return Client(self.socket)

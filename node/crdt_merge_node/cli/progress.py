@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from crdt_merge_node.control.model import ContributionPlan, Progress, ResolvePlan
 from crdt_merge_node.errors import ControlError
@@ -17,7 +17,11 @@ from crdt_merge_node.errors import ControlError
 from .options import Invocation
 from .output import clean, duration, note, say_json, size
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 LINE_INTERVAL_S: Final = 10.0
+STEP_INTERVAL_S: Final = 2.0
 JSON_INTERVAL_S: Final = 0.5
 Now = Callable[[], float]
 
@@ -68,19 +72,20 @@ class _Quiet:
 
 
 class Lines(_Quiet):
-    """One line at the start of a step and then every ten seconds, on stderr."""
+    """A line every ten seconds on stderr, sooner for a new step; nothing for work that is done in two."""
 
     def __init__(self, now: Now = time.monotonic, write: Callable[[str], None] = note) -> None:
         self._meter, self._now, self._write = Meter(now), now, write
         self._step: str | None = None
-        self._due = 0.0
+        self._printed = now()
 
     def show(self, progress: Progress) -> None:
         """Print a line if one is due."""
         rate, left = self._meter.measure(progress)
-        if progress.step == self._step and self._now() < self._due:
+        interval_s = LINE_INTERVAL_S if progress.step == self._step else STEP_INTERVAL_S
+        if self._now() - self._printed < interval_s:
             return
-        self._step, self._due = progress.step, self._now() + LINE_INTERVAL_S
+        self._step, self._printed = progress.step, self._now()
         self._write(describe(progress, rate, left))
 
 
@@ -104,7 +109,7 @@ class JsonLines(_Quiet):
 class Bar(_Quiet):
     """A bar on the terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -122,7 +127,7 @@ class Bar(_Quiet):
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
             transient=True,
             redirect_stdout=False,
         )

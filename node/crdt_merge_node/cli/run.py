@@ -103,6 +103,8 @@ def banner(found: Mapping[str, Any]) -> str:
             )
         ),
     ]
+    if not advertised:
+        lines.append("warning: no address is advertised; set listen.advertise to what peers reach")
     lines += [
         f"warning: only this machine can dial {clean(address)}; set listen.advertise to what peers reach"
         for address in advertised

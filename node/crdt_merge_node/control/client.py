@@ -24,8 +24,8 @@ from crdt_merge_proto.v1 import node_service_pb2_grpc as pb_grpc
 
 from . import calls, model
 from .calls import Call
-from .codec import METADATA_BYTES_MAX, decode_event, error_of, not_running
-from .socket_path import check_socket, control_socket
+from .codec import METADATA_BYTES_MAX, decode_event, error_of
+from .socket_path import control_socket, require_socket
 
 ValueT = TypeVar("ValueT")
 
@@ -41,8 +41,7 @@ _OPTIONS: Final = (
 
 
 def _target(socket: Path) -> str:
-    if not check_socket(socket):
-        raise not_running(str(socket))
+    require_socket(socket)
     return f"unix:{socket}"
 
 
@@ -77,7 +76,7 @@ class AsyncClient:
         try:
             return call.read(await getattr(self._stub, call.method)(call.request))
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, socket=str(self._socket)) from None
+            raise error_of(error, socket=self._socket) from None
 
     async def _events(self, call: Any) -> AsyncIterator[Any]:
         try:
@@ -85,7 +84,7 @@ class AsyncClient:
                 if (event := decode_event(response)) is not None:
                     yield event
         except grpc.aio.AioRpcError as error:
-            raise error_of(error, socket=str(self._socket)) from None
+            raise error_of(error, socket=self._socket) from None
         finally:
             call.cancel()
 
@@ -220,7 +219,7 @@ class Client:
         try:
             return call.read(getattr(self._stub, call.method)(call.request))
         except grpc.RpcError as error:
-            raise error_of(error, socket=str(self._socket)) from None
+            raise error_of(error, socket=self._socket) from None
 
     def _events(self, call: Any) -> Iterator[Any]:
         try:
@@ -228,7 +227,7 @@ class Client:
                 if (event := decode_event(response)) is not None:
                     yield event
         except grpc.RpcError as error:
-            raise error_of(error, socket=str(self._socket)) from None
+            raise error_of(error, socket=self._socket) from None
         finally:
             call.cancel()
 

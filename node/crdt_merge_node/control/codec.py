@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import grpc
@@ -17,9 +18,10 @@ from crdt_merge_proto.v1 import types_pb2
 from crdt_merge_protocol.errors import CrdtMergeError
 from google.protobuf.message import DecodeError, Message
 
-from crdt_merge_node.errors import ConfigError, ControlError, DaemonNotRunningError, FullError, error_class
+from crdt_merge_node.errors import ConfigError, ControlError, FullError, error_class
 
 from . import model
+from .socket_path import not_running
 
 ValueT = TypeVar("ValueT")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -125,7 +127,7 @@ def status_of(error: CrdtMergeError) -> tuple[grpc.StatusCode, str, tuple[tuple[
     return status, f"{error.code}: {error.message}"[:200], ((_ERROR_KEY, detail.SerializeToString()),)
 
 
-def error_of(error: grpc.RpcError, *, socket: str) -> CrdtMergeError:
+def error_of(error: grpc.RpcError, *, socket: Path) -> CrdtMergeError:
     """Return the error that the daemon raised, as its own class; or what a broken call means.
 
     Args:
@@ -145,14 +147,6 @@ def error_of(error: grpc.RpcError, *, socket: str) -> CrdtMergeError:
         )
     return ControlError(
         f"the daemon answered {call.code().name}: {call.details()}.", hint="Its log has the cause."
-    )
-
-
-def not_running(socket: str) -> DaemonNotRunningError:
-    """Return the error for a control socket on which nobody answers."""
-    return DaemonNotRunningError(
-        f"no daemon answers on {socket}.",
-        hint="Start one with `crdt-merge-node run`, or name its directory with --data-dir.",
     )
 
 

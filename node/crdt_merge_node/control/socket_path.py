@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from crdt_merge_node.errors import ControlError
+from crdt_merge_node.errors import ControlError, DaemonNotRunningError
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """``sun_path`` of Linux has 108 bytes with its final zero."""
@@ -55,11 +55,30 @@ def claim_socket(path: Path) -> None:
         raise ControlError(f"{path} is in the way: it is not a socket.", hint="Move it elsewhere.")
 
 
+def not_running(path: Path) -> DaemonNotRunningError:
+    """Return the error for a control socket on which nobody answers."""
+    return DaemonNotRunningError(
+        f"no daemon answers on {path}.",
+        hint="Start one with `crdt-merge-node run`, or name its directory with --data-dir.",
+    )
+
+
+def require_socket(path: Path) -> None:
+    """Check that a daemon's socket is at ``path``; whether it answers is another question.
+
+    Raises:
+        DaemonNotRunningError: There is none.
+        ControlError: It belongs neither to us, nor to root, nor to the owner of its private directory.
+    """
+    if not check_socket(path):
+        raise not_running(path)
+
+
 def check_socket(path: Path) -> bool:
     """Return whether there is a socket at ``path``; refuse one that another user put there.
 
     Raises:
-        ControlError: It belongs neither to us, nor to root, nor to the owner of its private directory.
+        ControlError: As in :func:`require_socket`.
     """
     try:
         found, directory = path.lstat(), path.parent.lstat()

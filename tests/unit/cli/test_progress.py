@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
-from crdt_merge_node.cli.progress import JsonLines, Lines, Meter
+from crdt_merge_node.cli.progress import Bar, JsonLines, Lines, Meter
 from crdt_merge_node.control.model import Progress
+from rich.console import Console
 
 MIB = 1 << 20
 
@@ -46,20 +48,31 @@ def test_nobody_claims_to_know_the_end_without_a_rate_or_a_total(done: int, tota
     assert meter.measure(_progress(done, total))[1] is None
 
 
-def test_a_line_is_printed_at_each_step_and_then_every_ten_seconds() -> None:
+def test_a_line_is_printed_every_ten_seconds_and_sooner_for_a_new_step() -> None:
     clock, lines = Clock(), []
     view = Lines(clock, lines.append)
 
-    for second in range(25):
+    for second in range(27):
         clock.now = 100.0 + second
-        view.show(_progress(second * MIB // 4, step="copying" if second < 22 else "syncing"))
+        view.show(_progress(second * MIB // 4, step="copying" if second < 24 else "syncing"))
 
     assert lines == [
-        "copying: 0 B of 10.0 MiB",
-        "copying: 2.5 MiB of 10.0 MiB, 256.0 KiB/s, 30 s left",
-        "copying: 5.0 MiB of 10.0 MiB, 256.0 KiB/s, 20 s left",
-        "syncing: 5.5 MiB of 10.0 MiB",
+        "copying: 512.0 KiB of 10.0 MiB, 256.0 KiB/s, 38 s left",
+        "copying: 3.0 MiB of 10.0 MiB, 256.0 KiB/s, 28 s left",
+        "copying: 5.5 MiB of 10.0 MiB, 256.0 KiB/s, 18 s left",
+        "syncing: 6.0 MiB of 10.0 MiB",
     ]
+
+
+def test_work_of_a_second_prints_no_line() -> None:
+    clock, lines = Clock(), []
+    view = Lines(clock, lines.append)
+
+    for tick in range(10):
+        clock.now = 100.0 + tick / 10
+        view.show(_progress(tick * MIB, step=f"step {tick}"))
+
+    assert lines == []
 
 
 def test_json_says_at_most_two_lines_a_second(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,3 +86,15 @@ def test_json_says_at_most_two_lines_a_second(capsys: pytest.CaptureFixture[str]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2
     assert lines[1]["bytes_per_s"] == pytest.approx(1_000_000)
+
+
+def test_a_bar_shows_step_bytes_and_what_is_worked_on() -> None:
+    screen = io.StringIO()
+
+    with Bar(Console(file=screen, force_terminal=True, width=120)) as bar:
+        bar.show(_progress(5 * MIB, step="hashing"))
+        bar.show(Progress(step="copying", done_bytes=5 * MIB, total_bytes=10 * MIB, detail="[red]w\x1b[2J"))
+
+    assert "copying" in screen.getvalue()
+    assert "5.0/10.0 MiB" in screen.getvalue()
+    assert "[red]w\\x1b[2J" in screen.getvalue()

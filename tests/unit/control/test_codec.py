@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -113,7 +114,7 @@ class _Failed(grpc.RpcError):
 
 
 def _carried(error: CrdtMergeError) -> CrdtMergeError:
-    return error_of(_Failed(*status_of(error)), socket="/s")
+    return error_of(_Failed(*status_of(error)), socket=Path("/s"))
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
@@ -148,7 +149,7 @@ def test_an_error_of_any_length_stays_below_what_metadata_may_hold() -> None:
 
 
 def test_no_connection_means_no_daemon() -> None:
-    error = error_of(_Failed(grpc.StatusCode.UNAVAILABLE, "No such file", ()), socket="/run/x.sock")
+    error = error_of(_Failed(grpc.StatusCode.UNAVAILABLE, "No such file", ()), socket=Path("/run/x.sock"))
 
     assert isinstance(error, node_errors.DaemonNotRunningError)
     assert "/run/x.sock" in error.message
@@ -163,7 +164,7 @@ def test_no_connection_means_no_daemon() -> None:
     ],
 )
 def test_an_answer_that_makes_no_sense_is_still_an_error_with_a_remedy(code: Any, metadata: Any) -> None:
-    error = error_of(_Failed(code, "?", metadata), socket="/s")
+    error = error_of(_Failed(code, "?", metadata), socket=Path("/s"))
 
     assert isinstance(error, node_errors.ControlError)
     assert error.hint
