@@ -24,7 +24,7 @@ _SHIFTS: Final = (49, 36, 24, 12, 0)
 _WIDTHS: Final = (14, 13, 12, 12, 12)
 LEVELS: Final = len(_SHIFTS)
 """Passes that a selection needs at most."""
-_GATHERED_MAX: Final = 131_072
+_GATHERED_MAX: Final = 4_096
 """Candidates of one block that are worth sorting to find how few different values they have."""
 _DISTINCT_MAX: Final = 4_096
 """Different values that one block reports; beyond it, counts of digits are smaller."""
@@ -99,11 +99,11 @@ def tally(selection: Selection, parts: Iterable[Float64Array]) -> Tally:
 def merge_tallies(level: int, tallies: Sequence[Tally]) -> Tally:
     """Return the counts of several blocks together; the order does not matter."""
     if all(part.is_exact for part in tallies):
-        merged = _add_up(tallies, is_exact=True)
+        merged = _add_values(tallies)
         if merged.values.size <= _MERGED_MAX:
             return merged
         tallies = [merged]
-    return _add_up([_by_digit(level, part) for part in tallies], is_exact=False)
+    return _add_digits(level, tallies)
 
 
 def advance(selection: Selection, tallies: Sequence[Tally]) -> Selection:
@@ -129,17 +129,19 @@ def _candidates(selection: Selection, patterns: Patterns) -> Patterns:
     return found
 
 
-def _by_digit(level: int, part: Tally) -> Tally:
-    if not part.is_exact:
-        return part
-    digits = (part.values >> _SHIFTS[level]) & ((1 << _WIDTHS[level]) - 1)
-    return _add_up([Tally(digits, part.counts, is_exact=False)], is_exact=False)
-
-
-def _add_up(tallies: Sequence[Tally], *, is_exact: bool) -> Tally:
+def _add_values(tallies: Sequence[Tally]) -> Tally:
     values = np.concatenate([part.values for part in tallies])
     counts = np.concatenate([part.counts for part in tallies])
     distinct, inverse = np.unique(values, return_inverse=True)
     totals = np.zeros(distinct.size, np.int64)
     np.add.at(totals, inverse, counts)
-    return Tally(distinct, totals, is_exact=is_exact)
+    return Tally(distinct, totals, is_exact=True)
+
+
+def _add_digits(level: int, tallies: Sequence[Tally]) -> Tally:
+    totals = np.zeros(1 << _WIDTHS[level], np.int64)
+    for part in tallies:
+        digits = (part.values >> _SHIFTS[level]) & (totals.size - 1) if part.is_exact else part.values
+        np.add.at(totals, digits, part.counts)
+    present = np.flatnonzero(totals)
+    return Tally(present, totals[present], is_exact=False)

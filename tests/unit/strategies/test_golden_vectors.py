@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from crdt_merge_protocol.strategies import dare
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import merge_arrays
@@ -88,12 +87,18 @@ SPHERES = {
     "slerp interp": (
         {},
         (7, 3),
-        ".4530256681 -.1571885985 .06643549221 .1419778556;-.5384854755 .6014066174 -.1408680608 .09382681542",
+        (
+            ".4530256681 -.1571885985 .06643549221 .1419778556;"
+            "-.5384854755 .6014066174 -.1408680608 .09382681542"
+        ),
     ),
     "karcher": (
         {},
         (1, 2, 1),
-        ".1684296759 .2275602919 -.07121107605 .3290133157;-.4739643056 .4168430065 .000899525938 .6055452763",
+        (
+            ".1684296759 .2275602919 -.07121107605 .3290133157;"
+            "-.4739643056 .4168430065 .000899525938 .6055452763"
+        ),
     ),
 }
 
