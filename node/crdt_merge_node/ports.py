@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import errno
 import fcntl
 import os
 import random
+import socket
 import stat
 import time
 from collections.abc import Callable, MutableSequence, Sequence
@@ -425,3 +427,17 @@ def replace_file(fs: Fs, path: Path, data: bytes, *, mode: int = 0o600) -> None:
         file.sync()
     fs.rename(temporary, path)
     fs.sync_dir(path.parent)
+
+
+def local_addresses(port: int) -> tuple[str, ...]:
+    """Return ``host:port`` of this host's own addresses that others could dial, without asking a network.
+
+    Connecting a datagram socket sends nothing; it only makes the kernel choose the source address.
+    """
+    found: list[str] = []
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            host = str(probe.getsockname()[0])
+            found.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return tuple(found) or (f"127.0.0.1:{port}",)

@@ -47,7 +47,7 @@ from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
 from .messages.membership import Goodbye, Peers, Roots
 from .messages.sync import SYNC_MESSAGES
-from .operations import SignedOperation
+from .operations import LOG_BYTES, SignedOperation
 from .overlay import FullMesh
 from .reconciler import Outgoing, Reconciler
 from .replica import Replica
@@ -95,10 +95,11 @@ class Engine:
         ]
         return min((time for time in times if time is not None), default=None)
 
-    def load(self, genesis: Genesis, wires: Iterable[bytes]) -> list[str]:
-        """Rebuild one group at start-up; return a reason for every stored row that was left out."""
-        replica = self._new_replica(genesis)
-        return replica.load(wires)
+    def open_group(self, genesis: Genesis) -> Replica:
+        """Begin with a group that storage holds; the caller applies its stored operations to the state."""
+        replica = Replica(genesis, self._key, self._random_bytes(LOG_BYTES))
+        self.replicas[replica.group] = replica
+        return replica
 
     def create_group(self, genesis: Genesis) -> list[Effect]:
         """Begin a group; it exists once :class:`GroupStored` has come back."""
@@ -296,7 +297,7 @@ class Engine:
         genesis = Genesis.decode(encoded)
         if genesis.group in self.replicas:
             return []
-        self._new_replica(genesis)
+        self.open_group(genesis)
         self._root_changed(genesis.group, now=now)
         self.reconciler.hasten_all(genesis.group, now=now)
         return [GroupChanged(group=genesis.group)]
@@ -326,11 +327,6 @@ class Engine:
         ]
 
     # --- helpers --------------------------------------------------------------------------------------
-
-    def _new_replica(self, genesis: Genesis) -> Replica:
-        replica = Replica(genesis, self._key, self._random_bytes(16))
-        self.replicas[replica.group] = replica
-        return replica
 
     def _root_changed(self, group: bytes, *, now: float) -> None:
         self._changed.add(group)

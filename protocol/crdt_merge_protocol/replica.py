@@ -64,16 +64,6 @@ class Replica:
         """Operations waiting for their past."""
         return len(self._orphans)
 
-    def load(self, wires: Iterable[bytes]) -> list[str]:
-        """Rebuild the state from stored rows; return a reason for every row left out (SCENARIOS T52)."""
-        problems = []
-        for wire in wires:
-            try:
-                self.state.apply(SignedOperation.parse(wire))
-            except Exception as error:  # noqa: BLE001 - start-up never raises on content.
-                problems.append(f"{digest('row', wire).hex()[:12]}: {error}")
-        return problems
-
     def author(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
         """Sign this node's next operation and put it in flight."""
         operation = Operation(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def demo(invocation: Invocation, *, seed: int) -> None:
     """Five daemons build one model from five shards, split, crash, heal and agree.
 
-    Needs the `demo` extra (scikit-learn, for its digits). Exit status 0 only if all nodes converged, all files
-    of a strategy have one SHA-256, and averaging beats both the base and the best individual.
+    Needs the `demo` extra (scikit-learn, for its digits). Exit status 0 only if all nodes converged, all
+    files of a strategy have one SHA-256, and averaging beats both the base and the best individual.
     """
     try:
         from crdt_merge_node.demo.story import Story

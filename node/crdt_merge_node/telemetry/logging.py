@@ -49,6 +49,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "peer.unreachable": Event("debug", ("address", "reason"), "Nobody answered at an address."),
     "peer.blocked": Event("info", ("peer",), "A person told this node to refuse the peer."),
+    "node.admitted": Event("info", ("peer", "remote"), "A new node joined through this one."),
     "peer.unblocked": Event("info", ("peer",), "A person told this node to hear the peer again."),
     # replication
     "exchange.completed": Event(

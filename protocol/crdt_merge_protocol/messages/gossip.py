@@ -80,7 +80,7 @@ class GenesisFound(ControlMessage):
 @register
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attest(ControlMessage):
-    """What the sender wrote for a resolve key. Equal keys must have equal outputs; anything else is an alarm."""
+    """What the sender wrote for a resolve key. Equal keys must have equal outputs, or it is an alarm."""
 
     TYPE: ClassVar[int] = 20
 

@@ -1,0 +1,5 @@
+"""``python -m crdt_merge_node``: the command line."""
+
+from .cli import main
+
+main()

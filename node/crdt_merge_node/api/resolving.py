@@ -1,0 +1,231 @@
+"""Resolving a group: from the contributions used here to one file, attested to all peers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from crdt_merge_protocol.blobs import Manifest
+from crdt_merge_protocol.errors import EmptySetError, MissingBlobError
+from crdt_merge_protocol.limits import WEIGHT_ONE
+from crdt_merge_protocol.messages.gossip import Attest
+
+from crdt_merge_node.background import Done, run_with_progress
+from crdt_merge_node.contents import GroupContents, Item
+from crdt_merge_node.control.model import ContributionInfo, Progress, ResolvePlan, ResolveReport
+from crdt_merge_node.resolve import (
+    ResolveJob,
+    ResolveResult,
+    TensorSource,
+    UsedModel,
+    build_job,
+    run_job,
+)
+from crdt_merge_node.services import Services
+from crdt_merge_node.telemetry.logging import get_logger
+
+from .contributions import contribution_list
+from .naming import find_group, find_tag
+
+log = get_logger()
+
+
+async def resolve_group(
+    services: Services, group_name: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
+) -> AsyncGenerator[ResolvePlan | Progress | ResolveReport]:
+    """Merge the used contributions into one safetensors file."""
+    group = find_group(services, group_name)
+    name = services.engine.replicas[group].state.genesis.name
+    contents = await services.keeper.current(group)
+    deadline = services.clock.monotonic() + wait_s
+    while not contents.is_complete:
+        _refuse_if_late(services, name, contents, deadline, wait_s=wait_s)
+        yield Progress(
+            step="waiting for blobs",
+            detail=f"{len(contents.missing)} missing, {services.keeper.remaining(contents.missing)} bytes",
+        )
+        await _next_comparison(services, group, deadline)
+        contents = await services.keeper.current(group)
+    left_out = frozenset(find_tag(text, contents.items, group_name=name) for text in without)
+    inputs = [item for item in contents.used if item.visible.tag not in left_out]
+    if not inputs:
+        raise EmptySetError(
+            f'group "{name}" has no usable contribution.',
+            hint=f"See: crdt-merge-node contribution list {name}",
+        )
+    job = _job(services, group, contents, inputs)
+    infos = await contribution_list(services, group)
+    chosen = {item.visible.tag.hex() for item in inputs}
+    plan = _plan(services, group, contents, job, infos=infos, chosen=chosen)
+    yield plan
+    result: ResolveResult | None = None
+    async for step in run_with_progress(
+        lambda report, cancelled: run_job(job, Path(output_path), progress=report, cancelled=cancelled)
+    ):
+        if isinstance(step, Done):
+            result = step.value
+        else:
+            yield step
+    assert result is not None, "a resolve ends with its result or raises"
+    await _attest(services, group, result)
+    log.info(
+        "resolve.completed",
+        group=group,
+        output=result.output_digest,
+        bytes=result.nbytes,
+        duration_s=round(result.duration_s, 3),
+    )
+    yield _report(services, group, contents, plan, result)
+
+
+def _refuse_if_late(
+    services: Services, name: str, contents: GroupContents, deadline: float, *, wait_s: float
+) -> None:
+    if services.clock.monotonic() < deadline:
+        return
+    missing = sorted(contents.missing)
+    shown = ", ".join(blob.hex()[:12] for blob in missing[:4]) + (" …" if len(missing) > 4 else "")
+    waited = f" after {wait_s:g} s" if wait_s else ""
+    raise MissingBlobError(
+        f'group "{name}" lacks {len(missing)} blobs here{waited}: {shown or "a scan is under way"}.',
+        hint=f"See: crdt-merge-node why {name}; --wait waits, --without TAG leaves a contribution out.",
+    )
+
+
+async def _next_comparison(services: Services, group: bytes, deadline: float) -> None:
+    remaining = max(0.0, deadline - services.clock.monotonic())
+    # Up to a second at a time, so that the person who waits sees the numbers move.
+    waiter = asyncio.ensure_future(services.keeper.next_comparison(group))
+    await asyncio.wait({waiter}, timeout=min(remaining, 1.0))
+    waiter.cancel()
+
+
+def _job(services: Services, group: bytes, contents: GroupContents, inputs: list[Item]) -> ResolveJob:
+    state = services.engine.replicas[group].state
+    policy, config = contents.view.policy, services.config.resolve
+    assert contents.schema is not None, "complete contents have their schema"
+    used = []
+    for item in inputs:
+        assert item.manifest is not None, "used contributions have their manifest"
+        visible = item.visible
+        used.append(
+            UsedModel(visible.digest, visible.weight, item.manifest, _sources(services, item.manifest))
+        )
+    base = None
+    if contents.base is not None and policy.base is not None:
+        base = UsedModel(policy.base, WEIGHT_ONE, contents.base, _sources(services, contents.base))
+    return build_job(
+        policy,
+        contents.schema,
+        used,
+        base,
+        group_mode=True,
+        memory_bytes=int(config.memory_bytes),
+        workers=config.workers,
+        facts={
+            "group": group.hex(),
+            "group_name": state.genesis.name,
+            "node": services.engine.node.hex(),
+            "cluster": services.identity.cluster.hex(),
+            "policy_version": policy.version,
+            "sync_root": state.sync_root.hex(),
+            "contributions": [
+                {
+                    "tag": item.visible.tag.hex(),
+                    "author": item.visible.author.hex(),
+                    "slot": item.visible.slot,
+                    "digest": item.visible.digest.hex(),
+                    "content": item.visible.content.hex(),
+                    "weight": item.visible.weight,
+                }
+                for item in inputs
+            ],
+            "excluded": [
+                {"tag": item.visible.tag.hex(), "reason": item.problem or "left out on request"}
+                for item in contents.items.values()
+                if item not in inputs
+            ],
+        },
+    )
+
+
+def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
+    sources = {}
+    for entry in manifest.entries:
+        path, offset, nbytes, data = services.store.blobs.source(entry.blob)
+        sources[entry.spec.name] = TensorSource(
+            str(path) if path else None, offset, nbytes, data, blob=entry.blob
+        )
+    return sources
+
+
+def _plan(
+    services: Services,
+    group: bytes,
+    contents: GroupContents,
+    job: ResolveJob,
+    *,
+    infos: tuple[ContributionInfo, ...],
+    chosen: set[str],
+) -> ResolvePlan:
+    policy = contents.view.policy
+    model_bytes = sum(spec.nbytes for spec in job.schema.specs)
+    return ResolvePlan(
+        group=group.hex(),
+        group_name=services.engine.replicas[group].state.genesis.name,
+        strategy=policy.strategy,
+        strategy_version=policy.strategy_version,
+        params=dict(policy.params),
+        resolve_key=job.resolve_key.hex(),
+        inputs=tuple(info for info in infos if info.tag in chosen),
+        excluded=tuple(info for info in infos if info.tag not in chosen and info.state != "hidden"),
+        base=policy.base.hex() if policy.base else "",
+        dtype=job.dtype,
+        read_bytes=model_bytes * (len(job.inputs) + (job.base is not None)),
+        output_bytes=model_bytes,
+        memory_bytes=job.memory_bytes,
+        free_memory_bytes=0,
+    )
+
+
+async def _attest(services: Services, group: bytes, result: ResolveResult) -> None:
+    profile = "" if result.profile == "bitwise" else result.profile
+    attest = Attest(
+        group=group,
+        resolve_key=result.resolve_key,
+        output_digest=result.output_digest,
+        profile=profile,
+    )
+    await services.store.put_meta(f"attest/{group.hex()}/{result.resolve_key.hex()}", attest.to_body())
+    services.driver.attest(attest)
+
+
+def _report(
+    services: Services, group: bytes, contents: GroupContents, plan: ResolvePlan, result: ResolveResult
+) -> ResolveReport:
+    writers = services.engine.attestations.writers(group, result.resolve_key)
+    others = {node: output for node, output in sorted(writers.items()) if node != services.engine.node}
+    root, key = contents.keys()
+    return ResolveReport(
+        group=plan.group,
+        group_name=plan.group_name,
+        path=str(result.output_path),
+        provenance_path=str(result.manifest_path),
+        strategy=plan.strategy,
+        strategy_version=plan.strategy_version,
+        params=plan.params,
+        resolve_key=result.resolve_key.hex(),
+        used_root=root.hex() if key == result.resolve_key else "",
+        output_digest=result.output_digest.hex(),
+        file_sha256=result.file_sha256.hex(),
+        nbytes=result.nbytes,
+        duration_s=result.duration_s,
+        inputs=plan.inputs,
+        excluded=plan.excluded,
+        base=plan.base,
+        dtype=plan.dtype,
+        agreeing=tuple(node.hex() for node, output in others.items() if output == result.output_digest),
+        disagreeing=tuple(node.hex() for node, output in others.items() if output != result.output_digest),
+        warnings=result.warnings,
+    )

@@ -1,0 +1,38 @@
+"""The parts of a running node, as its API needs them. Made by ``runtime``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crdt_merge_protocol.engine import Engine
+
+from .alarms import Alarms
+from .bulk import Fetcher
+from .config import Config
+from .contents import ContentKeeper
+from .gossip import GossipDriver
+from .ports import Clock, Fs, Rng
+from .storage import Store
+from .transport import Endpoint, Identity, StoredInvites
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """One node's parts."""
+
+    config: Config
+    identity: Identity
+    engine: Engine
+    driver: GossipDriver
+    store: Store
+    fetcher: Fetcher
+    keeper: ContentKeeper
+    endpoint: Endpoint
+    invites: StoredInvites | None
+    """Present where the key of the cluster's CA is."""
+    alarms: Alarms
+    clock: Clock
+    rng: Rng
+    fs: Fs
+    started: float
+    """Wall time of the start."""

@@ -1,0 +1,444 @@
+"""A disk in memory that loses what was not synced: the file system port and SQLite, on the same bytes.
+
+The model is meaner than ext4 and no meaner than POSIX. What is written is visible at once and durable only
+after a sync of that file; a name that is made, moved or removed is durable only after a sync of its
+directory, not of the file. At a power cut every 512-byte sector written since the last sync is kept or lost
+on its own (a few become garbage), and so is every change of a name. Each call is counted and may be made to
+fail, so that a test can cut, or inject an error, at every index of a run (SCENARIOS T43, T44, B70).
+
+SQLite gets here through an APSW virtual file system. It has no shared memory, hence the store's exclusive
+locking mode.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import apsw
+from crdt_merge_node.ports import DiskSpace, File, FileStat, Lock
+
+SECTOR_BYTES: Final = 512
+GARBAGE_RATIO: Final = 0.02
+T = TypeVar("T")
+Fault = Callable[[int, str, Path], None]
+"""Called before each call with its index, name and path; raises ``OSError`` to make it fail."""
+
+
+class PowerCutError(OSError):
+    """The power is gone: this call and all later ones do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "power cut")
+
+
+@dataclass(eq=False, slots=True)
+class _FileNode:
+    data: bytearray = field(default_factory=bytearray)
+    """What reading returns."""
+    durable: bytes = b""
+    pending: list[tuple[int, bytes | None]] = field(default_factory=list)
+    """(offset, bytes) written and (length, None) truncated since the last sync."""
+
+
+@dataclass(eq=False, slots=True)
+class _Directory:
+    names: dict[str, _FileNode | _Directory] = field(default_factory=dict)
+    durable: dict[str, _FileNode | _Directory] = field(default_factory=dict)
+
+
+class SimulatedDisk:
+    """An ``Fs`` with a power switch. Not for several threads."""
+
+    def __init__(self, *, capacity_bytes: int = 1 << 30, fault: Fault | None = None) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.fault = fault
+        self.calls = 0
+        """Number of calls so far, whether or not they failed."""
+        self.is_dead = False
+        self._root = _Directory()
+        self._locked: set[Path] = set()
+
+    # --- power and faults ---------------------------------------------------------------------------
+
+    def tick(self, name: str, path: Path) -> None:
+        """Count a call, and fail it if the plan says so."""
+        if self.is_dead:
+            raise PowerCutError
+        index = self.calls
+        self.calls += 1
+        if self.fault is not None:
+            try:
+                self.fault(index, name, path)
+            except PowerCutError:
+                self.is_dead = True
+                raise
+
+    def after_power_cut(self, rng: Random) -> SimulatedDisk:
+        """Return the disk that the next start finds, as chance left it."""
+        disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
+        disk._root = _survive_directory(self._root, rng, {})
+        return disk
+
+    def used_bytes(self) -> int:
+        """Return the size of all files."""
+        return _used_bytes(self._root)
+
+    def require_room(self, nbytes: int) -> None:
+        """Raise ``ENOSPC`` unless ``nbytes`` more fit."""
+        if self.used_bytes() + nbytes > self.capacity_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # --- the file system port -----------------------------------------------------------------------
+
+    def open_read(self, path: Path, *, follow: bool = False) -> File:  # noqa: ARG002  (there are no links)
+        """Open a regular file for reading."""
+        self.tick("open", path)
+        return SimulatedFile(self, path, self.node(path))
+
+    def open_write(self, path: Path) -> File:
+        """Open an existing regular file for reading and writing."""
+        self.tick("open", path)
+        return SimulatedFile(self, path, self.node(path))
+
+    def create(self, path: Path, *, mode: int = 0o600) -> File:  # noqa: ARG002  (there are no permissions)
+        """Create a file that must not exist."""
+        self.tick("create", path)
+        directory = self._directory(path.parent)
+        if path.name in directory.names:
+            raise FileExistsError(errno.EEXIST, "exists", str(path))
+        node = _FileNode()
+        directory.names[path.name] = node
+        return SimulatedFile(self, path, node)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename, replacing ``target``."""
+        self.tick("rename", target)
+        names = self._directory(source.parent).names
+        if source.name not in names:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
+        self._directory(target.parent).names[target.name] = names.pop(source.name)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        self.tick("unlink", path)
+        if self._directory(path.parent).names.pop(path.name, None) is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+
+    def mkdir(self, path: Path, *, mode: int = 0o700) -> bool:  # noqa: ARG002  (there are no permissions)
+        """Make a directory; False if it was there."""
+        self.tick("mkdir", path)
+        names = self._directory(path.parent).names
+        if path.name in names:
+            return False
+        names[path.name] = _Directory()
+        return True
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted."""
+        self.tick("listdir", path)
+        node = self._find(path)
+        return sorted(node.names) if isinstance(node, _Directory) else []
+
+    def stat(self, path: Path) -> FileStat | None:
+        """Return what is at ``path``, or None."""
+        self.tick("stat", path)
+        node = self._find(path)
+        if node is None:
+            return None
+        is_file = isinstance(node, _FileNode)
+        nbytes = len(node.data) if isinstance(node, _FileNode) else 0
+        return FileStat(nbytes=nbytes, is_file=is_file, is_directory=not is_file, mode=0o700, owner=0)
+
+    def sync_dir(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        self.tick("sync_dir", path)
+        directory = self._directory(path)
+        directory.durable = dict(directory.names)
+
+    def disk_space(self, path: Path) -> DiskSpace:
+        """Return how much room there is."""
+        self.tick("disk_space", path)
+        free = self.capacity_bytes - self.used_bytes()
+        return DiskSpace(free_bytes=free, total_bytes=self.capacity_bytes)
+
+    def lock(self, path: Path, *, note: bytes) -> Lock | None:  # noqa: ARG002  (nobody reads it)
+        """Take an exclusive lock; None if it is taken."""
+        self.tick("lock", path)
+        if path in self._locked:
+            return None
+        self._locked.add(path)
+        return _SimulatedLock(self._locked, path)
+
+    # --- nodes --------------------------------------------------------------------------------------
+
+    def node(self, path: Path) -> _FileNode:
+        """Return the file at ``path``."""
+        node = self._find(path)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        if isinstance(node, _Directory):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return node
+
+    def _find(self, path: Path) -> _FileNode | _Directory | None:
+        node: _FileNode | _Directory | None = self._root
+        for part in path.parts[1:]:
+            if not isinstance(node, _Directory):
+                return None
+            node = node.names.get(part)
+        return node
+
+    def _directory(self, path: Path) -> _Directory:
+        node = self._find(path)
+        if not isinstance(node, _Directory):
+            raise FileNotFoundError(errno.ENOENT, "no such directory", str(path))
+        return node
+
+
+class SimulatedFile:
+    """An open file of a :class:`SimulatedDisk`."""
+
+    def __init__(self, disk: SimulatedDisk, path: Path, node: _FileNode) -> None:
+        self._disk = disk
+        self._path = path
+        self._node = node
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes."""
+        self._disk.tick("read", self._path)
+        return bytes(self._node.data[offset : offset + nbytes])
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of ``data``, of which a failure may leave a part."""
+        self._disk.tick("write", self._path)
+        end = offset + len(data)
+        self._disk.require_room(max(0, end - len(self._node.data)))
+        self._node.data.extend(bytes(max(0, end - len(self._node.data))))
+        self._node.data[offset:end] = data
+        self._node.pending.append((offset, bytes(data)))
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        self._disk.tick("size", self._path)
+        return len(self._node.data)
+
+    def truncate(self, nbytes: int) -> None:
+        """Set the length."""
+        self._disk.tick("truncate", self._path)
+        _resize(self._node.data, nbytes)
+        self._node.pending.append((nbytes, None))
+
+    def sync(self) -> None:
+        """Make the contents durable; not the name."""
+        self._disk.tick("sync", self._path)
+        self._node.durable = bytes(self._node.data)
+        self._node.pending.clear()
+
+    def close(self) -> None:
+        """Close."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _SimulatedLock:
+    def __init__(self, locked: set[Path], path: Path) -> None:
+        self._locked = locked
+        self._path = path
+
+    def close(self) -> None:
+        self._locked.discard(self._path)
+
+
+class SimulatedVfs(apsw.VFS):
+    """SQLite's way to a :class:`SimulatedDisk`; pass ``name`` as the ``vfs`` of a connection."""
+
+    def __init__(self, disk: SimulatedDisk, *, name: str, rng: Random) -> None:
+        super().__init__(name, base="")
+        self.name = name
+        self._disk = disk
+        self._rng = rng
+        self._temporary = 0
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+        """Open a database, its log or its journal."""
+        flags[1] = flags[0]
+        if name is None:
+            self._temporary += 1
+            path = Path(f"/sqlite-temporary-{self._temporary}")
+        else:
+            path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name)
+        try:
+            is_new = self._disk.stat(path) is None
+            file = self._disk.create(path) if is_new else self._disk.open_write(path)
+        except OSError as error:
+            raise _as_sqlite(error) from error
+        is_log = bool(flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL))
+        return SimulatedVfsFile(self._disk, path, file, must_sync_name=is_new and is_log)  # type: ignore[return-value]  # APSW asks for the methods, not the class
+
+    def xFullPathname(self, name: str) -> str:  # noqa: N802
+        """Return the path."""
+        return name
+
+    def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: ARG002, N802
+        """Tell whether a file exists."""
+        try:
+            return self._disk.stat(Path(pathname)) is not None
+        except OSError as error:
+            raise _as_sqlite(error) from error
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+        """Remove a file."""
+        try:
+            self._disk.unlink(Path(filename))
+            if syncdir:
+                self._disk.sync_dir(Path(filename).parent)
+        except OSError as error:
+            raise _as_sqlite(error) from error
+
+    def xRandomness(self, numbytes: int) -> bytes:  # noqa: N802
+        """Return reproducible bytes."""
+        return self._rng.randbytes(numbytes)
+
+    def xCurrentTime(self) -> float:  # noqa: N802
+        """Return a fixed Julian day."""
+        return 2_461_000.5
+
+    def xCurrentTimeInt64(self) -> int:  # noqa: N802
+        """Return a fixed Julian day in milliseconds."""
+        return int(2_461_000.5 * 86_400_000)
+
+    def xSleep(self, microseconds: int) -> int:  # noqa: N802
+        """Return at once."""
+        return microseconds
+
+
+class SimulatedVfsFile:
+    """What SQLite calls on an open file."""
+
+    def __init__(self, disk: SimulatedDisk, path: Path, file: File, *, must_sync_name: bool) -> None:
+        self._disk = disk
+        self._path = path
+        self._file = file
+        self._must_sync_name = must_sync_name
+        """SQLite's own VFS syncs the directory of a new log or journal at its first sync."""
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        """Return bytes; SQLite fills up what is missing."""
+        return _call(lambda: self._file.read_at(offset, amount))
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        """Write."""
+        _call(lambda: self._file.write_at(offset, data))
+
+    def xTruncate(self, newsize: int) -> None:  # noqa: N802
+        """Set the length."""
+        _call(lambda: self._file.truncate(newsize))
+
+    def xSync(self, flags: int) -> None:  # noqa: ARG002, N802
+        """Make durable. Whatever fails here is an I/O error to SQLite, a full disk too."""
+        try:
+            self._file.sync()
+            if self._must_sync_name:
+                self._disk.sync_dir(self._path.parent)
+                self._must_sync_name = False
+        except OSError as error:
+            raise apsw.IOError(str(error)) from error
+
+    def xFileSize(self) -> int:  # noqa: N802
+        """Return the length."""
+        return _call(self._file.size)
+
+    def xLock(self, level: int) -> None:  # noqa: N802
+        """Do nothing: the data directory is locked."""
+
+    def xUnlock(self, level: int) -> None:  # noqa: N802
+        """Do nothing."""
+
+    def xCheckReservedLock(self) -> bool:  # noqa: N802
+        """Tell that nobody else writes."""
+        return False
+
+    def xFileControl(self, op: int, pointer: int) -> bool:  # noqa: ARG002, N802
+        """Refuse every hint."""
+        return False
+
+    def xSectorSize(self) -> int:  # noqa: N802
+        """Return the unit in which a power cut tears."""
+        return SECTOR_BYTES
+
+    def xDeviceCharacteristics(self) -> int:  # noqa: N802
+        """Promise nothing."""
+        return 0
+
+    def xClose(self) -> None:  # noqa: N802
+        """Close."""
+        self._file.close()
+
+
+def _call(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except OSError as error:
+        raise _as_sqlite(error) from error
+
+
+def _as_sqlite(error: OSError) -> apsw.Error:
+    return apsw.FullError(str(error)) if error.errno == errno.ENOSPC else apsw.IOError(str(error))
+
+
+def _resize(data: bytearray, nbytes: int) -> None:
+    del data[nbytes:]
+    data.extend(bytes(nbytes - len(data)))
+
+
+def _used_bytes(node: _FileNode | _Directory) -> int:
+    if isinstance(node, _FileNode):
+        return len(node.data)
+    return sum(_used_bytes(child) for child in node.names.values())
+
+
+def _survive_directory(directory: _Directory, rng: Random, kept: dict[_FileNode, _FileNode]) -> _Directory:
+    survivor = _Directory()
+    for name in sorted({*directory.durable, *directory.names}):
+        old, new = directory.durable.get(name), directory.names.get(name)
+        node = old if old is new or rng.random() < 0.5 else new
+        if isinstance(node, _Directory):
+            survivor.names[name] = _survive_directory(node, rng, kept)
+        elif node is not None:
+            if node not in kept:  # Both the old and the new name of a moved file may have survived.
+                kept[node] = _survive_file(node, rng)
+            survivor.names[name] = kept[node]
+    survivor.durable = dict(survivor.names)
+    return survivor
+
+
+def _survive_file(node: _FileNode, rng: Random) -> _FileNode:
+    data = bytearray(node.durable)
+    for offset, written in node.pending:
+        if written is None:
+            if rng.random() < 0.5:
+                _resize(data, offset)
+            continue
+        for begin in range(0, len(written), SECTOR_BYTES):
+            chance = rng.random()
+            if chance < 0.5:
+                sector = written[begin : begin + SECTOR_BYTES]
+                if chance < GARBAGE_RATIO / 2:
+                    sector = rng.randbytes(len(sector))
+                end = offset + begin + len(sector)
+                data.extend(bytes(max(0, end - len(data))))
+                data[offset + begin : end] = sector
+    return _FileNode(data=data, durable=bytes(data))
