@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from .bodies import Kind
 from .errors import LocalProtocolError, MalformedMessageError
 from .genesis import Genesis
 from .limits import DEPS_MAX
@@ -36,6 +35,8 @@ class CRDTMergeState:
         self._operations: dict[bytes, SignedOperation] = {}
         self._depths: dict[bytes, int] = {}
         self._heads: set[bytes] = set()
+        self._deepest: list[tuple[int, bytes]] = []
+        """Heap of (-depth, id) that has every head, and some that are heads no more."""
         self._logs: dict[tuple[bytes, bytes], int] = {}
         self._causal: list[tuple[int, bytes]] = []
         """All (depth, id); sorted when it is read, which is cheap because it nearly is."""
@@ -106,7 +107,7 @@ class CRDTMergeState:
         twin.trie = self.trie.copy()
         twin._operations = dict(self._operations)
         twin._depths = dict(self._depths)
-        twin._heads = set(self._heads)
+        twin._heads, twin._deepest = set(self._heads), list(self._deepest)
         twin._logs = dict(self._logs)
         twin._causal = list(self._causal)
         twin._visibility = self._visibility.copy()
@@ -147,7 +148,17 @@ class CRDTMergeState:
         Policies in force come first, so that they are in the past of what follows them, then the deepest
         heads (PROTOCOL R1). More concurrent heads than that are joined by later operations.
         """
-        chosen = heapq.nsmallest(DEPS_MAX, self._heads, key=self._dep_order)
+        policies = self._visibility.effective_policies & self._heads
+        chosen = sorted(policies, key=lambda id_: (-self._depths[id_], id_))[:DEPS_MAX]
+        ranks: list[tuple[int, bytes]] = []
+        while self._deepest and len(chosen) < DEPS_MAX:
+            rank = heapq.heappop(self._deepest)
+            if rank[1] in self._heads:
+                ranks.append(rank)
+                if rank[1] not in policies:
+                    chosen.append(rank[1])
+        for rank in ranks:
+            heapq.heappush(self._deepest, rank)
         return tuple(sorted(chosen))
 
     def causal(self, ids: Iterable[bytes] | None = None) -> list[SignedOperation]:
@@ -190,14 +201,9 @@ class CRDTMergeState:
         self.trie.insert(operation_id)
         self._heads -= parents
         self._heads.add(operation_id)
+        heapq.heappush(self._deepest, (-depth, operation_id))
         place = (operation.author, operation.log)
         newest = self._logs.get(place, -1)
         self._logs[place] = max(newest, operation.seq)
         # prev is always here, so all places up to the newest are taken (see visibility.py).
         self._visibility.apply(operation_id, operation, depth, is_fork=operation.seq <= newest)
-
-    def _dep_order(self, operation_id: bytes) -> tuple[bool, int, bytes]:
-        is_privileged = self._operations[
-            operation_id
-        ].operation.kind == Kind.POLICY and self._visibility.is_effective_policy(operation_id)
-        return not is_privileged, -self._depths[operation_id], operation_id

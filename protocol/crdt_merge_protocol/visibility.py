@@ -17,6 +17,7 @@ operation costs microseconds and logarithmic searches, whatever the size of the 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 from .bodies import Add, Hold, PolicyAct, Remove
@@ -202,9 +203,10 @@ class Visibility:
         """Tags of the ADDs that were removed."""
         return frozenset(tag for tag, candidate in self._candidates.items() if candidate.is_removed)
 
-    def is_effective_policy(self, operation_id: bytes) -> bool:
-        """Tell whether this is a POLICY that enough administrators signed."""
-        return operation_id in self._policy_versions
+    @property
+    def effective_policies(self) -> AbstractSet[bytes]:
+        """Ids of the POLICYs that have an effect."""
+        return self._policy_versions.keys()
 
     def copy(self) -> Visibility:
         """Return an independent copy."""
