@@ -78,6 +78,7 @@ class InlinePool:
             self._tick()
             answer, nbytes = task.run(self._worker, self._slot)
             yield answer, self._slot[:nbytes]
+        self._tick()
 
     def tell(self, task: Task) -> None:
         """Run a task."""
@@ -119,6 +120,7 @@ class ProcessPool:
         number = 0
         more = True
         while True:
+            self._tick()
             while more and free and len(worker := min(self._workers, key=len)) < TASKS_PER_WORKER:
                 drawn = next(waiting, None)
                 more = drawn is not None
@@ -142,6 +144,7 @@ class ProcessPool:
         for worker in self._workers:
             worker.start(-1, 0, task)
         while any(self._workers_at_work()):
+            self._tick()
             for worker in self._ready():
                 worker.finish()
 
@@ -150,7 +153,6 @@ class ProcessPool:
 
     def _ready(self) -> list[_WorkerProcess]:
         """Wait for answers, at most a tick."""
-        self._tick()
         by_connection: dict[Any, _WorkerProcess] = {
             worker.connection: worker for worker in self._workers if len(worker)
         }
