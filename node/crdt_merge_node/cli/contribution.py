@@ -62,7 +62,7 @@ def add(
         )
         added: ContributionAdded = watch(invocation, "contribution-add/1", events, show_plan=_show_plan)
     if invocation.is_json:
-        say_json("contribution-add/1", event="result", **_fields(added))
+        say_json("contribution-add/1", added, event="result")
         return
     held = f", held by {count(added.holds, 'other node')}" if added.holds else ""
     say(f"contributed {added.contribution.tag}")
@@ -201,12 +201,3 @@ def _table_of(found: tuple[ContributionInfo, ...]) -> str:
         for item in found
     ]
     return table(("STATE", "TAG", "AUTHOR", "SLOT", "WEIGHT", "SIZE", "MISSING", "REASON"), rows)
-
-
-def _fields(added: ContributionAdded) -> dict[str, object]:
-    return {
-        "contribution": added.contribution,
-        "copied_bytes": added.copied_bytes,
-        "holds": added.holds,
-        "duration_s": added.duration_s,
-    }

@@ -122,7 +122,8 @@ def _plain_field(name: str, value: Any) -> Any:
     return value / WEIGHT_ONE if name in _WEIGHTS and isinstance(value, int) else plain(value)
 
 
-def say_json(schema: str, value: Any = None, **more: Any) -> None:
-    """Print one JSON object on one line: ``schema`` first, then the fields of ``value`` and ``more``."""
-    document = {"schema": schema, **(plain(value) if value is not None else {}), **plain(more)}
+def say_json(schema: str, value: Any = None, *, event: str | None = None, **more: Any) -> None:
+    """Print one JSON object on one line: ``schema``, ``event``, then the fields of ``value`` and ``more``."""
+    kind = {} if event is None else {"event": event}
+    document = {"schema": schema, **kind, **(plain(value) if value is not None else {}), **plain(more)}
     click.echo(json.dumps(document))

@@ -1,14 +1,17 @@
-"""The commands that need no daemon: ``init``, the banner of ``run``; and what ``status`` imports."""
+"""The commands that need no daemon: `init`, `merge`, the banner of `run`; and what `status` imports."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from crdt_merge_node.cli.app import root
@@ -19,6 +22,7 @@ from crdt_merge_node.config import load_config
 from crdt_merge_node.config.loading import default_data_dir
 from crdt_merge_node.ports import SystemFs
 from crdt_merge_node.transport.identity import Identity
+from safetensors.numpy import load_file, save_file
 
 
 def _run(*arguments: str) -> Any:
@@ -140,3 +144,46 @@ def test_status_imports_nothing_slow(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[str]:
+    """Two models of one tensor: all 1 and all 4."""
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("one", "four")]
+    for path, value in zip(paths, (1.0, 4.0), strict=True):
+        save_file({"w": np.full((2, 3), value, np.float32)}, path)
+    return paths
+
+
+def test_merge_weighs_files_in_the_order_given_and_names_what_it_wrote(
+    models: list[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.safetensors"
+
+    result = _run("merge", *models, "-o", str(output), "--weight", "2,1", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert (answer["schema"], answer["event"], answer["inputs"]) == ("merge/1", "result", 2)
+    assert answer["file_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert Path(answer["provenance_path"]).is_file()
+    np.testing.assert_array_equal(load_file(output)["w"], np.full((2, 3), 2.0, np.float32))
+
+
+def test_merge_shows_the_digest_to_people(models: list[str], tmp_path: Path) -> None:
+    result = _run("merge", *models, "-o", str(tmp_path / "o.safetensors"))
+
+    assert re.search(r"^  digest +[0-9a-f]{64}$", result.stdout, re.MULTILINE)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "options", [["--weight", "1"], ["--weight", "1,x"], ["--strategy", "tis"], ["--param", "density=2"]]
+)
+def test_merge_refuses_bad_usage_and_writes_nothing(
+    models: list[str], tmp_path: Path, options: list[str]
+) -> None:
+    output = tmp_path / "out.safetensors"
+
+    assert _run("merge", *models, "-o", str(output), *options).exit_code == 2
+    assert not output.exists()
