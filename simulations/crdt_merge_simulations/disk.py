@@ -62,6 +62,8 @@ class SimulatedDisk:
         self.calls = 0
         """Number of calls so far, whether or not they failed."""
         self.is_dead = False
+        self.used_bytes = 0
+        """Size of all files that have a name."""
         self._root = _Directory()
         self._locked: set[Path] = set()
 
@@ -84,16 +86,14 @@ class SimulatedDisk:
         """Return the disk that the next start finds, as chance left it."""
         disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
         disk._root = _survive_directory(self._root, rng, {})
+        disk.used_bytes = _used_bytes(disk._root)
         return disk
 
-    def used_bytes(self) -> int:
-        """Return the size of all files."""
-        return _used_bytes(self._root)
-
-    def require_room(self, nbytes: int) -> None:
-        """Raise ``ENOSPC`` unless ``nbytes`` more fit."""
-        if self.used_bytes() + nbytes > self.capacity_bytes:
+    def grow(self, nbytes: int) -> None:
+        """Take (or give back) room; ``ENOSPC`` if there is none."""
+        if nbytes > 0 and self.used_bytes + nbytes > self.capacity_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.used_bytes += nbytes
 
     # --- the file system port -----------------------------------------------------------------------
 
@@ -120,16 +120,21 @@ class SimulatedDisk:
     def rename(self, source: Path, target: Path) -> None:
         """Rename, replacing ``target``."""
         self.tick("rename", target)
-        names = self._directory(source.parent).names
+        names, targets = self._directory(source.parent).names, self._directory(target.parent).names
         if source.name not in names:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
-        self._directory(target.parent).names[target.name] = names.pop(source.name)
+        node = names.pop(source.name)
+        if target.name in targets:
+            self.used_bytes -= _used_bytes(targets[target.name])
+        targets[target.name] = node
 
     def unlink(self, path: Path) -> None:
         """Remove a name."""
         self.tick("unlink", path)
-        if self._directory(path.parent).names.pop(path.name, None) is None:
+        node = self._directory(path.parent).names.pop(path.name, None)
+        if node is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        self.used_bytes -= _used_bytes(node)
 
     def mkdir(self, path: Path, *, mode: int = 0o700) -> bool:  # noqa: ARG002  (there are no permissions)
         """Make a directory; False if it was there."""
@@ -165,7 +170,7 @@ class SimulatedDisk:
     def disk_space(self, path: Path) -> DiskSpace:
         """Return how much room there is."""
         self.tick("disk_space", path)
-        free = self.capacity_bytes - self.used_bytes()
+        free = self.capacity_bytes - self.used_bytes
         return DiskSpace(free_bytes=free, total_bytes=self.capacity_bytes)
 
     def lock(self, path: Path, *, note: bytes) -> Lock | None:  # noqa: ARG002  (nobody reads it)
@@ -219,7 +224,7 @@ class SimulatedFile:
         """Write all of ``data``, of which a failure may leave a part."""
         self._disk.tick("write", self._path)
         end = offset + len(data)
-        self._disk.require_room(max(0, end - len(self._node.data)))
+        self._disk.grow(max(0, end - len(self._node.data)))
         self._node.data.extend(bytes(max(0, end - len(self._node.data))))
         self._node.data[offset:end] = data
         self._node.pending.append((offset, bytes(data)))
@@ -232,6 +237,7 @@ class SimulatedFile:
     def truncate(self, nbytes: int) -> None:
         """Set the length."""
         self._disk.tick("truncate", self._path)
+        self._disk.grow(nbytes - len(self._node.data))
         _resize(self._node.data, nbytes)
         self._node.pending.append((nbytes, None))
 

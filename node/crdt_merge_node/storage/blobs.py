@@ -24,7 +24,7 @@ from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_bytes, 
 from crdt_merge_protocol.errors import LocalProtocolError, MalformedMessageError
 from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, INLINE_BLOB_BYTES_MAX
 
-from crdt_merge_node.errors import CorruptError, StorageError
+from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import Rng
 
 from .database import Database
@@ -37,6 +37,7 @@ from .partial import Partial, PartialPorts
 DIGEST_BYTES: Final = 32
 CACHED_LISTS: Final = 64
 """Chunk lists kept in memory: 32 bytes per MiB of blob, for the blobs being served or fetched."""
+NAME_LOCKS: Final = 64
 DAMAGE: Final = frozenset({errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO})
 """Errors of opening or reading that say something about the blob and not about this process."""
 
@@ -70,7 +71,11 @@ class BlobStore:
         self._on_corrupt = on_corrupt
         self._objects = ObjectTable(database, report=self._report)
         self._lock = threading.RLock()
+        # Held from a file's rename to its row's commit and while either goes away: a blob that is deleted and
+        # fetched again at once must not lose its new file. Many, so that imports still share commits.
+        self._name_locks = [threading.RLock() for _ in range(NAME_LOCKS)]
         self._index: dict[bytes, Entry] = {}
+        self._total_bytes = 0
         self._lists: OrderedDict[bytes, list[bytes]] = OrderedDict()
         self._partials: dict[bytes, Partial] = {}
         self._partial_ports = PartialPorts(
@@ -87,6 +92,7 @@ class BlobStore:
         """Read which blobs and objects the database has; called once, before recovery compares the files."""
         rows = self._database.query("SELECT digest, nbytes, inline IS NOT NULL FROM blobs")
         self._index = {bytes(digest): Entry(int(nbytes), bool(inline)) for digest, nbytes, inline in rows}
+        self._total_bytes = sum(entry.nbytes for entry in self._index.values())
         self._objects.load_index()
 
     def has(self, digest: bytes) -> bool:
@@ -110,8 +116,7 @@ class BlobStore:
 
     def total_bytes(self) -> int:
         """Return the size of all blobs that are here."""
-        with self._lock:
-            return sum(entry.nbytes for entry in self._index.values())
+        return self._total_bytes
 
     def source(self, digest: bytes) -> tuple[Path | None, int, int, bytes | None]:
         """Return (file, offset, size, bytes of a small blob) from which a blob can be read.
@@ -168,7 +173,7 @@ class BlobStore:
             if data is None:
                 raise StorageError(f"blob {digest.hex()[:12]} was deleted while it was read.")
             if progress is not None:
-                progress(len(data))
+                progress(index * CHUNK_BYTES + len(data))
 
     # --- objects ------------------------------------------------------------------------------------
 
@@ -206,7 +211,7 @@ class BlobStore:
             offset: Where the tensor begins, in bytes.
             nbytes: Its size.
             scan: Tells of each chunk whether all its numbers are finite.
-            progress: Called with the number of bytes copied since the last call; may raise to cancel.
+            progress: Called with the number of bytes copied so far; may raise to cancel.
 
         Returns:
             The blob digest, and whether every scan said True.
@@ -248,12 +253,12 @@ class BlobStore:
 
     def delete(self, digest: bytes) -> None:
         """Remove a blob; once this has returned it cannot come back by itself."""
-        with self._lock:
-            entry = self._index.pop(digest, None)
-            self._lists.pop(digest, None)
-        if entry is None:
-            return
+        with self._name_locks[digest[0] % NAME_LOCKS]:
+            entry = self._forget(digest)
+            if entry is not None:
+                self._delete(digest, entry)
 
+    def _delete(self, digest: bytes, entry: Entry) -> None:
         def condemn(connection: apsw.Connection) -> None:
             connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
             if not entry.is_inline:
@@ -279,9 +284,7 @@ class BlobStore:
                 digest = blob_digest(nbytes, reader.digests)
                 if not self.has(digest):
                     file.sync()
-            if not self.has(digest):
-                self.files.publish(temporary, digest)
-                self._register(digest, nbytes, reader.digests, inline=None)
+            self._take_in(temporary, digest, nbytes, reader.digests)
         finally:
             self._room.promise(temporary, 0)
             self.files.discard(temporary)
@@ -322,14 +325,10 @@ class BlobStore:
         return self._partials.get(digest)
 
     def _publish_partial(self, partial: Partial) -> None:
-        if self.has(partial.digest):
-            if not partial.is_inline:
-                self.files.discard(partial.path)
-        elif partial.is_inline:
-            self._register(partial.digest, partial.nbytes, partial.chunk_digests, inline=partial.content)
+        if partial.is_inline:
+            self.put_inline(partial.digest, partial.content)
         else:
-            self.files.publish(partial.path, partial.digest)
-            self._register(partial.digest, partial.nbytes, partial.chunk_digests, inline=None)
+            self._take_in(partial.path, partial.digest, partial.nbytes, partial.chunk_digests)
 
     def _forget_partial(self, partial: Partial) -> None:
         with self._lock:
@@ -361,11 +360,10 @@ class BlobStore:
 
     def quarantine(self, digest: bytes, reason: str) -> CorruptError:
         """Forget a damaged blob and move its file out of the way; return the error to raise."""
-        with self._lock:
-            self._index.pop(digest, None)
-            self._lists.pop(digest, None)
-        self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
-        self.files.set_aside(self.files.path_of(digest), digest.hex())
+        with self._name_locks[digest[0] % NAME_LOCKS]:
+            self._forget(digest)
+            self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
+            self.files.set_aside(self.files.path_of(digest), digest.hex())
         return self._report(digest, reason)
 
     def _report(self, digest: bytes, reason: str) -> CorruptError:
@@ -422,6 +420,19 @@ class BlobStore:
                 raise self.quarantine(digest, error.strerror or "unreadable") from error
             raise StorageError(f"{path}: {error.strerror}.") from error
 
+    def _take_in(self, path: Path, digest: bytes, nbytes: int, chunks: Sequence[bytes]) -> None:
+        """Make a synced file a blob. If there is no room for the row, the file goes back to where it was."""
+        with self._name_locks[digest[0] % NAME_LOCKS]:
+            if self.has(digest):
+                self.files.discard(path)
+                return
+            self.files.publish(path, digest)
+            try:
+                self._register(digest, nbytes, chunks, inline=None)
+            except FullError:
+                self.files.withdraw(digest, path)
+                raise
+
     def _register(self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None) -> None:
         def change(connection: apsw.Connection) -> None:
             connection.execute(
@@ -433,7 +444,16 @@ class BlobStore:
 
         self._database.write(change).result()
         with self._lock:
-            self._index[digest] = Entry(nbytes, inline is not None)
+            if digest not in self._index:
+                self._index[digest] = Entry(nbytes, inline is not None)
+                self._total_bytes += nbytes
+
+    def _forget(self, digest: bytes) -> Entry | None:
+        with self._lock:
+            self._lists.pop(digest, None)
+            entry = self._index.pop(digest, None)
+            self._total_bytes -= entry.nbytes if entry else 0
+            return entry
 
 
 def _split_digests(joined: object, nbytes: int) -> list[bytes] | None:

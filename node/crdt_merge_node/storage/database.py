@@ -36,17 +36,19 @@ BATCH_MAX: Final = 256
 """Functions in one transaction. Bounds how long the first of them waits for the last."""
 CHECKPOINT_PAGES: Final = 1000
 """Pages in the write-ahead log that call for a checkpoint: 4 MB, SQLite's own default."""
-PRAGMAS: Final[tuple[tuple[str, object, object], ...]] = (
-    # Exclusive first: a virtual file system without shared memory otherwise refuses WAL without an error.
-    ("locking_mode", "exclusive", "exclusive"),
-    ("journal_mode", "wal", "wal"),
-    ("synchronous", "full", 2),
-    ("foreign_keys", True, 1),
-    ("mmap_size", 0, 0),  # A read error on a mapping is SIGBUS; on a read it is an exception.
-    ("secure_delete", True, 1),
-    ("cell_size_check", True, 1),
-    ("temp_store", "memory", 2),
-    ("busy_timeout", 0, 0),
+PRAGMAS: Final[tuple[tuple[str, object, tuple[object, ...]], ...]] = (
+    # (name, value, answers that mean it holds). Exclusive first: a virtual file system without shared memory
+    # otherwise refuses WAL without an error.
+    ("locking_mode", "exclusive", ("exclusive",)),
+    ("journal_mode", "wal", ("wal",)),
+    ("synchronous", "full", (2,)),
+    ("foreign_keys", True, (1,)),
+    # A read error on a mapping is SIGBUS, on a read an exception. None: this file system has no mapping.
+    ("mmap_size", 0, (0, None)),
+    ("secure_delete", True, (1,)),
+    ("cell_size_check", True, (1,)),
+    ("temp_store", "memory", (2,)),
+    ("busy_timeout", 0, (0,)),
 )
 _DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
 _FATAL: Final = (
@@ -276,7 +278,10 @@ class Database:
                 # The next start must find what the disk has, not what this process believes.
                 self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             self._connection.close()
+        except apsw.FullError:
+            self._connection.close(True)
         except apsw.Error as error:
+            self._connection.close(True)
             self._health.fail(f"closing {self._path}", error)
 
 
@@ -297,8 +302,8 @@ def _configure(connection: apsw.Connection, path: Path) -> None:
     for name, value, expected in PRAGMAS:
         connection.pragma(name, value)
         # SQLite refuses some of these without an error; only asking tells.
-        if (actual := connection.pragma(name)) != expected:
-            raise StorageError(f"{path}: pragma {name} is {actual!r} and must be {expected!r}.")
+        if (actual := connection.pragma(name)) not in expected:
+            raise StorageError(f"{path}: pragma {name} is {actual!r} and must be {expected[0]!r}.")
 
 
 def _check_version(connection: apsw.Connection, path: Path, *, is_new: bool) -> None:

@@ -66,6 +66,11 @@ class BlobFiles:
             self.fs.rename(source, target)
             self.fs.sync_dir(target.parent)
 
+    def withdraw(self, digest: bytes, path: Path) -> None:
+        """Take back a published file for which there is no row."""
+        with self._health.writing(path):
+            self.fs.rename(self.path_of(digest), path)
+
     def sync(self, digest: bytes, file: File) -> None:
         """Make a file durable that has its final name already: its writer may have been killed before."""
         path = self.path_of(digest)
@@ -136,7 +141,7 @@ class RangeReader:
             if self._scan is not None and not self._scan(memoryview(chunk)):
                 self.is_finite = False
             if self._progress is not None:
-                self._progress(size)
+                self._progress(index * CHUNK_BYTES + size)
             yield chunk
 
     def _read(self, offset: int, size: int) -> bytes:
