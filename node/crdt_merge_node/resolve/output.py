@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from crdt_merge_protocol.blobs import blob_digest
 from crdt_merge_protocol.canonical import digest, encode
 
 from crdt_merge_node.errors import FullError
-from crdt_merge_node.ports import File, Fs, Rng
+from crdt_merge_node.ports import File, Fs, Rng, process_id
 
 from .files import naming
 from .job import PROVENANCE_SUFFIX
@@ -37,7 +38,8 @@ class OutputWriter:
         self.path = path
         self.provenance_path = path.with_name(path.name + PROVENANCE_SUFFIX)
         self._fs = fs
-        token = rng.bytes(6).hex()
+        _sweep(fs, path)
+        token = f"{process_id()}-{rng.bytes(6).hex()}"
         self._temporary = path.with_name(f".{path.name}.{token}{_TEMPORARY_SUFFIX}")
         self._temporary_provenance = path.with_name(
             f".{self.provenance_path.name}.{token}{_TEMPORARY_SUFFIX}"
@@ -110,3 +112,19 @@ class OutputWriter:
             self._fs.rename(self._temporary, self.path)
             self._fs.rename(self._temporary_provenance, self.provenance_path)
             self._fs.sync_dir(self.path.parent)
+
+
+def _sweep(fs: Fs, output: Path) -> None:
+    """Remove what a killed process left of an earlier attempt at the same output.
+
+    Temporary files carry the id of their process; those of a process that still runs are let alone.
+    """
+    pattern = re.compile(
+        rf"\.{re.escape(output.name)}({re.escape(PROVENANCE_SUFFIX)})?\.(?P<process>\d+)-[0-9a-f]+"
+        rf"{re.escape(_TEMPORARY_SUFFIX)}"
+    )
+    for name in fs.listdir(output.parent):
+        found = pattern.fullmatch(name)
+        if found and fs.stat(Path("/proc", found["process"])) is None:
+            with contextlib.suppress(OSError):
+                fs.unlink(output.parent / name)

@@ -89,11 +89,11 @@ def build_job(
         raise BaseMissingError(f"The policy names base {policy.base.hex()[:12]}, which was not given.")
     missing: list[str] = []
     names = {spec.name for spec in schema.specs}
-    inputs = tuple(_to_input(model, schema, names, missing) for model in models)
+    inputs = tuple(_to_input("contribution", model, schema, names, missing) for model in models)
     base_names = (
         names if strategy.base != "unused" else {s.name for s in schema.specs if s.dtype not in FLOAT_DTYPES}
     )
-    base_input = None if base is None else _to_input(base, schema, base_names, missing)
+    base_input = None if base is None else _to_input("base", base, schema, base_names, missing)
     if missing:
         rest = f" and {len(missing) - _NAMED_MAX} more" if len(missing) > _NAMED_MAX else ""
         raise MissingBlobError(
@@ -167,8 +167,8 @@ def _strategy_of(policy: Policy) -> Strategy:
     return strategy
 
 
-def _to_input(model: UsedModel, schema: Schema, names: set[str], missing: list[str]) -> ModelInput:
-    who = f"contribution {model.digest.hex()[:12]}"
+def _to_input(kind: str, model: UsedModel, schema: Schema, names: set[str], missing: list[str]) -> ModelInput:
+    who = f"{kind} {model.digest.hex()[:12]}"
     manifest: Manifest = model.manifest
     require_schema(schema, (entry.spec for entry in manifest.entries), who=who)
     tensors = {}

@@ -327,3 +327,58 @@ def test_the_answer_is_the_same_whatever_the_block_size_of_a_tensor_that_is_smal
         run_job(small, tmp_path / "a").file_sha256
         == run_job(replace(large, facts={"other": 1}), tmp_path / "b").file_sha256
     )
+
+
+def test_what_a_killed_process_left_of_the_same_output_is_swept(tmp_path: Path):
+    import os
+
+    running = f".out.{os.getpid()}-00ff.part"
+    others = [running, ".other.4194305-00ff.part", ".out.part", "out.4194305-00ff.part"]
+    dead = [".out.4194305-00ff.part", ".out.provenance.json.4194305-00ff.part"]  # Beyond any process id.
+    for name in (*others, *dead):
+        (tmp_path / name).touch()
+
+    run_job(make_job(), tmp_path / "out")
+
+    assert names_in(tmp_path) == sorted([*others, "out", "out.provenance.json"])
+
+
+@pytest.mark.parametrize(
+    "strategy", ["weight_average", "linear", "slerp", "task_arithmetic", "ties", "dare", "dare_ties"]
+)
+@pytest.mark.parametrize("shape", [None, (0, 3), ()])
+def test_models_of_hardly_anything_are_merged(tmp_path: Path, strategy: str, shape):
+    """No mergeable tensor at all, an empty one, a single number."""
+    specs = [TensorSpec(name="ids", dtype="U8", shape=(3,))]
+    arrays = {"ids": np.array([1, 2, 3], np.uint8)}
+    if shape is not None:
+        specs.append(TensorSpec(name="x", dtype="F32", shape=shape))
+        arrays["x"] = np.full(shape, 2.0, np.float32)
+    schema = Schema.of(specs)
+    model = used(arrays, schema=schema)
+    policy = Policy(strategy=strategy, schema=schema.id, base=model.manifest.content)
+
+    run_job(build_job(policy, schema, [model], model, group_mode=True), tmp_path / "out")
+
+    found = safetensors.numpy.load_file(tmp_path / "out")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+
+
+def test_a_strategy_cannot_change_what_it_is_given():
+    """S9: buffers are used again for the next block, so a write would reach another one."""
+    from crdt_merge_node.resolve.plan import make_plan
+    from crdt_merge_node.resolve.steps import Span
+    from crdt_merge_node.resolve.tasks import Load, Worker
+
+    worker = Worker(SystemFs())
+    plan = make_plan(make_job(), cores=1)
+    Load(plan).run(worker, memoryview(b""))
+    number = next(number for number, tensor in enumerate(plan.tensors) if tensor.spec.name == "a")
+    block = next(worker.blocks(Span(number, 0, 5), None))
+
+    assert len(block.inputs) == 3
+    for array in block.inputs:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
