@@ -95,6 +95,7 @@ class Endpoint:
         self._listener: Listener | None = None
         self._pumps: set[TlsPump] = set()
         self._greetings: dict[int, Greeting] = {}
+        """Accepted connections that have not said who they are, by ticket."""
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -193,6 +194,7 @@ class Endpoint:
     def _greeted(self, ticket: int, outcome: Outcome) -> None:
         if isinstance(outcome, Connection):
             self._gate.authenticated(ticket)
+            self._greetings.pop(ticket, None)
             self._track(outcome)
             self._on_connection(outcome)
         elif not isinstance(outcome, PeerRefusedAtGateError) and not self._is_closed:
@@ -295,7 +297,7 @@ class Endpoint:
             task.cancel()
         for connection in list(self._connections):
             connection.close(reason)
-        for greeting in list(self._greetings.values()):
+        for greeting in [greeting for greeting in self._greetings.values() if not greeting.is_over]:
             greeting.fail(PeerUnreachableError(f"{reason}."))
         pumps = list(self._pumps)
         if pumps:

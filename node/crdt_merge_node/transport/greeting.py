@@ -81,7 +81,8 @@ class Greeting:
         self._nonce = manners.nonce()
         self._certificate: PeerCertificate | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_over = False
+        self.is_over = False
+        """There was an outcome, or a joiner was handed over."""
         self.pump: TlsPump
         """Set by the endpoint right after both were made."""
 
@@ -175,7 +176,7 @@ class Greeting:
     # --- talking --------------------------------------------------------------------------------------
 
     def _receive(self, message: Message, rest: list[Message]) -> None:
-        if self._is_over:
+        if self.is_over:
             return
         if isinstance(message, Refuse | Goodbye):
             self._finish(PeerRefusedError(f"{self.remote} refused this node: {message.reason}."))
@@ -215,11 +216,11 @@ class Greeting:
         if join is None:
             self._refuse(PeerRefusedError("this node admits nobody: it does not hold the cluster's CA"))
             return
-        self._is_over = True
+        self.is_over = True
         join(self.pump)
 
     def _refuse(self, error: RemoteProtocolError | PeerRefusedError) -> None:
-        if self._is_over:
+        if self.is_over:
             return
         refusal = Refuse(code=error.code, reason=error.message[:_REASON_CHARS_MAX])
         self.pump.write(encode_frame(refusal))
@@ -240,8 +241,8 @@ class Greeting:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._is_over:
-            self._is_over = True
+        if not self.is_over:
+            self.is_over = True
             self._on_outcome(outcome)
 
 
