@@ -202,6 +202,9 @@ class CRDTMergeState:
         self._heads -= parents
         self._heads.add(operation_id)
         heapq.heappush(self._deepest, (-depth, operation_id))
+        if len(self._deepest) > 2 * len(self._heads) + DEPS_MAX:
+            self._deepest = [(-self._depths[head], head) for head in self._heads]
+            heapq.heapify(self._deepest)
         place = (operation.author, operation.log)
         newest = self._logs.get(place, -1)
         self._logs[place] = max(newest, operation.seq)
