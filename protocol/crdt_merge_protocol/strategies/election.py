@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .contract import Float64Array
 from .kernels import CHUNK_ELEMENTS
@@ -37,9 +38,10 @@ class Booth:
         self.values = [np.empty(CHUNK_ELEMENTS, np.float64) for _ in ballot.weights]
         """Filled by the caller: one array of trimmed differences per voter."""
         self._ballot = ballot
-        self._total, self._term, self._sign, self._count = (
-            np.empty(CHUNK_ELEMENTS, np.float64) for _ in range(4)
-        )
+        self._is_counted = ballot.merge == "mean" and set(ballot.weights) == {1.0}
+        count_type = np.uint8 if len(ballot.weights) < 256 else np.uint32
+        self._heads = np.empty(CHUNK_ELEMENTS, count_type)
+        self._total, self._term, self._count = (np.empty(CHUNK_ELEMENTS, np.float64) for _ in range(3))
 
     def tally(self, size: int) -> Float64Array:
         """Return the sum of the votes on the first ``size`` values; it is overwritten by the next call."""
@@ -57,27 +59,37 @@ class Booth:
 
     def merge(self, size: int, majority: float, out: Float64Array) -> None:
         """Write the merged differences of the first ``size`` values into ``out``, ``(size,)``."""
-        total, term, sign = self.tally(size), self._term[:size], self._sign[:size]
+        total = self.tally(size)
         is_positive = total >= 0 if majority > 0 else total > 0
-        np.multiply(is_positive, 2.0, out=sign)
-        sign -= 1.0
-        count = self._count[:size]
+        is_negative = ~is_positive
+        heads, count = self._heads[:size], self._count[:size]
+        heads[:] = 0
         count[:] = out[:] = 0.0
         for buffer, weight in zip(self.values, self._ballot.weights, strict=True):
-            np.multiply(buffer[:size], sign, out=term)
-            np.maximum(term, 0.0, out=term)
-            if self._ballot.merge == "max":
-                np.maximum(out, term, out=out)
-                continue
-            if self._ballot.merge == "mean":
-                count += term > 0 if weight == 1.0 else np.multiply(term > 0, weight)
-            if weight != 1.0 and not self._ballot.is_weighted:
-                term *= weight
-            out += term
+            values = buffer[:size]
+            agrees = ((values > 0) & is_positive) | ((values < 0) & is_negative)
+            if self._is_counted:
+                np.add(heads, agrees, out=heads)
+            elif self._ballot.merge == "mean":
+                count += np.multiply(agrees, weight)
+            self._add(values, agrees, weight, out)
+        if self._is_counted:
+            count[:] = heads
         if self._ballot.merge == "mean":
             count += count == 0
             out /= count
-        out *= sign
+
+    def _add(
+        self, values: Float64Array, agrees: npt.NDArray[np.bool_], weight: float, out: Float64Array
+    ) -> None:
+        term = self._term[: values.size]
+        np.multiply(values, agrees, out=term)
+        if self._ballot.merge == "max":
+            np.copyto(out, term, where=np.abs(term) > np.abs(out))
+            return
+        if weight != 1.0 and not self._ballot.is_weighted:
+            term *= weight
+        out += term
 
 
 def majority_sign(totals: Sequence[int]) -> float:

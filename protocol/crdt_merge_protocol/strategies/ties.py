@@ -203,8 +203,11 @@ def _ballot(context: MergeContext) -> Ballot:
     merge = (
         ("mean" if context.params["normalize"] else "sum") if is_mergekit else context.params["merge_func"]
     )
+    weights = [context.weights[i] for i in voters(context)]
+    if merge == "mean" and len(set(weights)) == 1:
+        weights = [Fraction(1)] * len(weights)  # Equal weights cancel out of a mean.
     return Ballot(
-        weights=tuple(float(context.weights[i]) for i in voters(context)),
+        weights=tuple(float(weight) for weight in weights),
         is_weighted=is_mergekit,
         by_count=context.params["elect"] == "count",
         merge=cast(Literal["mean", "sum", "max"], merge),

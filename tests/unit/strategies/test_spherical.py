@@ -71,6 +71,17 @@ def test_nearly_antiparallel_vectors_are_no_longer_either(angle):
     assert length(out) <= 1.0
 
 
+@pytest.mark.parametrize("params", [{}, {"magnitude": "raw"}])
+def test_vectors_too_opposite_for_an_arc_are_averaged(params):
+    """At this angle the cosine is still above -1, but the arc's direction is rounding noise."""
+    side = V - (U * V).sum() * U
+    other = math.cos(math.pi - 3e-8) * U + 3e-8 * side / length(side)
+
+    _, decisions = slerp([U, other], {"dot_threshold": "1", **params})
+
+    assert decisions["tensors"]["t"] == {"rule": "linear", "coefficients": [0.5, 0.5]}
+
+
 @pytest.mark.parametrize("vectors", [[U, -U, V, -V], [U, V, -U], [U, U * 0, -U]])
 def test_many_vectors_that_cancel_out_never_fail(vectors):
     """SCENARIOS S16."""

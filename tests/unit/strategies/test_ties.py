@@ -113,6 +113,14 @@ def test_exactly_k_stay_where_most_magnitudes_are_equal(density, block, scope):
         assert np.array_equal(expected, np.concatenate([merged[name] for name in group]))
 
 
+def test_exactly_k_stay_where_they_just_fill_a_leaf():
+    base, delta = {"t": np.zeros(2 * LEAF_ELEMENTS)}, {"t": np.ones(2 * LEAF_ELEMENTS)}
+
+    merged = merge_arrays("ties", [delta], base, {"density": "0.5", "profile": "mergekit"}).tensors["t"]
+
+    assert (merged[:LEAF_ELEMENTS].sum(), merged[LEAF_ELEMENTS:].sum()) == (LEAF_ELEMENTS, 0)
+
+
 @pytest.mark.parametrize("strategy", ["ties", "dare_ties"])
 @pytest.mark.parametrize("profile", ["paper", "mergekit"])
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
@@ -173,3 +181,12 @@ def test_thresholds_go_to_the_manifest():
     decisions = merge_arrays("ties", MODELS, BASE, {"density": "0.5"}, digests=DIGESTS).decisions
 
     assert decisions["thresholds"]["*"][DIGESTS[0].hex()] == sorted(map(abs, changes(MODELS[0])))[-24]
+
+
+def test_more_voters_than_a_byte_counts():
+    digests = [i.to_bytes(32, "big") for i in range(300)]
+
+    merged = merge_arrays("ties", [MODELS[0]] * 300, BASE, {"density": "1"}, digests=digests).tensors
+
+    for name, expected in MODELS[0].items():
+        np.testing.assert_allclose(merged[name], expected, rtol=1e-13)
