@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,7 +66,7 @@ def test_a_ca_key_that_others_can_read_is_refused(data_dir: Path) -> None:
 def test_a_short_or_long_node_key_is_damage(data_dir: Path, seed: bytes) -> None:
     (data_dir / "identity" / "node.key").write_bytes(seed)
 
-    with pytest.raises(CorruptError, match="node.key"):
+    with pytest.raises(CorruptError, match=r"node\.key"):
         Identity.load(data_dir, FS)
 
 
@@ -87,12 +86,11 @@ def test_files_of_another_member_are_refused(data_dir: Path, members: SimpleName
 
 
 @pytest.mark.parametrize("name", ["tls.key", "tls.crt", "ca.crt", "cluster.json"])
-@pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\xff"]
-)
-def test_a_damaged_file_is_named(data_dir: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("keep", [0, 0.5, 0.9])
+def test_a_damaged_file_is_named(data_dir: Path, name: str, keep: float) -> None:
     path = data_dir / "identity" / name
-    path.write_bytes(damage(path.read_bytes()))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
 
     with pytest.raises(CorruptError):
         Identity.load(data_dir, FS)
