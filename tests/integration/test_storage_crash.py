@@ -1,6 +1,5 @@
 """Nothing acknowledged is lost, nothing half-written is served, wherever a run is cut: T20, T43, T44, B70."""
 
-import asyncio
 import contextlib
 import errno
 import itertools
@@ -14,60 +13,22 @@ import pytest
 import structlog
 from crdt_merge_node.errors import CorruptError, FullError, StorageError, StoreFailedError
 from crdt_merge_node.ports import SeededRng
-from crdt_merge_node.storage import DataDir, OpRow, Store
+from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_protocol.blobs import blob_digest, chunk_digest
-from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.limits import CHUNK_BYTES
-from crdt_merge_protocol.operations import Operation, sign_operation
-from crdt_merge_simulations.disk import PowerCutError, SimulatedDisk, SimulatedVfs
-from crdt_merge_simulations.execution import InlineExecutor
+from crdt_merge_simulations.disk import PowerCutError, SimulatedDisk
+from support.machines import GROUP, HOME, MODEL, MODEL_BYTES, Machine, StillClock, make_rows, new_disk
 
-HOME = Path("/home/data")
-MODEL = Path("/home/model")
-GROUP = b"g" * 32
 FETCHED = [bytes([7]) * CHUNK_BYTES, b"tail" * 1000]
 FETCHED_BYTES = sum(map(len, FETCHED))
 FETCHED_CHUNKS = [chunk_digest(chunk) for chunk in FETCHED]
 FETCHED_DIGEST = blob_digest(FETCHED_BYTES, FETCHED_CHUNKS)
-MODEL_BYTES = 200_000
-_vfs_numbers = itertools.count()
-_vfses = []  # SQLite calls the virtual file system of a connection for as long as that lives.
 
 
 @pytest.fixture(autouse=True)
 def quiet():
     with structlog.testing.capture_logs() as lines:
         yield lines
-
-
-class StillClock:
-    def now(self) -> float:
-        return 1_800_000_000.0
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
-def make_rows(count: int) -> list[OpRow]:
-    key, rows, prev = NodeKey(b"k" * 32), [], None
-    for seq in range(count):
-        signed = sign_operation(
-            Operation(
-                group=GROUP,
-                author=key.node_id,
-                log=b"l" * 16,
-                seq=seq,
-                prev=prev,
-                deps=(),
-                refs=(),
-                kind=200,
-                body=b"\x01" + b"x" * 200,
-            ),
-            key,
-        )
-        rows.append(OpRow(GROUP, signed.id, signed.wire()))
-        prev = signed.id
-    return rows
 
 
 ROWS = make_rows(9)
@@ -84,56 +45,6 @@ class Acknowledged:
     deleting: set[bytes] = field(default_factory=set)
     objects: set[bytes] = field(default_factory=set)
     facts: dict[str, bytes] = field(default_factory=dict)
-
-
-def new_disk(**kwargs) -> SimulatedDisk:
-    """Return a disk that durably holds a user's model and nothing else."""
-    disk = SimulatedDisk(**kwargs)
-    fault, disk.fault = disk.fault, None
-    disk.mkdir(HOME.parent)
-    with disk.create(MODEL) as file:
-        file.write_at(0, Random(1).randbytes(MODEL_BYTES * 2))
-        file.sync()
-    disk.sync_dir(HOME.parent)
-    disk.sync_dir(Path("/"))
-    disk.fault, disk.calls = fault, 0
-    return disk
-
-
-@dataclass
-class Machine:
-    """A process with a store on a simulated disk."""
-
-    disk: SimulatedDisk
-    fatal: list[StoreFailedError] = field(default_factory=list)
-    corrupt: list[bytes] = field(default_factory=list)
-
-    async def __aenter__(self) -> Store:
-        number = next(_vfs_numbers)
-        self.vfs = SimulatedVfs(self.disk, name=f"crash-{number}", rng=Random(number))
-        _vfses.append(self.vfs)
-        self.data = DataDir.open(HOME, fs=self.disk)
-        try:
-            self.store = await Store.open(
-                self.data,
-                fs=self.disk,
-                clock=StillClock(),
-                rng=SeededRng(number),
-                reserve_bytes=0,
-                on_fatal=self.fatal.append,
-                on_corrupt=lambda digest, _reason: self.corrupt.append(digest),
-                executor=InlineExecutor(),
-                vfs=self.vfs.name,
-            )
-        except BaseException:
-            self.data.close()
-            raise
-        return self.store
-
-    async def __aexit__(self, *error) -> None:
-        await self.store.close()
-        self.data.close()
-        await asyncio.sleep(0)  # Lets the callbacks of the store run.
 
 
 def steps(store: Store, acknowledged: Acknowledged):

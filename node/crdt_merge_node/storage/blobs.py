@@ -88,12 +88,23 @@ class BlobStore:
 
     # --- what is here -------------------------------------------------------------------------------
 
-    def load_index(self) -> None:
-        """Read which blobs and objects the database has; called once, before recovery compares the files."""
-        rows = self._database.query("SELECT digest, nbytes, inline IS NOT NULL FROM blobs")
-        self._index = {bytes(digest): Entry(int(nbytes), bool(inline)) for digest, nbytes, inline in rows}
-        self._total_bytes = sum(entry.nbytes for entry in self._index.values())
-        self._objects.load_index()
+    def load_index(self) -> int:
+        """Read what the database has, and drop rows that are damaged; called once, before files are compared.
+
+        Returns:
+            Number of rows dropped. Nothing is lost with them that is not found or fetched by its hash.
+        """
+        dropped = self._objects.load_index()
+        for key, digest, nbytes, is_inline in self._database.query(
+            "SELECT key, digest, nbytes, inline IS NOT NULL FROM blobs"
+        ):
+            if type(digest) is bytes and len(digest) == DIGEST_BYTES and type(nbytes) is int and nbytes >= 0:
+                self._index[digest] = Entry(nbytes, bool(is_inline))
+                self._total_bytes += nbytes
+            else:
+                self._database.delete("DELETE FROM blobs WHERE key = ?", key)
+                dropped += 1
+        return dropped
 
     def has(self, digest: bytes) -> bool:
         """Tell whether the whole blob is here and durable."""

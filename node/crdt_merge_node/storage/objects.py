@@ -22,9 +22,16 @@ class ObjectTable:
         self._lock = threading.Lock()
         self._ids: set[bytes] = set()
 
-    def load_index(self) -> None:
-        """Read which objects there are."""
-        self._ids = {bytes(row[0]) for row in self._database.query("SELECT id FROM objects")}
+    def load_index(self) -> int:
+        """Read which objects there are; return how many damaged rows were dropped."""
+        dropped = 0
+        for key, object_id in self._database.query("SELECT key, id FROM objects"):
+            if type(object_id) is bytes:
+                self._ids.add(object_id)
+            else:
+                self._database.delete("DELETE FROM objects WHERE key = ?", key)
+                dropped += 1
+        return dropped
 
     def has(self, object_id: bytes) -> bool:
         """Tell whether an object is here and durable."""

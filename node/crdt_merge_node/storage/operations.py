@@ -54,15 +54,19 @@ class OperationLog:
         """Store a group; storing it again changes nothing."""
 
         def change(connection: apsw.Connection) -> None:
+            # The group is the genesis' hash, so an update can only mend a damaged row.
             connection.execute(
-                "INSERT INTO groups (id, genesis) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", (group, genesis)
+                "INSERT INTO groups (id, genesis) VALUES (?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET genesis = excluded.genesis",
+                (group, genesis),
             )
 
         return self._database.write(change)
 
     def groups(self) -> list[tuple[bytes, bytes]]:
         """Return (group, genesis bytes) of every group, in the order in which they came."""
-        return [tuple(row) for row in self._database.query("SELECT id, genesis FROM groups ORDER BY key")]
+        rows = self._database.query("SELECT id, genesis FROM groups ORDER BY key")
+        return [(group, genesis) for group, genesis in rows if type(group) is type(genesis) is bytes]
 
     def append(self, rows: Sequence[OpRow]) -> Future[None]:
         """Append operations of known groups, all or none; one that is stored already is skipped."""

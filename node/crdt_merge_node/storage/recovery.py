@@ -39,6 +39,8 @@ class RecoveryReport:
     """Rows whose file was gone or had another size; they will be fetched again."""
     blobs_adopted: list[bytes] = field(default_factory=list)
     """Whole files without a row, left between rename and COMMIT."""
+    rows_dropped: int = 0
+    """Rows about blobs and objects that were not readable."""
     files_quarantined: int = 0
     files_swept: int = 0
 
@@ -49,6 +51,7 @@ class RecoveryReport:
             self.operations_quarantined
             or self.blobs_lost
             or self.blobs_adopted
+            or self.rows_dropped
             or self.files_quarantined
             or self.files_swept
         )
@@ -75,7 +78,7 @@ def recover(
     """
     report = RecoveryReport()
     _sweep_temporary(data, blobs, report)
-    blobs.load_index()
+    report.rows_dropped = blobs.load_index()
     _finish_deletions(database, blobs)
     _compare_files(data, blobs, report)
     _drop_finished_partials(data, blobs)

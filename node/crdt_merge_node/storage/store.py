@@ -133,7 +133,7 @@ class Store:
                 f"{self.data.path}: {error.strerror}.", hint="Check the disk and permissions."
             ) from error
         rows = self._database.query("SELECT name, value FROM facts")
-        self._facts = {str(name): bytes(value) for name, value in rows}
+        self._facts = {name: value for name, value in rows if type(name) is str and type(value) is bytes}
         self._log_recovery(self._clock.monotonic() - started)
 
     async def close(self) -> None:
@@ -256,7 +256,7 @@ class Store:
                 swept=found.files_swept,
                 adopted=len(found.blobs_adopted),
                 lost=len(found.blobs_lost),
-                quarantined=found.files_quarantined + len(found.operations_quarantined),
+                quarantined=found.files_quarantined + found.rows_dropped + len(found.operations_quarantined),
             )
 
 
