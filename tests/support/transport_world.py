@@ -25,8 +25,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-NOW = 1_790_000_000.0
-
 
 class VirtualSelector(selectors.DefaultSelector):
     """Never waits: where a real one would sleep, it moves the clock."""
@@ -247,11 +245,12 @@ class World:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop = loop
+        self.started = today()
         self.net = MemoryNet()
         self.nodes: list[Node] = []
 
     def now(self) -> float:
-        return NOW + self.loop.time()
+        return self.started + self.loop.time()
 
     def monotonic(self) -> float:
         return self.loop.time()
