@@ -102,7 +102,8 @@ async def _scenario(directory: Path) -> None:
             await asyncio.wait(tasks, timeout=rng.uniform(0.05, SECONDS_MAX))
             await victim.kill()
             tasks[1].cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                assert ended is None or isinstance(ended, asyncio.CancelledError), ended
             acknowledged |= loads[0].acknowledged | loads[1].acknowledged
             await victim.start()  # Comes back by itself: no repair, no flag.
             tags = {info.tag for info in await victim.client.contribution_list(GROUP)}

@@ -160,7 +160,7 @@ async def create_group(
     policy = Policy(
         strategy=chosen.id,
         strategy_version=chosen.version,
-        params=sorted_params(dict(params)),
+        params=sorted_params(chosen.normalise(params)),
         schema=schema.id,
         base=base.content if base else None,
         dtype=dtype,
@@ -216,7 +216,7 @@ async def change_policy(
     following = policy.next(
         strategy=chosen.id,
         strategy_version=chosen.version,
-        params=params,
+        params=chosen.normalise(params),
         base=base,
         schema=schema_id,
         dtype=dtype,
