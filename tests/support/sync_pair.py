@@ -11,6 +11,7 @@ from crdt_merge_protocol.merkle import Trie
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.sync import Operations
 from crdt_merge_protocol.operations import Operation, SignedOperation, operation_id
+from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.sync import SyncSession
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
@@ -107,12 +108,17 @@ def share(
     return MemoryState([*common, *first]), MemoryState([*common, *second])
 
 
+State = MemoryState | CRDTMergeState
+
+
 @dataclass
 class Side:
     """One side: a state, its session, and what it sent."""
 
-    state: MemoryState
+    state: State
     session: SyncSession
+    parse: Callable[[bytes], SignedOperation] = SignedOperation.load
+    """``SignedOperation.parse`` where signatures are real."""
     is_storing: bool = True
     """Whether what arrives becomes durable at once."""
     frames: list[bytes] = field(default_factory=list)
@@ -122,7 +128,7 @@ class Side:
 
     def take(self, now: float) -> list[Message]:
         """Store what the session has received and return what follows from it."""
-        self.waiting += [SignedOperation.load(wire) for wire in self.session.take_operations()]
+        self.waiting += [self.parse(wire) for wire in self.session.take_operations()]
         return self.store(now) if self.is_storing else []
 
     def store(self, now: float) -> list[Message]:
@@ -142,8 +148,8 @@ class Pair:
 
     def __init__(
         self,
-        first: MemoryState,
-        second: MemoryState,
+        first: State,
+        second: State,
         *,
         seed: int = 7,
         session: bytes | None = None,
@@ -183,6 +189,26 @@ class Pair:
                     for replaced in [message] if tamper is None else tamper(sender, message):
                         self.deliver(1 - sender, replaced)
         return self
+
+    def run_in_any_order(self, rng: random.Random, *, between: Callable[[], None] | None = None) -> Pair:
+        """Deliver and store in random order, but keep the order of each direction."""
+        for side in self.sides:
+            side.is_storing = False
+        self.post(0, self.sides[0].session.start())
+        for _ in range(20_000):
+            senders = [sender for sender in (0, 1) if self.in_flight[sender]]
+            storing = [number for number in (0, 1) if self.sides[number].waiting]
+            if not senders and not storing:
+                return self
+            choice = rng.randrange(len(senders) + len(storing))
+            if choice < len(senders):
+                self.deliver(1 - senders[choice], self.in_flight[senders[choice]].pop(0))
+            else:
+                number = storing[choice - len(senders)]
+                self.post(number, self.sides[number].store(self.now))
+            if between is not None:
+                between()
+        raise AssertionError("the session does not end")
 
     def deliver(self, to: int, message: Message) -> None:
         """Hand one message to a side, over the wire format, and post its answers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from crdt_merge_protocol import sync, sync_list
+from crdt_merge_protocol import sync_exchange, sync_list
 from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.limits import (
     SYNC_LIST_THRESHOLD,
@@ -154,8 +154,12 @@ def test_each_side_gets_exactly_what_it_lacks(first_extra: int, second_extra: in
     assert pair.outcomes == ("equal", "equal")
     assert set(pair.sides[0].received_ids) == expected[1] - expected[0]
     assert set(pair.sides[1].received_ids) == expected[0] - expected[1]
-    assert pair.sides[0].session.received_count == pair.sides[1].session.sent_count == second_extra
-    assert pair.sides[1].session.received_bytes == pair.sides[0].session.sent_bytes
+    assert (
+        pair.sides[0].session.counters.received_count
+        == pair.sides[1].session.counters.sent_count
+        == second_extra
+    )
+    assert pair.sides[1].session.counters.received_bytes == pair.sides[0].session.counters.sent_bytes
     assert first.sync_root == second.sync_root
 
 
@@ -236,7 +240,7 @@ PAGE = 16
 @pytest.fixture
 def fuller(monkeypatch: pytest.MonkeyPatch) -> MemoryState:
     """Three pages, the last one short, where a page has 16 ids."""
-    monkeypatch.setattr(sync, "SYNC_LIST_THRESHOLD", PAGE)
+    monkeypatch.setattr(sync_exchange, "SYNC_LIST_THRESHOLD", PAGE)
     monkeypatch.setattr(sync_list, "SYNC_PAGE_IDS_MAX", PAGE)
     return share(2 * PAGE + 4, 0, 0, seed=3)[0]
 
@@ -329,7 +333,7 @@ def test_what_appeared_before_the_cursor_is_not_held_against_the_peer(fuller: Me
 @pytest.mark.parametrize("limit", ["SYNC_ROUNDS_MAX", "SYNC_STEP_BYTES_MAX"])
 def test_a_walk_beyond_its_caps_turns_into_a_list(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     """SCENARIOS T11: rounds and bytes capped, then LIST."""
-    monkeypatch.setattr(sync, limit, 1)
+    monkeypatch.setattr(sync_exchange, limit, 1)
     first, second = share(200, 40, 40)
     outcomes = []
     for seed in range(4):
@@ -342,7 +346,7 @@ def test_a_walk_beyond_its_caps_turns_into_a_list(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_large_step_is_split_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "_FRAME_ENTRY_BYTES", 150)
+    monkeypatch.setattr(sync_exchange, "_FRAME_ENTRY_BYTES", 150)
     first, second = share(400, 60, 60)
     pair = Pair(first, second).run()
     assert pair.outcomes == ("equal", "equal")

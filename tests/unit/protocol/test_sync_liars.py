@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from crdt_merge_protocol import sync, sync_list
+from crdt_merge_protocol import sync_exchange, sync_list
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.limits import SYNC_WINDOW_BYTES
 from crdt_merge_protocol.messages.base import Message
@@ -143,7 +143,7 @@ def test_endless_subdivision_ends_with_our_own_trie() -> None:
         if not places:
             break
     assert step <= 4
-    assert session.round_count <= 10
+    assert session.counters.round_count <= 10
 
 
 def test_a_claim_of_equal_roots_changes_nothing_here() -> None:
@@ -297,7 +297,7 @@ def test_a_closer_that_owes_operations_cannot_end() -> None:
 @pytest.fixture
 def listed(monkeypatch: pytest.MonkeyPatch) -> Pair:
     """An honest side that lacks enough to be told, of which it knows the first ten."""
-    monkeypatch.setattr(sync, "SYNC_LIST_THRESHOLD", 16)
+    monkeypatch.setattr(sync_exchange, "SYNC_LIST_THRESHOLD", 16)
     monkeypatch.setattr(sync_list, "SYNC_PAGE_IDS_MAX", 16)
     operations = chain(60)
     return Pair(MemoryState(operations[:10]), MemoryState(operations))
@@ -359,6 +359,13 @@ def test_an_answer_that_does_not_fit_its_page_is_refused(listed: Pair, bitmap: b
         return [message]
 
     refused(teller, lie, "does not fit|behind its end")
+
+
+def test_an_answer_has_no_bits_behind_its_page(listed: Pair) -> None:
+    lister = sync_list.Lister(MemoryState(chain(12)), SESSION, None)
+    assert len(lister.next_page().ids) == 12
+    with pytest.raises(RemoteProtocolError, match="behind its end"):
+        lister.answered(Lack(session=SESSION, bitmap=b"\x00\x10"))
 
 
 def test_a_page_answered_with_an_end_is_refused(listed: Pair) -> None:
