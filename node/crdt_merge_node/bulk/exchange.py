@@ -144,8 +144,9 @@ class Exchange:
 
     def stuck(self, *, now: float) -> Iterator[Step]:
         """Yield the steps with which no provider can help."""
+        disputed = {blob for _, blob in self._disputes}
         for item, step in list(self._steps.items()):
-            if self._planner.is_stuck(item, now=now):
+            if item.id not in disputed and self._planner.is_stuck(item, now=now):
                 yield step
 
     def idle(self, *, now: float, idle_s: float) -> Iterator[Step]:

@@ -285,6 +285,7 @@ class Fetcher:
         want.retry_at = now + (want.retry_s if retry_s is None else retry_s)
         want.retry_s = min(PARK_RETRY_S_MAX, want.retry_s * 2)
         self._next_retry = min(self._next_retry, want.retry_at)
+        self._pump_soon()  # There is room for another.
 
     # --- the steps of a want ------------------------------------------------------------------------------
 
@@ -297,7 +298,6 @@ class Fetcher:
                 await self._fetch_blob(want)
             except FullError as error:
                 self._park(want, str(error), now=self._clock.monotonic(), retry_s=FULL_RETRY_S)
-                self._pump_soon()
             except _NothingYetError:
                 pass
             else:

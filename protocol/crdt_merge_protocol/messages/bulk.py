@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
 from crdt_merge_protocol.blobs import chunk_bytes, chunk_count
@@ -167,7 +167,7 @@ class Have(ControlMessage):
 
     blob: bytes
     nbytes: int
-    chunks: int
+    chunks: int = field(repr=False)  # Python refuses to write integers of thousands of digits.
     """Bit ``i`` is set if chunk ``i`` is there. On the wire: little-endian bytes, one bit a chunk."""
 
     def to_fields(self) -> list[Any]:

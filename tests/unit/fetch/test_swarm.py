@@ -175,7 +175,7 @@ def test_nodes_that_hold_the_pieces_between_them_all_end_up_with_everything(node
 
 
 def test_one_blob_reaches_eight_nodes_in_little_more_than_the_time_to_send_it_once() -> None:
-    """TARGETS C2 in small: F/u is the time in which one uplink sends the blob once; all are done in 1.5 F/u."""
+    """TARGETS C2 in small: F/u is the time for one uplink to send it once, and 1.5 F/u are enough."""
     source, *others = names(9)
     swarm = Swarm([source, *others], count=96, chunk_s=0.05, latency_s=0.01, seed=3)
     swarm.has[source] = swarm.everything
