@@ -158,11 +158,7 @@ class Trie:
     def digest(self, prefix: Prefix) -> bytes:
         """Return the 32-byte digest of the ids that begin with ``prefix``."""
         checked = _checked(prefix)
-        node = self._below(checked)
-        start = len(checked)
-        if isinstance(node, _Inner) and start < len(node.path):
-            return _seen_within_run(node, start)
-        return node.digest(start)
+        return self._below(checked).digest(len(checked))
 
     def ids(self, prefix: Prefix) -> list[bytes]:
         """Return the ids that begin with ``prefix``, ascending."""
@@ -276,11 +272,6 @@ def _discarded(node: _Node, identifier: bytes, nibbles: bytes) -> _Node:
     remaining = [below for below in children if below is not None]
     # A lone child takes its parent's place: its own path already starts at the root.
     return remaining[0] if len(remaining) == 1 else smaller
-
-
-def _seen_within_run(node: _Inner, start: int) -> bytes:
-    """Return a node's digest from a depth within its skipped run, without disturbing its cached digest."""
-    return _Inner(node.path, node.children, node.count).digest(start)
 
 
 def _replaced(children: tuple[_Node | None, ...], slot: int, child: _Node | None) -> tuple[_Node | None, ...]:

@@ -345,6 +345,14 @@ def test_a_walk_beyond_its_caps_turns_into_a_list(monkeypatch: pytest.MonkeyPatc
     assert outcomes[-1] == ("equal", "equal")
 
 
+def test_lists_in_place_of_walks_serve_both_directions_whoever_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_exchange, "SYNC_ROUNDS_MAX", 1)
+    first, second = share(200, 4, 4)
+    outcomes = [Pair(first, second, seed=seed).run().outcomes for seed in range(12)]
+    assert outcomes[0] == ("unequal", "unequal")
+    assert outcomes[-1] == ("equal", "equal")
+
+
 def test_a_large_step_is_split_into_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync_exchange, "_FRAME_ENTRY_BYTES", 150)
     first, second = share(400, 60, 60)

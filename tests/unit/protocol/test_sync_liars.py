@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from crdt_merge_protocol import sync_exchange, sync_list
+from crdt_merge_protocol import sync_exchange, sync_list, sync_stream
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.limits import SYNC_WINDOW_BYTES
 from crdt_merge_protocol.messages.base import Message
@@ -289,6 +289,12 @@ def test_a_closer_that_owes_operations_cannot_end() -> None:
     refused(
         pair, sending(lambda m: [End(session=m.session, root=bytes(32))]), "6 listed operations were not sent"
     )
+
+
+def test_an_end_before_everything_was_sent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_stream, "SYNC_WINDOW_BYTES", 1_500)
+    pair = Pair(MemoryState(chain(40)), MemoryState(chain(3)))
+    refused(pair, on(Ack, lambda m: [End(session=m.session, root=bytes(32))]), "End while")
 
 
 # --- lists ------------------------------------------------------------------------------------------------
