@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import apsw
 from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_bytes, chunk_count, chunk_digest
 from crdt_merge_protocol.errors import LocalProtocolError, MalformedMessageError
 from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, INLINE_BLOB_BYTES_MAX
@@ -27,6 +24,7 @@ from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, INLINE_BLOB_
 from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import Rng
 
+from .blob_index import BlobIndex, Entry
 from .database import Database
 from .files import BlobFiles, RangeReader, UnreadableError
 from .health import Health, Room
@@ -34,20 +32,9 @@ from .layout import DataDir
 from .objects import ObjectTable
 from .partial import Partial, PartialPorts
 
-DIGEST_BYTES: Final = 32
-CACHED_LISTS: Final = 64
-"""Chunk lists kept in memory: 32 bytes per MiB of blob, for the blobs being served or fetched."""
 NAME_LOCKS: Final = 64
 DAMAGE: Final = frozenset({errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO})
 """Errors of opening or reading that say something about the blob and not about this process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A blob that is here, whole and durable."""
-
-    nbytes: int
-    is_inline: bool
 
 
 class BlobStore:
@@ -65,18 +52,15 @@ class BlobStore:
     ) -> None:
         self.files = BlobFiles(data, rng=rng, health=health)
         self._fs = data.fs
-        self._database = database
         self._health = health
         self._room = room
         self._on_corrupt = on_corrupt
+        self._index = BlobIndex(database)
         self._objects = ObjectTable(database, report=self._report)
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         # Held from a file's rename to its row's commit and while either goes away: a blob that is deleted and
         # fetched again at once must not lose its new file. Many, so that imports still share commits.
         self._name_locks = [threading.RLock() for _ in range(NAME_LOCKS)]
-        self._index: dict[bytes, Entry] = {}
-        self._total_bytes = 0
-        self._lists: OrderedDict[bytes, list[bytes]] = OrderedDict()
         self._partials: dict[bytes, Partial] = {}
         self._partial_ports = PartialPorts(
             fs=self._fs,
@@ -94,21 +78,11 @@ class BlobStore:
         Returns:
             Number of rows dropped. Nothing is lost with them that is not found or fetched by its hash.
         """
-        dropped = self._objects.load_index()
-        for key, digest, nbytes, is_inline in self._database.query(
-            "SELECT key, digest, nbytes, inline IS NOT NULL FROM blobs"
-        ):
-            if type(digest) is bytes and len(digest) == DIGEST_BYTES and type(nbytes) is int and nbytes >= 0:
-                self._index[digest] = Entry(nbytes, bool(is_inline))
-                self._total_bytes += nbytes
-            else:
-                self._database.delete("DELETE FROM blobs WHERE key = ?", key)
-                dropped += 1
-        return dropped
+        return self._index.load() + self._objects.load_index()
 
     def has(self, digest: bytes) -> bool:
         """Tell whether the whole blob is here and durable."""
-        return digest in self._index
+        return self._index.get(digest) is not None
 
     def size(self, digest: bytes) -> int | None:
         """Return the size of a blob that is here, in bytes."""
@@ -122,12 +96,11 @@ class BlobStore:
 
     def digests(self) -> list[bytes]:
         """Return the digests of all blobs that are here, sorted."""
-        with self._lock:
-            return sorted(self._index)
+        return self._index.digests()
 
     def total_bytes(self) -> int:
         """Return the size of all blobs that are here."""
-        return self._total_bytes
+        return self._index.total_bytes
 
     def source(self, digest: bytes) -> tuple[Path | None, int, int, bytes | None]:
         """Return (file, offset, size, bytes of a small blob) from which a blob can be read.
@@ -260,29 +233,23 @@ class BlobStore:
         if blob_digest_of(data) != digest:
             raise MalformedMessageError(f"the bytes are not blob {digest.hex()[:12]}.")
         if not self.has(digest):
-            self._register(digest, len(data), [chunk_digest(data)] if data else [], inline=data)
+            self._index.register(digest, len(data), [chunk_digest(data)] if data else [], inline=data)
 
     def delete(self, digest: bytes) -> None:
         """Remove a blob; once this has returned it cannot come back by itself."""
         with self._name_locks[digest[0] % NAME_LOCKS]:
-            entry = self._forget(digest)
-            if entry is not None:
-                self._delete(digest, entry)
+            entry = self._index.condemn(digest)
+            if entry is not None and not entry.is_inline:
+                self._remove_file(digest)
 
-    def _delete(self, digest: bytes, entry: Entry) -> None:
-        def condemn(connection: apsw.Connection) -> None:
-            connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-            if not entry.is_inline:
-                connection.execute("INSERT OR REPLACE INTO condemned (digest) VALUES (?)", (digest,))
+    def finish_deletions(self) -> None:
+        """Remove the files that the last process had no time to remove."""
+        for digest in self._index.condemned():
+            self._remove_file(digest)
 
-        self._database.write(condemn, needs_room=False).result()
-        if not entry.is_inline:
-            self.remove_condemned(digest)
-
-    def remove_condemned(self, digest: bytes) -> None:
-        """Unlink the file of a blob that is being deleted, then forget the sentence."""
+    def _remove_file(self, digest: bytes) -> None:
         self.files.unlink(self.files.path_of(digest))
-        self._database.delete("DELETE FROM condemned WHERE digest = ?", digest)
+        self._index.acquit(digest)
 
     def _import_file(self, reader: RangeReader, nbytes: int) -> bytes:
         self._room.require_blob(nbytes)
@@ -366,14 +333,13 @@ class BlobStore:
             if error.errno in DAMAGE:
                 return False
             raise StorageError(f"{path}: {error.strerror}.") from error
-        self._register(digest, nbytes, reader.digests, inline=None)
+        self._index.register(digest, nbytes, reader.digests, inline=None)
         return True
 
     def quarantine(self, digest: bytes, reason: str) -> CorruptError:
         """Forget a damaged blob and move its file out of the way; return the error to raise."""
         with self._name_locks[digest[0] % NAME_LOCKS]:
-            self._forget(digest)
-            self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
+            self._index.forget(digest)
             self.files.set_aside(self.files.path_of(digest), digest.hex())
         return self._report(digest, reason)
 
@@ -385,8 +351,6 @@ class BlobStore:
             hint="It was set aside and will be fetched again.",
         )
 
-    # --- reading ------------------------------------------------------------------------------------
-
     def _entry(self, digest: bytes) -> Entry:
         entry = self._index.get(digest)
         if entry is None:
@@ -394,30 +358,21 @@ class BlobStore:
         return entry
 
     def _chunks(self, digest: bytes) -> Sequence[bytes] | None:
-        with self._lock:
-            if digest in self._lists:
-                self._lists.move_to_end(digest)
-                return self._lists[digest]
-            if partial := self._partials.get(digest):
-                return partial.chunk_digests
-            entry = self._index.get(digest)
+        if partial := self._partials.get(digest):
+            return partial.chunk_digests
+        entry = self._index.get(digest)
         if entry is None:
             return None
-        rows = self._database.query("SELECT chunks FROM blobs WHERE digest = ?", digest)
-        chunks = _split_digests(rows[0][0] if rows else None, entry.nbytes)
-        if chunks is None or blob_digest(entry.nbytes, chunks) != digest:
+        chunks = self._index.chunks(digest, entry.nbytes)
+        if chunks is None:
             raise self.quarantine(digest, "its list of chunks is damaged")
-        with self._lock:
-            self._lists[digest] = chunks
-            while len(self._lists) > CACHED_LISTS:
-                self._lists.popitem(last=False)
         return chunks
 
     def _read_inline(self, digest: bytes) -> bytes:
-        rows = self._database.query("SELECT inline FROM blobs WHERE digest = ?", digest)
-        if not rows or type(rows[0][0]) is not bytes or blob_digest_of(rows[0][0]) != digest:
+        data = self._index.inline(digest)
+        if type(data) is not bytes or blob_digest_of(data) != digest:
             raise self.quarantine(digest, "its row is damaged")
-        return bytes(rows[0][0])
+        return data
 
     def _read_file(self, digest: bytes, entry: Entry, index: int) -> bytes | None:
         path = self.files.path_of(digest)
@@ -439,35 +394,7 @@ class BlobStore:
                 return
             self.files.publish(path, digest)
             try:
-                self._register(digest, nbytes, chunks, inline=None)
+                self._index.register(digest, nbytes, chunks, inline=None)
             except FullError:
                 self.files.withdraw(digest, path)
                 raise
-
-    def _register(self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None) -> None:
-        def change(connection: apsw.Connection) -> None:
-            connection.execute(
-                "INSERT INTO blobs (digest, nbytes, chunks, inline) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (digest) DO NOTHING",
-                (digest, nbytes, b"".join(chunks), inline),
-            )
-            connection.execute("DELETE FROM condemned WHERE digest = ?", (digest,))
-
-        self._database.write(change).result()
-        with self._lock:
-            if digest not in self._index:
-                self._index[digest] = Entry(nbytes, inline is not None)
-                self._total_bytes += nbytes
-
-    def _forget(self, digest: bytes) -> Entry | None:
-        with self._lock:
-            self._lists.pop(digest, None)
-            entry = self._index.pop(digest, None)
-            self._total_bytes -= entry.nbytes if entry else 0
-            return entry
-
-
-def _split_digests(joined: object, nbytes: int) -> list[bytes] | None:
-    if type(joined) is not bytes or len(joined) != DIGEST_BYTES * chunk_count(nbytes):
-        return None
-    return [joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)]

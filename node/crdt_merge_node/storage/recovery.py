@@ -15,7 +15,6 @@ from crdt_merge_protocol.errors import LocalProtocolError, RemoteProtocolError
 from crdt_merge_protocol.operations import SignedOperation
 
 from .blobs import BlobStore
-from .database import Database
 from .layout import DataDir
 from .operations import OperationLog, OpRow
 
@@ -68,9 +67,7 @@ class ReplayReport:
     """Ids that stay in the log but whose ancestors are missing; anti-entropy brings those."""
 
 
-def recover(
-    data: DataDir, database: Database, log: OperationLog, blobs: BlobStore, *, wall_time: float
-) -> RecoveryReport:
+def recover(data: DataDir, log: OperationLog, blobs: BlobStore, *, wall_time: float) -> RecoveryReport:
     """Sweep, compare files with rows, and check the newest operations. Blocks.
 
     Raises:
@@ -79,7 +76,7 @@ def recover(
     report = RecoveryReport()
     _sweep_temporary(data, blobs, report)
     report.rows_dropped = blobs.load_index()
-    _finish_deletions(database, blobs)
+    blobs.finish_deletions()
     _compare_files(data, blobs, report)
     _drop_finished_partials(data, blobs)
     _check_newest(log, report, wall_time)
@@ -188,11 +185,6 @@ def _sweep_temporary(data: DataDir, blobs: BlobStore, report: RecoveryReport) ->
         else:
             data.fs.unlink(path)
         report.files_swept += 1
-
-
-def _finish_deletions(database: Database, blobs: BlobStore) -> None:
-    for (digest,) in database.query("SELECT digest FROM condemned"):
-        blobs.remove_condemned(digest)
 
 
 def _compare_files(data: DataDir, blobs: BlobStore, report: RecoveryReport) -> None:

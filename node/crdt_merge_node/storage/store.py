@@ -123,9 +123,7 @@ class Store:
         try:
             if not self.data.has_store:
                 self.data.mark_store()
-            self.recovery = recover(
-                self.data, self._database, self._log, self.blobs, wall_time=self._clock.now()
-            )
+            self.recovery = recover(self.data, self._log, self.blobs, wall_time=self._clock.now())
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise full_error(self.data.path) from error

@@ -1,5 +1,7 @@
+import errno
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 from crdt_merge_node.errors import CorruptError, FullError, StorageError
@@ -8,6 +10,7 @@ from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_digest
 from crdt_merge_protocol.errors import LocalProtocolError, MalformedMessageError
 from crdt_merge_protocol.limits import CHUNK_BYTES, INLINE_BLOB_BYTES_MAX
+from crdt_merge_simulations.disk import PowerCutError
 from support.machines import HOME, MODEL, MODEL_BYTES, Machine, StillClock, new_disk
 
 pytestmark = pytest.mark.usefixtures("lines")
@@ -325,6 +328,28 @@ async def test_a_deleted_blob_is_gone_and_may_be_stored_again():
         assert store.blobs.digests() == [digest]
 
 
+@pytest.mark.asyncio
+async def test_a_delete_that_was_cut_after_its_row_is_finished_by_the_next_start():
+    disk = new_disk()
+
+    def fault(_index, name, _path):
+        if name == "unlink":
+            raise PowerCutError
+
+    async with Machine(disk) as store:
+        digest, _ = store.blobs.import_tensor(MODEL, 0, MODEL_BYTES)
+        path = store.blobs.files.path_of(digest)
+        disk.fault = fault
+        with pytest.raises(StorageError):
+            store.blobs.delete(digest)
+    survivor = disk.after_power_cut(Random(1))
+    assert survivor.stat(path) is not None
+
+    async with Machine(survivor) as store:
+        assert not store.blobs.has(digest)
+        assert survivor.stat(path) is None
+
+
 DAMAGES = {
     "truncated": lambda path: os.truncate(path, MODEL_BYTES - 1),
     "extended": lambda path: os.truncate(path, MODEL_BYTES + 1),
@@ -406,8 +431,6 @@ async def test_damaged_rows_of_small_blobs_and_chunk_lists_are_forgotten():
 @pytest.mark.asyncio
 async def test_too_many_open_files_is_not_taken_for_damage():
     """B70: EMFILE passes; the blob stays."""
-    import errno
-
     disk = new_disk()
     async with Machine(disk) as store:
         digest, _ = store.blobs.import_tensor(MODEL, 0, MODEL_BYTES)
@@ -430,10 +453,8 @@ async def test_too_many_open_files_is_not_taken_for_damage():
 
 
 @pytest.mark.asyncio
-async def test_after_a_failed_sync_nothing_of_a_partial_blob_is_believed(monkeypatch):
+async def test_after_a_failed_sync_nothing_of_a_partial_blob_is_believed():
     """T44: the kernel may hold clean pages that the disk never got; hashing them would prove nothing."""
-    import errno
-
     disk = new_disk()
     machine = Machine(disk)
     async with machine as store:

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -85,7 +86,6 @@ def test_that_a_store_was_made_is_remembered(tmp_path):
 )
 def test_a_directory_that_cannot_be_made_is_named(code, expected):
     """B66."""
-    import errno
 
     def fault(_index, name, _path):
         if name == "mkdir":

@@ -1,0 +1,142 @@
+"""Which blobs are here: rows of the database, and an index of them in memory.
+
+The index changes after COMMIT and never before it, so that whoever finds a blob in it may rely on the blob.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import apsw
+from crdt_merge_protocol.blobs import blob_digest, chunk_count
+
+from .database import Database
+
+DIGEST_BYTES: Final = 32
+CACHED_LISTS: Final = 64
+"""Chunk lists kept in memory: 32 bytes per MiB of blob, for the blobs being served or fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A blob that is here, whole and durable."""
+
+    nbytes: int
+    is_inline: bool
+
+
+class BlobIndex:
+    """The rows about blobs. Lookups do not block, except for a chunk list that is not cached."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._entries: dict[bytes, Entry] = {}
+        self._lists: OrderedDict[bytes, list[bytes]] = OrderedDict()
+        self.total_bytes = 0
+        """Size of all blobs that are here."""
+
+    def load(self) -> int:
+        """Read the rows; drop those that are damaged and return how many they were."""
+        dropped = 0
+        query = "SELECT key, digest, nbytes, inline IS NOT NULL FROM blobs"
+        for key, digest, nbytes, is_inline in self._database.query(query):
+            if type(digest) is bytes and len(digest) == DIGEST_BYTES and type(nbytes) is int and nbytes >= 0:
+                self._entries[digest] = Entry(nbytes, bool(is_inline))
+                self.total_bytes += nbytes
+            else:
+                self._database.delete("DELETE FROM blobs WHERE key = ?", key)
+                dropped += 1
+        return dropped
+
+    def get(self, digest: bytes) -> Entry | None:
+        """Return what is known of a blob that is here, or None."""
+        return self._entries.get(digest)
+
+    def digests(self) -> list[bytes]:
+        """Return the digests of all blobs that are here, sorted."""
+        with self._lock:
+            return sorted(self._entries)
+
+    def register(self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None) -> None:
+        """Note a blob, durably; its file, if it has one, must be durable already."""
+
+        def change(connection: apsw.Connection) -> None:
+            connection.execute(
+                "INSERT INTO blobs (digest, nbytes, chunks, inline) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (digest) DO NOTHING",
+                (digest, nbytes, b"".join(chunks), inline),
+            )
+            connection.execute("DELETE FROM condemned WHERE digest = ?", (digest,))
+
+        self._database.write(change).result()
+        with self._lock:
+            if digest not in self._entries:
+                self._entries[digest] = Entry(nbytes, inline is not None)
+                self.total_bytes += nbytes
+
+    def forget(self, digest: bytes) -> Entry | None:
+        """Drop a blob whose bytes are damaged, durably; return what was known of it."""
+        entry = self._drop(digest)
+        self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
+        return entry
+
+    def condemn(self, digest: bytes) -> Entry | None:
+        """Drop a blob, and note durably that its file is to go; None if it is not here."""
+        entry = self._drop(digest)
+        if entry is None:
+            return None
+
+        def change(connection: apsw.Connection) -> None:
+            connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            if not entry.is_inline:
+                connection.execute("INSERT OR REPLACE INTO condemned (digest) VALUES (?)", (digest,))
+
+        self._database.write(change, needs_room=False).result()
+        return entry
+
+    def condemned(self) -> list[bytes]:
+        """Return the blobs whose files were to go when the last process ended."""
+        return [bytes(row[0]) for row in self._database.query("SELECT digest FROM condemned")]
+
+    def acquit(self, digest: bytes) -> None:
+        """Note durably that the file of a condemned blob is gone."""
+        self._database.delete("DELETE FROM condemned WHERE digest = ?", digest)
+
+    def inline(self, digest: bytes) -> object:
+        """Return what the row of a small blob holds, unverified; None if there is no row."""
+        rows = self._database.query("SELECT inline FROM blobs WHERE digest = ?", digest)
+        return rows[0][0] if rows else None
+
+    def chunks(self, digest: bytes, nbytes: int) -> list[bytes] | None:
+        """Return the chunk digests of a blob that is here, verified, or None if the row is damaged."""
+        with self._lock:
+            if digest in self._lists:
+                self._lists.move_to_end(digest)
+                return self._lists[digest]
+        rows = self._database.query("SELECT chunks FROM blobs WHERE digest = ?", digest)
+        chunks = _split_digests(rows[0][0] if rows else None, nbytes)
+        if chunks is None or blob_digest(nbytes, chunks) != digest:
+            return None
+        with self._lock:
+            self._lists[digest] = chunks
+            while len(self._lists) > CACHED_LISTS:
+                self._lists.popitem(last=False)
+        return chunks
+
+    def _drop(self, digest: bytes) -> Entry | None:
+        with self._lock:
+            self._lists.pop(digest, None)
+            entry = self._entries.pop(digest, None)
+            self.total_bytes -= entry.nbytes if entry else 0
+            return entry
+
+
+def _split_digests(joined: object, nbytes: int) -> list[bytes] | None:
+    if type(joined) is not bytes or len(joined) != DIGEST_BYTES * chunk_count(nbytes):
+        return None
+    return [joined[at : at + DIGEST_BYTES] for at in range(0, len(joined), DIGEST_BYTES)]
