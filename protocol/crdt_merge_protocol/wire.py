@@ -64,7 +64,9 @@ class FrameDecoder:
             if len(self._buffer) - position - FRAME_HEADER_BYTES < length:
                 break
             begin = position + FRAME_HEADER_BYTES
-            complete.append(message_class.from_body(bytes(self._buffer[begin : begin + length])))
+            with memoryview(self._buffer) as view:  # One copy; a slice of a bytearray would be another.
+                body = bytes(view[begin : begin + length])
+            complete.append(message_class.from_body(body))
             position = begin + length
         del self._buffer[:position]
         return complete

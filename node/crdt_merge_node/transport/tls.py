@@ -9,8 +9,7 @@ Here OpenSSL runs on two memory buffers and this protocol moves the bytes:
   once with unread input would make the kernel send a reset, which may overtake the alert;
 * a close sends close_notify, so the peer can tell an end from a cut;
 * records (16 KiB at most) are coalesced before they go up;
-* the transport's back-pressure is visible as :attr:`TlsPump.is_writable` and ``tls_writable``;
-* ``SSLObject.write`` may take only one record of what it is given, so it is called until nothing is left.
+* the transport's back-pressure is visible as :attr:`TlsPump.is_writable` and ``tls_writable``.
 
 Timers are the loop's own, so this runs unchanged on virtual time.
 """
