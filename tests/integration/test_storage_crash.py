@@ -17,7 +17,17 @@ from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_protocol.blobs import blob_digest, chunk_digest
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_simulations.disk import PowerCutError, SimulatedDisk
-from support.machines import GROUP, HOME, MODEL, MODEL_BYTES, Machine, StillClock, make_rows, new_disk
+from support.machines import (
+    GENESIS,
+    GROUP,
+    HOME,
+    MODEL,
+    MODEL_BYTES,
+    Machine,
+    StillClock,
+    make_rows,
+    new_disk,
+)
 
 FETCHED = [bytes([7]) * CHUNK_BYTES, b"tail" * 1000]
 FETCHED_BYTES = sum(map(len, FETCHED))
@@ -51,7 +61,7 @@ def steps(store: Store, acknowledged: Acknowledged):
     """Return the work of a node as named steps, each safe to repeat; each notes what was acknowledged."""
 
     async def group():
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         acknowledged.has_group = True
 
     async def operations():
@@ -114,7 +124,7 @@ async def check(disk: SimulatedDisk, acknowledged: Acknowledged) -> None:
 
         assert stored == [row.id for row in ROWS[: len(stored)]]
         assert len(stored) >= len(acknowledged.operations)
-        assert not acknowledged.has_group or store.groups() == [(GROUP, b"genesis")]
+        assert not acknowledged.has_group or store.groups() == [(GROUP, GENESIS)]
         assert all(store.blobs.has(digest) for digest in acknowledged.blobs)
         assert not any(store.blobs.has(digest) for digest in acknowledged.deleted)
         assert all(store.blobs.get_object(id_) == b"manifest" * 100 for id_ in acknowledged.objects)
@@ -259,7 +269,7 @@ async def test_a_failed_store_refuses_every_later_write():
     disk, hits = new_disk(), []
     machine = Machine(disk)
     async with machine as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         disk.fault = fail_at(0, errno.EIO, frozenset({"sync"}), hits)
         with pytest.raises(StoreFailedError, match="failed"):
             await store.append(ROWS[:1])
@@ -270,7 +280,7 @@ async def test_a_failed_store_refuses_every_later_write():
                 await attempt
         with pytest.raises(StoreFailedError):
             store.blobs.import_tensor(MODEL, 0, MODEL_BYTES)
-        assert store.groups() == [(GROUP, b"genesis")]
+        assert store.groups() == [(GROUP, GENESIS)]
     assert len(machine.fatal) == 1
     assert machine.fatal[0].exit_code == 74
 
@@ -303,7 +313,7 @@ async def test_a_small_disk_fills_up_and_is_used_again_after_a_delete():
     """T20: real pressure, not an injected error."""
     disk = new_disk(capacity_bytes=3 << 20)
     async with Machine(disk) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
 
         with pytest.raises(FullError) as caught:  # noqa: PT012  (which of them fails is not the point)
             for offset in range(50):
@@ -330,7 +340,7 @@ async def fill(path: Path) -> None:
     """Make a store with every operation, closed in good order."""
     data = DataDir.open(path)
     store = await Store.open(data, clock=StillClock(), rng=SeededRng(1), reserve_bytes=0)
-    await store.add_group(b"genesis", GROUP)
+    await store.add_group(GENESIS, GROUP)
     await store.append(ROWS)
     await store.close()
     data.close()
@@ -395,7 +405,7 @@ async def test_a_torn_or_missing_log_gives_a_prefix_of_what_was_appended(tmp_pat
     home, copy = tmp_path / "data", tmp_path / "copy"
     data = DataDir.open(home)
     store = await Store.open(data, clock=StillClock(), rng=SeededRng(1), reserve_bytes=0)
-    await store.add_group(b"genesis", GROUP)
+    await store.add_group(GENESIS, GROUP)
     for row in ROWS:
         await store.append([row])
     database, log = (home / "ops.db").read_bytes(), (home / "ops.db-wal").read_bytes()

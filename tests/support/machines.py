@@ -16,9 +16,12 @@ from crdt_merge_protocol.operations import Operation, sign_operation
 from crdt_merge_simulations.disk import SimulatedDisk, SimulatedVfs
 from crdt_merge_simulations.execution import InlineExecutor
 
+from .authors import make_genesis
+
 HOME = Path("/home/data")
 MODEL = Path("/home/model")
-GROUP = b"g" * 32
+GENESIS = make_genesis().encode()
+GROUP = make_genesis().group
 MODEL_BYTES = 200_000
 _numbers = itertools.count()
 _vfses = []  # SQLite calls the virtual file system of a connection for as long as that lives.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from crdt_merge_protocol.canonical import decode, encode
 from crdt_merge_protocol.errors import LocalProtocolError, RemoteProtocolError
+from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.operations import SignedOperation
 
 from .blobs import BlobStore
@@ -97,6 +98,15 @@ def explain_damage(row: OpRow) -> str | None:
     if signed.operation.group != row.group:
         return "it belongs to another group"
     return None
+
+
+def explain_damaged_genesis(group: bytes, genesis: bytes) -> str | None:
+    """Return why a stored genesis is not that of its group, or None if it is."""
+    try:
+        found = Genesis.decode(genesis).group
+    except RemoteProtocolError as error:
+        return f"unreadable: {error}"
+    return None if found == group else "it is that of another group"
 
 
 def replay(store: Store, group: bytes, apply: Callable[[SignedOperation], object]) -> ReplayReport:

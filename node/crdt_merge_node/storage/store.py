@@ -19,7 +19,7 @@ from .database import Database
 from .health import NO_ROOM, Health, Room, full_error
 from .layout import DataDir
 from .operations import OperationLog, OpRow
-from .recovery import RecoveryReport, recover
+from .recovery import RecoveryReport, explain_damaged_genesis, recover
 
 RESERVE_BYTES_DEFAULT: Final = 256 * MIB
 CLUSTER_FACT: Final = "cluster"
@@ -149,8 +149,18 @@ class Store:
         await asyncio.wrap_future(self._log.add_group(genesis_bytes, group))
 
     def groups(self) -> list[tuple[bytes, bytes]]:
-        """Return (group, genesis bytes) of every group, in the order in which they came. Blocks."""
-        return self._log.groups()
+        """Return (group, genesis bytes) of every group, in the order in which they came. Blocks.
+
+        A genesis that is damaged is left out: peers tell of the group again, and storing it mends the row.
+        """
+        groups = []
+        for group, genesis in self._log.groups():
+            reason = explain_damaged_genesis(group, genesis)
+            if reason is None:
+                groups.append((group, genesis))
+            else:
+                log.error("group.damaged", group=group, reason=reason)
+        return groups
 
     async def append(self, rows: Sequence[OpRow]) -> None:
         """Append operations, all or none; durable on return. Concurrent calls share a transaction.

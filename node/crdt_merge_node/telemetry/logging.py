@@ -85,6 +85,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "operation.quarantined": Event(
         "error", ("operation", "group", "reason"), "A stored operation is unreadable."
     ),
+    "group.damaged": Event("error", ("group", "reason"), "A stored genesis is unreadable; peers have it."),
     "root.mismatched": Event(
         "error", ("group", "reason"), "The rebuilt trie is not the one saved at shutdown."
     ),

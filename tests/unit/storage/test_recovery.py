@@ -3,7 +3,8 @@ from crdt_merge_node.storage import compare_root, replay, save_root
 from crdt_merge_node.storage.recovery import explain_damage
 from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.operations import SignedOperation
-from support.machines import GROUP, HOME, MODEL, MODEL_BYTES, Machine, make_rows, new_disk
+from support.authors import make_genesis
+from support.machines import GENESIS, GROUP, HOME, MODEL, MODEL_BYTES, Machine, make_rows, new_disk
 
 ROWS = make_rows(6)
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("lines")
 
 async def fill(disk) -> None:
     async with Machine(disk) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         await store.append(ROWS)
 
 
@@ -94,7 +95,7 @@ async def test_replay_takes_an_ancestor_that_was_stored_late():
         known.add(signed.id)
 
     async with Machine(disk) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         await store.append(ROWS[::-1])
         report = replay(store, GROUP, apply)
 
@@ -183,22 +184,25 @@ async def test_a_saved_root_reveals_lost_and_changed_operations_but_not_new_ones
         assert "not readable" in await compare_root(store, GROUP, root=b"r" * 32, count=5)
 
 
+@pytest.mark.parametrize("poison", ["text", b"", b"\xc1", make_genesis(is_open=False).encode()])
 @pytest.mark.asyncio
-async def test_damaged_rows_about_blobs_objects_groups_and_facts_do_not_stop_the_start():
+async def test_damaged_rows_about_blobs_objects_groups_and_facts_do_not_stop_the_start(poison):
     """T52: what they were about is found by its hash, here or at a peer."""
     disk = new_disk()
     async with Machine(disk) as store:
         large, _ = store.blobs.import_tensor(MODEL, 0, MODEL_BYTES)
         store.blobs.put_object(b"o" * 32, b"manifest")
         await store.put_meta("fact", b"value")
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         store._database.delete("UPDATE blobs SET nbytes = 'x'")
         store._database.delete("UPDATE objects SET id = 7")
         store._database.delete("UPDATE facts SET value = 1000000000000")
-        store._database.delete("UPDATE groups SET genesis = 'text'")
+        store._database.delete("UPDATE groups SET genesis = ?", poison)
     async with Machine(disk) as store:
         assert store.recovery.rows_dropped == 2
         assert store.recovery.blobs_adopted == [large]
         assert not store.blobs.has_object(b"o" * 32)
         assert await store.scan_meta("") == []
         assert store.groups() == []
+        await store.add_group(GENESIS, GROUP)
+        assert store.groups() == [(GROUP, GENESIS)]

@@ -8,7 +8,7 @@ from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.storage import DataDir, OpRow, Store
 from crdt_merge_node.storage import database as database_module
 from crdt_merge_protocol.errors import LocalProtocolError
-from support.machines import GROUP, Machine, StillClock, make_rows, new_disk
+from support.machines import GENESIS, GROUP, Machine, StillClock, make_rows, new_disk
 
 ROWS = make_rows(5)
 
@@ -30,33 +30,33 @@ async def close_real(store: Store) -> None:
 async def test_operations_come_back_in_append_order_after_a_restart():
     disk = new_disk()
     async with Machine(disk) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         await store.append([ROWS[2], ROWS[0]])
         await store.append([ROWS[1]])
 
     async with Machine(disk) as store:
         assert list(store.load_operations(GROUP)) == [ROWS[2], ROWS[0], ROWS[1]]
-        assert store.groups() == [(GROUP, b"genesis")]
+        assert store.groups() == [(GROUP, GENESIS)]
         assert list(store.load_operations(b"?" * 32)) == []
 
 
 @pytest.mark.asyncio
 async def test_what_is_stored_already_is_skipped_and_keeps_its_place():
     async with Machine(new_disk()) as store:
-        await store.add_group(b"genesis", GROUP)
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
+        await store.add_group(GENESIS, GROUP)
         await store.append(ROWS[:2])
         await store.append(ROWS[:3])
         await store.append([])
 
         assert list(store.load_operations(GROUP)) == ROWS[:3]
-        assert store.groups() == [(GROUP, b"genesis")]
+        assert store.groups() == [(GROUP, GENESIS)]
 
 
 @pytest.mark.asyncio
 async def test_operations_of_an_unknown_group_are_refused_all_or_none():
     async with Machine(new_disk()) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         with pytest.raises(LocalProtocolError, match="is not stored"):
             await store.append([ROWS[0], OpRow(b"?" * 32, ROWS[1].id, ROWS[1].wire)])
 
@@ -67,7 +67,7 @@ async def test_operations_of_an_unknown_group_are_refused_all_or_none():
 async def test_pages_of_the_log_are_read_in_order(monkeypatch):
     monkeypatch.setattr("crdt_merge_node.storage.operations.PAGE_ROWS", 2)
     async with Machine(new_disk()) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         await store.append(ROWS)
 
         assert list(store.load_operations(GROUP)) == ROWS
@@ -77,7 +77,7 @@ async def test_pages_of_the_log_are_read_in_order(monkeypatch):
 async def test_concurrent_appends_share_transactions(tmp_path):
     """Group commit: what queues up while one transaction is synced goes into the next one."""
     store = await open_real(tmp_path)
-    await store.add_group(b"genesis", GROUP)
+    await store.add_group(GENESIS, GROUP)
     commits = []
     store._database._connection.set_commit_hook(lambda: commits.append(1) or False)
     gate = threading.Event()
@@ -98,7 +98,7 @@ async def test_an_append_returns_only_after_the_log_was_synced():
     disk = new_disk()
     syncs = []
     async with Machine(disk) as store:
-        await store.add_group(b"genesis", GROUP)
+        await store.add_group(GENESIS, GROUP)
         disk.fault = lambda _index, name, path: syncs.append(path.name) if name == "sync" else None
         await store.append(ROWS[:1])
 
@@ -279,7 +279,7 @@ async def test_checkpoints_keep_the_log_short(monkeypatch):
 async def test_the_store_works_from_many_threads_at_once(tmp_path):
     """One connection, one thread: concurrent blocking calls never meet inside SQLite."""
     store = await open_real(tmp_path)
-    await store.add_group(b"genesis", GROUP)
+    await store.add_group(GENESIS, GROUP)
 
     def work(number: int) -> bytes | None:
         id_ = bytes([number]) * 32
