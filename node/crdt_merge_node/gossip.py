@@ -50,7 +50,7 @@ from .storage import OpRow, Store
 from .telemetry.logging import get_logger
 from .transport.connection import Connection, Lane
 from .transport.endpoint import Endpoint
-from .transport.tls import ALPN_GOSSIP
+from .transport.contexts import ALPN_GOSSIP
 
 log = get_logger()
 

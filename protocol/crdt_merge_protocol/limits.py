@@ -106,6 +106,13 @@ WIRE_VERSION_MIN: Final = 1
 WIRE_VERSION_MAX: Final = 1
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 HELLO_TIMEOUT_S: Final = 2.0
+JOIN_TIMEOUT_S: Final = 10.0
+"""Each step of joining. The admitting side writes to its disk in between."""
+LINGER_S: Final = 2.0
+"""How long a closing connection waits for the peer's end before it is cut."""
+FRAME_GRACE_S: Final = 5.0
+FRAME_BYTES_PER_S_MIN: Final = 4 * KIB
+"""Slower than this, after the grace, a peer holds a frame's memory without using the line."""
 PING_IDLE_S: Final = 1.0
 PING_MISSES_MAX: Final = 3
 LANE_BYTES_MAX: Final = 4 * MIB

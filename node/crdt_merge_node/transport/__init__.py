@@ -1,11 +1,11 @@
 """Connections between nodes: certificates, TLS, frames in lanes, joining. Begin at ``endpoint.py``."""
 
 from .connection import Connection, Lane
+from .contexts import ALPN_BULK, ALPN_GOSSIP
 from .endpoint import Endpoint, EndpointConfig
 from .identity import Identity, load_authority
 from .invites import StoredInvites, create_invite
 from .join import JoinService, join
-from .tls import ALPN_BULK, ALPN_GOSSIP
 
 __all__ = [
     "ALPN_BULK",

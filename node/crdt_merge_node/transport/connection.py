@@ -24,7 +24,14 @@ from typing import Final
 
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import MalformedMessageError, RemoteProtocolError
-from crdt_merge_protocol.limits import KIB, LANE_BYTES_MAX, PING_IDLE_S, PING_MISSES_MAX
+from crdt_merge_protocol.limits import (
+    FRAME_BYTES_PER_S_MIN,
+    FRAME_GRACE_S,
+    KIB,
+    LANE_BYTES_MAX,
+    PING_IDLE_S,
+    PING_MISSES_MAX,
+)
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Hello, Ping, Pong, Refuse
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
@@ -36,9 +43,6 @@ from .tls import TlsPump
 
 MessageHandler = Callable[["Connection", Message], None]
 
-FRAME_GRACE_S: Final = 5.0
-FRAME_BYTES_PER_S_MIN: Final = 4 * KIB
-"""Slower than this a peer holds a frame's memory without using the line (SCENARIOS T15)."""
 DRAIN_BYTES: Final = LANE_BYTES_MAX // 4
 _BATCH_BYTES: Final = 64 * KIB
 """Small frames are encrypted together up to here."""
@@ -303,7 +307,7 @@ class Connection:
         self._tick_timer = self._loop.call_at(self._due, self._tick)
 
     def _excuse(self, now: float) -> None:
-        self._misses = 0
+        """Let the time since the last tick count for nothing."""
         if self._frame_began is not None:
             self._frame_began, self._frame_bytes = now, 0
 

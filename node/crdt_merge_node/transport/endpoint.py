@@ -21,12 +21,13 @@ from crdt_merge_node.ports import Clock, Listener, Net, Rng
 
 from .addresses import DEFAULT_PORT, is_wildcard, join_address, source_of, split_address
 from .connection import Connection
+from .contexts import ALPN_GOSSIP, client_context, server_context
 from .dialogue import Dialogue
 from .gate import AcceptGate
 from .greeting import PEER_ALPNS, Greeting, Manners, Outcome
 from .identity import Identity
 from .join import JoinService
-from .tls import ALPN_GOSSIP, PumpBuffers, TlsPump, client_context, server_context
+from .tls import PumpBuffers, TlsPump
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 1.0

@@ -29,8 +29,9 @@ from crdt_merge_node.errors import PeerRefusedError, TransportError
 
 from .certificates import CertificateError, PeerCertificate, read_peer_certificate
 from .connection import Connection
+from .contexts import ALPN_BULK, ALPN_GOSSIP, ALPN_JOIN
 from .refusals import transport_error
-from .tls import ALPN_BULK, ALPN_GOSSIP, ALPN_JOIN, TlsPump
+from .tls import TlsPump
 
 _REASON_CHARS_MAX: Final = 1000
 PEER_ALPNS: Final = (ALPN_GOSSIP, ALPN_BULK)

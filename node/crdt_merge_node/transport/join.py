@@ -21,10 +21,11 @@ from typing import Final
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import CrdtMergeError, MalformedMessageError, RemoteProtocolError
 from crdt_merge_protocol.identity import NodeKey, verify
+from crdt_merge_protocol.limits import JOIN_TIMEOUT_S
 from crdt_merge_protocol.messages.join import INTRODUCERS_MAX, JoinGrant, JoinOffer, JoinRequest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from crdt_merge_node.errors import ConfigError, PeerRefusedError, PeerUnreachableError
+from crdt_merge_node.errors import ConfigError, PeerRefusedError, PeerUnreachableError, TransportError
 from crdt_merge_node.ports import Clock, Fs, Net, Rng
 
 from .addresses import split_address
@@ -39,13 +40,11 @@ from .certificates import (
     read_request,
     spki,
 )
+from .contexts import joiner_context
 from .dialogue import Dialogue
 from .identity import Identity, prepare_keys, write_membership
 from .invites import InviteStore, Token, Verdict, invite_digest
-from .tls import PumpBuffers, TlsPump, joiner_context
-
-JOIN_TIMEOUT_S: Final = 10.0
-"""For each step. The admitting side writes to its disk in between."""
+from .tls import PumpBuffers, TlsPump
 
 _REFUSALS: Final[dict[Verdict, str]] = {
     "unknown": "the token is not one of this node's, or was withdrawn",
@@ -90,8 +89,13 @@ class JoinService:
             if not isinstance(message, JoinRequest):
                 raise MalformedMessageError(f"{type(message).__name__} instead of a join request")
             grant = await self._grant(message)
-        except CrdtMergeError as error:
+        except (RemoteProtocolError, TransportError) as error:
             dialogue.refuse(error)
+            on_refused(dialogue.remote, f"join: {error.message}")
+            return
+        except CrdtMergeError as error:
+            # Trouble of this node (a full disk): nothing that a stranger needs to know more about.
+            dialogue.refuse(PeerUnreachableError("this node cannot admit anybody at the moment"))
             on_refused(dialogue.remote, f"join: {error.message}")
             return
         self._on_joined(message.node, dialogue.remote)

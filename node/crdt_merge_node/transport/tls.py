@@ -20,10 +20,9 @@ import asyncio
 import contextlib
 import ssl
 from enum import Enum, auto
-from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from crdt_merge_protocol.limits import HANDSHAKE_TIMEOUT_S, KIB
+from crdt_merge_protocol.limits import HANDSHAKE_TIMEOUT_S, KIB, LINGER_S
 
 from .addresses import join_address
 from .refusals import plaintext_answer
@@ -31,30 +30,6 @@ from .refusals import plaintext_answer
 READ_BUFFER_BYTES: Final = 256 * KIB
 WRITE_HIGH_BYTES: Final = 256 * KIB
 """Ciphertext that may wait in the transport. What is in there cannot be overtaken by a higher lane."""
-LINGER_S: Final = 2.0
-"""How long a closing connection waits for the peer's end before it is cut."""
-ALPN_GOSSIP: Final = "crdt-merge-gossip/1"
-ALPN_BULK: Final = "crdt-merge-bulk/1"
-ALPN_JOIN: Final = "crdt-merge-join/1"
-
-
-class TlsFiles(Protocol):
-    """Where OpenSSL finds what it authenticates with (it reads PEM files by path)."""
-
-    @property
-    def certificate_path(self) -> Path:
-        """PEM file of the certificate."""
-        ...
-
-    @property
-    def tls_key_path(self) -> Path:
-        """PEM file of its key."""
-        ...
-
-    @property
-    def ca_path(self) -> Path:
-        """PEM file of the CA certificate."""
-        ...
 
 
 class TlsApp(Protocol):
@@ -362,53 +337,3 @@ class TlsPump(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def server_context(identity: TlsFiles, *, hears_joiners: bool) -> ssl.SSLContext:
-    """Return the settings of the accepting side.
-
-    Args:
-        identity: Where certificate, key and CA are.
-        hears_joiners: Let a caller without certificate through the handshake, for the join protocol alone. A
-            certificate that is shown must verify in any case.
-    """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, identity)
-    context.verify_mode = ssl.CERT_OPTIONAL if hears_joiners else ssl.CERT_REQUIRED
-    context.num_tickets = 0  # No resumption: whoever talks has shown a certificate on this connection.
-    context.set_alpn_protocols([ALPN_GOSSIP, ALPN_BULK, ALPN_JOIN])
-    return context
-
-
-def client_context(identity: TlsFiles, alpn: str) -> ssl.SSLContext:
-    """Return the settings of the dialling side for one application protocol."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, identity)
-    context.set_alpn_protocols([alpn])
-    return context
-
-
-def joiner_context() -> ssl.SSLContext:
-    """Return the settings of a joiner, who has no certificate and does not hold the CA's yet.
-
-    It verifies nothing here: :mod:`.join` compares the CA with the token before it says anything.
-    """
-    context = _bare_context(ssl.PROTOCOL_TLS_CLIENT)
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols([ALPN_JOIN])
-    return context
-
-
-def _context(protocol: ssl._SSLMethod, identity: TlsFiles) -> ssl.SSLContext:
-    context = _bare_context(protocol)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_cert_chain(identity.certificate_path, identity.tls_key_path)
-    context.load_verify_locations(identity.ca_path)
-    return context
-
-
-def _bare_context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
-    # The names are node ids, not host names: `greeting` compares the certificate with the hello.
-    context.check_hostname = False
-    return context

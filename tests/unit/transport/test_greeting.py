@@ -14,9 +14,9 @@ import pytest
 from crdt_merge_node.errors import PeerRefusedError, PeerUnreachableError, TlsError, TransportError
 from crdt_merge_node.ports import SeededRng
 from crdt_merge_node.transport.certificates import LEAF_DAYS, CertificateAuthority, node_uri
+from crdt_merge_node.transport.contexts import ALPN_BULK, ALPN_GOSSIP, client_context
 from crdt_merge_node.transport.endpoint import EndpointConfig
 from crdt_merge_node.transport.identity import Identity
-from crdt_merge_node.transport.tls import ALPN_BULK, ALPN_GOSSIP, client_context
 from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.limits import HANDSHAKE_TIMEOUT_S, HELLO_TIMEOUT_S
 from crdt_merge_protocol.messages.membership import Goodbye, Hello, Peers, Refuse

@@ -12,11 +12,12 @@ import pytest
 from crdt_merge_node.errors import ConfigError, PeerRefusedError, PeerUnreachableError
 from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.transport.certificates import create_request
+from crdt_merge_node.transport.contexts import joiner_context
 from crdt_merge_node.transport.identity import Identity, load_authority
 from crdt_merge_node.transport.invites import StoredInvites, Token, create_invite
-from crdt_merge_node.transport.join import JOIN_TIMEOUT_S, JoinService, join, join_proof
-from crdt_merge_node.transport.tls import joiner_context
+from crdt_merge_node.transport.join import JoinService, join, join_proof
 from crdt_merge_protocol.identity import NodeKey
+from crdt_merge_protocol.limits import JOIN_TIMEOUT_S
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.join import JoinGrant, JoinOffer, JoinRequest
 from crdt_merge_protocol.messages.membership import Peers, Refuse

@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 from crdt_merge_node.errors import PeerRefusedError, PeerUnreachableError, TlsError
+from crdt_merge_node.transport.contexts import ALPN_GOSSIP, client_context, server_context
 from crdt_merge_node.transport.refusals import Fault, explain, transport_error
-from crdt_merge_node.transport.tls import (
-    ALPN_GOSSIP,
-    LINGER_S,
-    READ_BUFFER_BYTES,
-    PumpBuffers,
-    TlsPump,
-    client_context,
-    server_context,
-)
+from crdt_merge_node.transport.tls import READ_BUFFER_BYTES, PumpBuffers, TlsPump
+from crdt_merge_protocol.limits import LINGER_S
 
 
 class App:
