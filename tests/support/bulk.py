@@ -169,14 +169,14 @@ class MemoryPartial:
         for index in self.chunks:
             self.present[index] = 1
 
-    def write(self, index: int, chunk: bytes) -> bool:
+    def write(self, index: int, chunk: bytes | memoryview) -> bool:
         if chunk_digest(chunk) != self.chunk_digests[index]:
             raise MalformedMessageError(f"chunk {index} is not what was asked for.")
         if self._store.is_full:
             raise FullError("no room on the file system.")
         if self.present[index]:
             return False
-        self.chunks[index] = chunk
+        self.chunks[index] = bytes(chunk)
         self.present[index] = 1
         self._store.writes.append(index)
         return True

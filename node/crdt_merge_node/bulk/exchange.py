@@ -221,7 +221,7 @@ class Exchange:
                     step.done.set_exception(error)
                 return
             for (provider, piece, value), verdict in zip(batch, verdicts, strict=True):
-                nbytes = len(value) if isinstance(value, bytes) else 0
+                nbytes = len(value) if isinstance(value, bytes | memoryview) else 0
                 if verdict is None:
                     self._reject(step, provider, piece, nbytes)
                 else:

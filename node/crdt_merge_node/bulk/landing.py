@@ -33,11 +33,11 @@ class Landing:
         """The chunks that are on disk, as bits."""
         return bits_of(self._partial.present)
 
-    def write(self, chunks: list[tuple[int, bytes]]) -> list[tuple[int, ...] | None]:
+    def write(self, chunks: list[tuple[int, bytes | memoryview]]) -> list[tuple[int, ...] | None]:
         """Verify and write chunks; None in place of those whose digest is wrong."""
         return [self._write_one(index, data) for index, data in chunks]
 
-    def _write_one(self, index: int, data: bytes) -> tuple[int, ...] | None:
+    def _write_one(self, index: int, data: bytes | memoryview) -> tuple[int, ...] | None:
         try:
             self._partial.write(index, data)
         except MalformedMessageError:
@@ -78,10 +78,10 @@ def is_stored(blobs: BlobStoreLike, digest: bytes, nbytes: int) -> bool:
     return True
 
 
-def store_small(blobs: BlobStoreLike, digest: bytes, data: bytes) -> None:
+def store_small(blobs: BlobStoreLike, digest: bytes, data: bytes | memoryview) -> None:
     """Store a verified blob of at most one chunk, durably."""
     if len(data) <= INLINE_BLOB_BYTES_MAX:
-        blobs.put_inline(digest, data)
+        blobs.put_inline(digest, bytes(data))
         return
     partial = blobs.begin_partial(digest, len(data), [chunk_digest(data)])
     if not partial.present[0]:

@@ -79,7 +79,7 @@ class PartialLike(Protocol):
         """One truth value a chunk: whether it is on disk and verified."""
         ...
 
-    def write(self, index: int, chunk: bytes) -> bool:
+    def write(self, index: int, chunk: bytes | memoryview) -> bool:
         """Write a chunk; False if it was there. Raises MalformedMessageError if its digest is wrong."""
         ...
 

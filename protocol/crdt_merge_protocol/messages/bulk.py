@@ -120,7 +120,8 @@ class Chunk(DataMessage):
     nbytes: int
     """Size of the whole blob, as the sender has it. Part of the digest, hence provable."""
     index: int
-    data: bytes
+    data: bytes | memoryview
+    """Read from a frame it is a view of the frame: copying a MiB costs as much as decrypting it."""
 
     def to_body(self) -> bytes:
         """Return the header followed by the bytes."""
@@ -130,7 +131,7 @@ class Chunk(DataMessage):
     def from_body(cls, body: bytes) -> Self:
         """Return the message in ``body``."""
         blob, nbytes, index = _unpack(_CHUNK_HEADER, body, what="chunk")
-        data = body[_CHUNK_HEADER.size :]
+        data = memoryview(body)[_CHUNK_HEADER.size :]
         _check_blob_size(nbytes)
         if index >= chunk_count(nbytes) or len(data) != chunk_bytes(nbytes, index):
             raise MalformedMessageError(
