@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from crdt_merge_node.errors import ConfigError, PeerRefusedError, PeerUnreachableError
+from crdt_merge_node.errors import ConfigError, FullError, PeerRefusedError, PeerUnreachableError
 from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.transport.certificates import create_request
 from crdt_merge_node.transport.contexts import joiner_context
@@ -309,5 +309,25 @@ def test_a_node_without_the_ca_sends_joiners_away(
         other = await world.node(members.b)
         with pytest.raises(PeerRefusedError, match="only members are heard here"):
             await door.join(tmp_path / "n", addresses=(other.address,))
+
+    world.run(scenario())
+
+
+def test_trouble_of_the_admitting_node_is_its_own_business(door: Door, world: Any, tmp_path: Path) -> None:
+    """A stranger learns that it failed; the operator learns why."""
+
+    async def fail(key: str, value: bytes) -> None:
+        raise FullError("no room left in /var/lib/secret-place.")
+
+    async def scenario() -> None:
+        await door.open()
+        door.meta.put_meta = fail  # type: ignore[method-assign]
+        with pytest.raises(PeerRefusedError, match="cannot admit anybody at the moment") as caught:
+            await door.join(tmp_path / "n")
+        await world.settle()
+
+        assert "secret-place" not in caught.value.message
+        assert "secret-place" in door.node.reasons[0]
+        assert door.joined == []
 
     world.run(scenario())
