@@ -48,4 +48,4 @@ async def run_with_progress(work: Callable[[Report, IsCancelled], T]) -> AsyncGe
         if not task.done():
             await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # Looked at, so that asyncio does not warn: who closed the iterator does not care.
+            task.exception()  # Looked at, or asyncio warns; who closed the iterator does not care.

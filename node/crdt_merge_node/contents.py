@@ -157,6 +157,11 @@ class ContentKeeper:
             self._loops[group].add_done_callback(self._loop_ended)
         self._wake[group].set()
 
+    def look_again(self) -> None:
+        """Compare every group again soon: blobs may have been set aside as damaged."""
+        for group in list(self._loops):
+            self.changed(group)
+
     def contents(self, group: bytes) -> GroupContents | None:
         """Return the last comparison, or None before the first."""
         return self._contents.get(group)

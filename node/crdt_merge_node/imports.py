@@ -43,15 +43,13 @@ def import_model(services: Services, path: Path, *, report: Report, is_cancelled
     blobs = services.store.blobs
     header = read_header(services.fs, path)
     total = sum(entry.spec.nbytes for entry in header.entries)
-    done = copied = 0
+    before = copied = 0
     entries = []
 
     def note(nbytes: int) -> None:
-        nonlocal done
         if is_cancelled():
             raise ImportCancelledError(f"the import of {path} was cancelled.")
-        done += nbytes
-        report(done, total, "copying tensors")
+        report(before + nbytes, total, "copying tensors")
 
     for entry in header.entries:
         spec = entry.spec
@@ -64,6 +62,7 @@ def import_model(services: Services, path: Path, *, report: Report, is_cancelled
                 hint="Every node would set such a contribution aside. Repair the checkpoint first.",
             )
         copied += blobs.total_bytes() - size_before
+        before += spec.nbytes
         entries.append(ManifestEntry(spec=spec, blob=digest))
     manifest = Manifest.of(entries)
     blobs.put_object(manifest.content, manifest.encode())

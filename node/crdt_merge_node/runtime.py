@@ -23,6 +23,7 @@ from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.messages.gossip import Attest
 
 from .alarms import Alarms
+from .allocator import keep_large_buffers
 from .api import LocalNode
 from .bulk import BulkServer, Fetcher
 from .config import Config
@@ -72,6 +73,7 @@ class World:
 def run(config: Config, *, on_ready: Callable[[Facts], None] = lambda _facts: None) -> int:
     """Run a node until it is told to stop; return the exit status of the process."""
     configure_logging(level=config.log.level, form=config.log.format)
+    keep_large_buffers()
     import uvloop
 
     return uvloop.run(_main(config, on_ready))
@@ -170,12 +172,14 @@ async def _open_services(
     data = DataDir.open(config.node.data_dir, fs=world.fs)
     stack.callback(data.close)
     identity = Identity.load(data.path, world.fs)
+    keepers: list[ContentKeeper] = []
     store = await Store.open(
         data,
         fs=world.fs,
         clock=world.clock,
         rng=world.rng,
         on_fatal=fail,
+        on_corrupt=lambda _blob, _reason: _look_again(keepers),
         reserve_bytes=int(config.storage.reserve_bytes),
     )
     stack.push_async_callback(store.close)
@@ -231,6 +235,7 @@ async def _open_services(
         node=engine.node,
     )
     keeper = ContentKeeper(engine=engine, driver=driver, store=store, fetcher=fetcher)
+    keepers.append(keeper)
     driver.endpoint = endpoint
     driver.callbacks.group_changed = keeper.changed
     driver.callbacks.peers_changed = fetcher.peers_changed
@@ -287,6 +292,12 @@ async def _load(engine: Engine, store: Store, config: Config, identity: Identity
     for _, value in await store.scan_meta("attest/"):
         with contextlib.suppress(CrdtMergeError):
             engine.attestations.record(engine.node, Attest.from_body(value))
+
+
+def _look_again(keepers: list[ContentKeeper]) -> None:
+    """Fetch again what was set aside as damaged."""
+    for keeper in keepers:
+        keeper.look_again()
 
 
 async def _save_roots(engine: Engine, store: Store) -> None:

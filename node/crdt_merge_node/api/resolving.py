@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from crdt_merge_protocol.messages.gossip import Attest
 from crdt_merge_node.background import Done, run_with_progress
 from crdt_merge_node.contents import GroupContents, Item
 from crdt_merge_node.control.model import ContributionInfo, Progress, ResolvePlan, ResolveReport
+from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.resolve import (
     ResolveJob,
     ResolveResult,
@@ -60,13 +62,20 @@ async def resolve_group(
     plan = _plan(services, group, contents, job, infos=infos, chosen=chosen)
     yield plan
     result: ResolveResult | None = None
-    async for step in run_with_progress(
-        lambda report, cancelled: run_job(job, Path(output_path), progress=report, cancelled=cancelled)
-    ):
-        if isinstance(step, Done):
-            result = step.value
-        else:
-            yield step
+    try:
+        async for step in run_with_progress(
+            lambda report, cancelled: run_job(job, Path(output_path), progress=report, cancelled=cancelled)
+        ):
+            if isinstance(step, Done):
+                result = step.value
+            else:
+                yield step
+    except CorruptError as error:
+        await asyncio.to_thread(_set_aside_damage, services, inputs, contents)
+        raise CorruptError(
+            error.message,
+            hint="What is damaged was set aside and is fetched again from peers; try again then.",
+        ) from error
     assert result is not None, "a resolve ends with its result or raises"
     await _attest(services, group, result)
     log.info(
@@ -77,6 +86,15 @@ async def resolve_group(
         duration_s=round(result.duration_s, 3),
     )
     yield _report(services, group, contents, plan, result)
+
+
+def _set_aside_damage(services: Services, inputs: list[Item], contents: GroupContents) -> None:
+    """Hash every blob that went into a failed resolve, so that the damaged ones are fetched again."""
+    manifests = [item.manifest for item in inputs] + [contents.base]
+    for manifest in manifests:
+        for entry in manifest.entries if manifest else ():
+            with contextlib.suppress(CorruptError):
+                services.store.blobs.verify(entry.blob)
 
 
 def _refuse_if_late(
