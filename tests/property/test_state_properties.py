@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from support.authors import KEYS
 from support.histories import DISHONEST, HISTORIES, HONEST, RANDOMS, History, shuffled, summary
 
-PROFILE = settings(derandomize=True, max_examples=40, deadline=None)
+PROFILE = settings(derandomize=True, max_examples=80, deadline=None)
 
 
 def joined(*states: CRDTMergeState) -> CRDTMergeState:

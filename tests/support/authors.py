@@ -84,9 +84,9 @@ class Author:
         }
         return sign_operation(Operation(**fields), self.key)  # type: ignore[arg-type]
 
-    def emit(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
+    def emit(self, kind: int, body: bytes, refs: Iterable[bytes] = (), **changes: object) -> SignedOperation:
         """Sign the next operation and apply it here."""
-        signed = self.make(kind, body, refs)
+        signed = self.make(kind, body, refs, **changes)
         self.state.apply(signed)
         self.seq, self.prev = self.seq + 1, signed.id
         return signed

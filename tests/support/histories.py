@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crdt_merge_protocol.genesis import Genesis
-from crdt_merge_protocol.operations import Hold, Kind, Remove, SignedOperation
+from crdt_merge_protocol.operations import Add, Hold, Kind, Remove, SignedOperation
 from crdt_merge_protocol.state import CRDTMergeState
 from hypothesis import strategies as st
 
-from .authors import KEYS, Author, make_genesis, sign_policy
+from .authors import KEYS, Author, hash_of, make_genesis, sign_policy
 
 HONEST = 3
 DISHONEST = 3
@@ -48,7 +48,8 @@ def play(holders: int, steps: Iterable[Step]) -> History:
         author = authors[DISHONEST if name in ("fork", "remove_foreign") else who % len(authors)]
         if name == "fork":
             author.log, author.seq, author.prev = marks[pick % len(marks)]
-            author.add(f"fork{pick % 3}")
+            add = Add(slot="s", type="model", content=hash_of(str(pick)), weight=1, payload=None).encode()
+            author.emit(Kind.ADD if pick % 2 else 77, add, deps=())  # Concurrent to its twin.
         else:
             _act(name, author, authors[pick % len(authors)], pick)
         if author is authors[DISHONEST]:

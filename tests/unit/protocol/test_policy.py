@@ -36,6 +36,16 @@ def test_r12_a_duplicate_signer_counts_once() -> None:
     assert count_signers(ACT, [one, one, one], ADMINS) == 1
 
 
+def test_r12_two_different_signatures_of_one_administrator_count_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signer can make many valid ones, but only by hand on the curve; so here every signature verifies."""
+    monkeypatch.setattr("crdt_merge_protocol.policy.verify", lambda *_: None)
+
+    assert count_signers(ACT, [(ADMINS[0], bytes([n]) * 64) for n in range(3)], ADMINS) == 1
+    assert count_signers(ACT, [(admin, bytes(64)) for admin in ADMINS], ADMINS) == 3
+
+
 def test_r12_strangers_and_wrong_signatures_count_nothing() -> None:
     other = act_digest(hash_of("other"), Kind.POLICY, b"action", bytes(16))
     signatures = [

@@ -183,6 +183,17 @@ class TestForks:
         author.state.apply(second)
         assert author.state.view.forked == {author.node_id}
 
+    def test_r6_a_fork_far_below_the_newest_is_found_and_takes_nothing_back(self) -> None:
+        author, other = two()
+        second = author.make(77, b"second")
+        for _ in range(3):
+            author.add()
+        other.pull(author)
+        other.state.apply(second)
+
+        assert other.state.view.forked == {author.node_id}
+        assert other.state.version_vector == {(author.node_id, author.log): 2}
+
     def test_r6_a_fork_by_unreadable_operations_counts_too(self) -> None:
         author, other = two()
         other.state.apply(author.make(99, b"x"))
@@ -428,6 +439,7 @@ class TestUnread:
         author.add()
         before = author.state.view, author.state.sync_root
         signed = author.emit(kind, body)
+        assert author.state.view.unread == 1
         other.pull(author)
 
         assert signed.id in other.state
