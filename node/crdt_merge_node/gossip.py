@@ -49,8 +49,8 @@ from .ports import Clock
 from .storage import OpRow, Store
 from .telemetry.logging import get_logger
 from .transport.connection import Connection, Lane
-from .transport.endpoint import Endpoint
 from .transport.contexts import ALPN_GOSSIP
+from .transport.endpoint import Endpoint
 
 log = get_logger()
 
@@ -97,6 +97,7 @@ class GossipDriver:
     engine: Engine
     store: Store
     clock: Clock
+    own_name: str = ""
     callbacks: Callbacks = field(default_factory=Callbacks)
     endpoint: Endpoint | None = None
     connections: dict[bytes, Connection] = field(default_factory=dict)
@@ -154,7 +155,9 @@ class GossipDriver:
             self._set_state(peer, "blocked", "blocked by the operator of this node")
 
     def name(self, peer: bytes) -> str:
-        """Return what a peer calls itself, as far as it has said so."""
+        """Return what a node calls itself, as far as it has said so."""
+        if peer == self.engine.node:
+            return self.own_name
         record = self.records.get(peer)
         return record.name if record else ""
 

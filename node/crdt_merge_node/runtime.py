@@ -187,7 +187,7 @@ async def _open_services(
     engine = Engine(identity.node_key, random_bytes=world.rng.bytes)
     alarms = Alarms(world.clock)
     await _load(engine, store, config, identity, alarms)
-    driver = GossipDriver(engine, store, world.clock)
+    driver = GossipDriver(engine, store, world.clock, own_name=config.node.name)
     authority = load_authority(data.path, world.fs)
     invites = None if authority is None else StoredInvites(store)
     join_service = None
