@@ -14,9 +14,9 @@ from crdt_merge_node.bulk import BulkServer, Fetcher
 from crdt_merge_node.ports import SeededRng, SystemClock, SystemFs, TcpNet
 from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_node.transport.connection import Connection, Lane
+from crdt_merge_node.transport.contexts import ALPN_BULK
 from crdt_merge_node.transport.endpoint import Endpoint, EndpointConfig
 from crdt_merge_node.transport.identity import Identity, load_authority, prepare_keys, write_membership
-from crdt_merge_node.transport.contexts import ALPN_BULK
 from crdt_merge_protocol.blobs import blob_digest_of
 from crdt_merge_protocol.limits import KIB, MIB
 from crdt_merge_protocol.messages.base import Message

@@ -165,6 +165,7 @@ class MemoryPartial:
         self.present = bytearray(len(digests))
         self._store = store
         self._digest = digest
+        self._is_closed = False
         self.chunks: dict[int, bytes] = store.disk.setdefault(digest, {})
         for index in self.chunks:
             self.present[index] = 1
@@ -174,7 +175,7 @@ class MemoryPartial:
             raise MalformedMessageError(f"chunk {index} is not what was asked for.")
         if self._store.is_full:
             raise FullError("no room on the file system.")
-        if self.present[index]:
+        if self.present[index] or self._is_closed:
             return False
         self.chunks[index] = bytes(chunk)
         self.present[index] = 1
@@ -188,6 +189,7 @@ class MemoryPartial:
         del self._store.disk[self._digest]
 
     def abandon(self) -> None:
+        self._is_closed = True
         if self._store.partials.get(self._digest) is self:
             del self._store.partials[self._digest]
 

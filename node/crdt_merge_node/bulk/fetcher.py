@@ -90,10 +90,12 @@ class Fetcher:
             on_change=self._pump_soon,
         )
         self._wants: dict[Item, Want] = {}
-        self._queue: deque[Want] = deque()
+        self._queues: dict[ItemKind, deque[Want]] = {ItemKind.OBJECT: deque(), ItemKind.BLOB: deque()}
         self._active: dict[Want, None] = {}
         self._parked: dict[Want, None] = {}
         self._owners: dict[Step, Want] = {}
+        self._ending: dict[Item, asyncio.Task[Any]] = {}
+        """Wants that were given up and still have a file open."""
         self._next_retry = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._is_pump_due = False
@@ -214,7 +216,7 @@ class Fetcher:
     def _begin(self, key: Item, nbytes: int, verify: Callable[[bytes], bool]) -> Want:
         want = Want(key=key, nbytes=nbytes, since=self._clock.now(), verify=verify, retry_s=PARK_RETRY_S)
         self._wants[key] = want
-        self._queue.append(want)
+        self._queues[key.kind].append(want)
         self._pump_soon()
         return want
 
@@ -222,8 +224,9 @@ class Fetcher:
         if self._wants.get(want.key) is want:
             del self._wants[want.key]
             if want.task is None:
-                self._queue.remove(want)
+                self._queues[want.key.kind].remove(want)
             else:
+                self._ending[want.key] = want.task
                 want.task.cancel()
 
     def _settle(self, want: Want, task: asyncio.Task[Any]) -> None:
@@ -232,7 +235,9 @@ class Fetcher:
         self._active.pop(want, None)
         self._parked.pop(want, None)
         if want.stage is Stage.QUEUED:
-            self._queue.remove(want)
+            self._queues[want.key.kind].remove(want)
+        if self._ending.get(want.key) is task:
+            del self._ending[want.key]
         error = None if task.cancelled() else task.exception()
         for waiter in tuple(want.waiters):
             if waiter.done():
@@ -250,12 +255,12 @@ class Fetcher:
             for want in [want for want in self._parked if now >= want.retry_at]:
                 del self._parked[want]
                 want.stage = Stage.QUEUED
-                self._queue.append(want)
+                self._queues[want.key.kind].append(want)
             self._next_retry = min((want.retry_at for want in self._parked), default=math.inf)
-        while self._queue and self._has_room():
-            at = int(self._rng.random() * min(QUEUE_CHOICE, len(self._queue)))
-            want = self._queue[at]
-            del self._queue[at]
+        while (queue := self._open_queue()) is not None:
+            at = int(self._rng.random() * min(QUEUE_CHOICE, len(queue)))
+            want = queue[at]
+            del queue[at]
             want.stage = Stage.ACTIVE
             self._active[want] = None
             want.is_admitted.set()
@@ -265,9 +270,15 @@ class Fetcher:
             elif want.step is not None:
                 self._exchange.enter(want.step)
 
-    def _has_room(self) -> bool:
-        missing_bytes = sum(want.missing_bytes for want in self._active)
-        return len(self._active) < ACTIVE_MAX and missing_bytes < ACTIVE_BYTES
+    def _open_queue(self) -> deque[Want] | None:
+        """Return the queue from which the next want may become active, if any."""
+        objects, blobs = self._queues[ItemKind.OBJECT], self._queues[ItemKind.BLOB]
+        active = [want for want in self._active if want.key.kind is ItemKind.BLOB]
+        # Objects say what else to fetch; they never wait behind gigabytes.
+        if objects and len(self._active) - len(active) < ACTIVE_MAX:
+            return objects
+        missing_bytes = sum(want.missing_bytes for want in active)
+        return blobs if blobs and len(active) < ACTIVE_MAX and missing_bytes < ACTIVE_BYTES else None
 
     def _park(self, want: Want, reason: str, *, now: float, retry_s: float | None = None) -> None:
         self._active.pop(want, None)
@@ -291,6 +302,8 @@ class Fetcher:
 
     async def _fetch(self, want: Want) -> Any:
         began = self._clock.monotonic()
+        while (ending := self._ending.get(want.key)) is not None:
+            await asyncio.wait([ending])  # It may be about to close the file that this one would go on with.
         while True:
             try:
                 if want.key.kind is ItemKind.OBJECT:
@@ -407,7 +420,7 @@ class Fetcher:
         wakeup = self._exchange.turn(now=now)
         for step in self._exchange.stuck(now=now):
             self._park(self._owners[step], self._exchange.describe_stuck(now=now), now=now)
-        if self._queue:
+        if any(self._queues.values()):
             for step in self._exchange.idle(now=now, idle_s=NO_PROGRESS_S):
                 self._park(
                     self._owners[step], "the peers that have a part of it wait for the rest too", now=now

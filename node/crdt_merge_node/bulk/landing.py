@@ -8,6 +8,8 @@ from crdt_merge_protocol.blobs import blob_digest, chunk_count, chunk_digest
 from crdt_merge_protocol.errors import MalformedMessageError
 from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX
 
+from crdt_merge_node.errors import StorageError
+
 from .ports import BlobStoreLike, PartialLike, bits_of
 
 
@@ -47,6 +49,8 @@ class Landing:
         for place in places:
             if not self._partial.present[place]:
                 self._partial.write(place, data)
+        if not all(self._partial.present[place] for place in places):
+            raise StorageError("an unfinished blob was closed while it was being fetched.")
         return tuple(places)
 
     def finish(self) -> None:

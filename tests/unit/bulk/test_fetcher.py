@@ -321,6 +321,50 @@ def test_cancelling_the_only_waiter_gives_the_want_up_and_tells_the_provider() -
     run(body())
 
 
+def test_a_want_that_is_renewed_while_it_is_being_given_up_goes_on_where_it_was() -> None:
+    async def body() -> None:
+        world = BulkWorld("ab")
+        data = pattern(16 * MIB)
+        blob = world["a"].store.add(data)
+        me = world["b"]
+        me.knows(world["a"])
+        for _ in range(3):
+            fetch = asyncio.create_task(me.fetcher.want_blob(blob, len(data)))
+            before = len(me.store.writes)
+            await until(lambda before=before: len(me.store.writes) > before)  # type: ignore[misc]
+            fetch.cancel()
+            await asyncio.sleep(0)
+        await me.fetcher.want_blob(blob, len(data))
+
+        assert me.store.blobs[blob] == data
+        assert sorted(me.store.writes) == list(range(16))
+        await world.close()
+
+    run(body())
+
+
+def test_objects_do_not_wait_behind_large_blobs() -> None:
+    async def body() -> None:
+        world = BulkWorld("ab")
+        data = pattern(100)
+        object_id = hashlib.sha256(data).digest()
+        world["a"].store.put_object(object_id, data)
+        me = world["b"]
+        large = [
+            asyncio.create_task(me.fetcher.want_blob(number.to_bytes(32, "big"), BLOB_BYTES_MAX))
+            for number in range(3)
+        ]
+        await asyncio.sleep(0)
+        me.knows(world["a"])
+
+        await asyncio.wait_for(me.fetcher.want_object(object_id, is_named(object_id)), 0.1)
+        for task in large:
+            task.cancel()
+        await world.close()
+
+    run(body())
+
+
 def test_one_of_two_waiters_may_leave() -> None:
     async def body() -> None:
         world = BulkWorld("ab")
