@@ -28,6 +28,8 @@ from .addresses import join_address
 from .refusals import plaintext_answer
 
 READ_BUFFER_BYTES: Final = 256 * KIB
+WRITE_SLICE_BYTES: Final = 128 * KIB
+"""Encrypted at a time: memory that is reused, where a megabyte would be mapped anew for every chunk."""
 WRITE_HIGH_BYTES: Final = 256 * KIB
 """Ciphertext that may wait in the transport. What is in there cannot be overtaken by a higher lane."""
 
@@ -151,12 +153,11 @@ class TlsPump(asyncio.BufferedProtocol):
             return
         rest = memoryview(data)
         try:
-            while rest:
-                rest = rest[self._tls.write(rest) :]
+            while rest and self._state is _State.OPEN:
+                rest = rest[self._tls.write(rest[:WRITE_SLICE_BYTES]) :]
+                self._flush()
         except ssl.SSLError as error:
             self._fail(error)
-            return
-        self._flush()
 
     def close(self) -> None:
         """Send close_notify after what was written, let the peer end too, then close. Idempotent."""
