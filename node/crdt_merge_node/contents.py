@@ -44,8 +44,8 @@ from .telemetry.logging import get_logger
 
 log = get_logger()
 
-WANTS_MAX = 64
-"""Objects and blobs asked for at a time; the fetcher splits large blobs into many requests by itself."""
+WANTS_MAX = 4096
+"""Objects and blobs asked for at a time. The fetcher bounds what it works on and parks what nobody has."""
 HOLD_TAGS_MAX = 512
 """Tags in one HOLD; they stand in the body and in the references."""
 MODEL = "model"

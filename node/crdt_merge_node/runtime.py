@@ -31,6 +31,7 @@ from .contents import ContentKeeper
 from .control.model import Severity
 from .control.service import ControlServer
 from .control.socket_path import control_socket
+from .errors import PeerUnreachableError
 from .gossip import GossipDriver
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .services import Services
@@ -316,7 +317,7 @@ async def _open_bulk(endpoint: Endpoint, driver: GossipDriver, peer: bytes) -> C
             return await endpoint.dial(address, alpn=ALPN_BULK, expect=peer)
         except CrdtMergeError as failed:
             error = failed
-    raise error or AssertionError("a connected peer has an address")
+    raise error or PeerUnreachableError(f"no address of {peer.hex()[:12]} is known.")
 
 
 def _introducers(driver: GossipDriver) -> tuple[str, ...]:
