@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench nightly proto clean
@@ -18,11 +19,9 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@if $(BIN)/pip install --quiet --disable-pip-version-check uv; then \
-	  echo "installing with uv"; $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,demo]'; \
-	else \
-	  echo "installing with pip"; $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,demo]'; \
-	fi
+	@{ $(PIP) uv && echo "installing with uv" \
+	    && $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,demo]'; } \
+	  || { echo "installing with pip"; $(PIP) -e '.[dev,demo]'; }
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Five daemons train, share, split, crash, heal and agree
