@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 from crdt_merge_protocol.merkle import NIBBLES_MAX, Trie, nibbles_of, root_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 # Shared heads, few tails and zeros between: long skipped runs and near misses at every depth.
 HEADS = (b"", b"\x00" * 4, b"\xab" * 15, b"\xab" * 29, b"\xab\xcd\xef")
@@ -24,7 +25,7 @@ ids = SEEDS.map(make_id)
 ID_SETS = st.tuples(SEEDS, st.integers(0, 120)).map(
     lambda drawn: {make_id(drawn[0]) for _ in range(drawn[1])}
 )
-PROFILE = settings(derandomize=True, max_examples=60, deadline=None)
+PROFILE = examples(60)
 
 
 @PROFILE

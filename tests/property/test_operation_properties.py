@@ -22,11 +22,12 @@ from crdt_merge_protocol.operations import (
     sign_operation,
 )
 from crdt_merge_protocol.policy import Policy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.authors import KEYS, Author, make_genesis
+from support.profile import examples
 
-PROFILE = settings(derandomize=True, max_examples=80, deadline=None)
+PROFILE = examples(80)
 
 hashes = st.binary(min_size=32, max_size=32)
 sorted_hashes = st.sets(hashes, max_size=5).map(lambda drawn: tuple(sorted(drawn)))

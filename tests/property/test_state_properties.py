@@ -8,11 +8,12 @@ from collections import Counter
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import view_of
-from hypothesis import given, settings
+from hypothesis import given
 from support.authors import KEYS
 from support.histories import DISHONEST, HISTORIES, HONEST, RANDOMS, History, shuffled, summary
+from support.profile import examples
 
-PROFILE = settings(derandomize=True, max_examples=80, deadline=None)
+PROFILE = examples(80)
 
 
 def joined(*states: CRDTMergeState) -> CRDTMergeState:

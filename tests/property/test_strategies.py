@@ -8,10 +8,11 @@ from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS
 from crdt_merge_protocol.strategies.dtypes import encode_block
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get, names
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
-PROFILE = settings(derandomize=True, max_examples=8, deadline=None)
+PROFILE = examples(8)
 
 SHAPES = {"": (), "a": (3, 4), "b": (7,), "c": (0,), "d": (2, 1, 5)}
 """A scalar, a matrix, a vector, nothing, and three dimensions."""

@@ -14,12 +14,13 @@ from crdt_merge_protocol.messages.walk import decode_entries, encode_entries
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.sync_walk import Walk
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.histories import DISHONEST, play, summary
+from support.profile import examples
 from support.sync_pair import MemoryState, Pair, State, make_operation
 
-PROFILE = settings(derandomize=True, max_examples=40, deadline=None)
+PROFILE = examples(40)
 SEEDS = st.integers(0, 2**32)
 LIMITS = st.sampled_from(["as they are", "lists", "lists and a narrow window", "no walk"])
 

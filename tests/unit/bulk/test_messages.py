@@ -9,8 +9,9 @@ from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, MANIFEST_BYT
 from crdt_merge_protocol.messages import bulk
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 ID = b"\x07" * 32
 MESSAGES: list[Message] = [
@@ -81,7 +82,7 @@ def test_what_is_wrong_by_itself_is_refused_when_read(message: type[Message], bo
         message.from_body(body)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@examples(300)
 @given(
     message=st.sampled_from([type(message) for message in MESSAGES]),
     body=st.binary(max_size=200) | st.binary(max_size=40).map(lambda tail: ID + tail),

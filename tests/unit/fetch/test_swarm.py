@@ -13,8 +13,9 @@ from random import Random
 
 from crdt_merge_protocol.fetch import Ask, FetchPlanner, Item, ItemKind
 from crdt_merge_protocol.limits import MIB
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 BLOB = Item(ItemKind.BLOB, b"\x01" * 32)
 HONEST, LIAR, MUTE, VANISHING = "honest", "liar", "mute", "vanishing"
@@ -135,7 +136,7 @@ def names(count: int) -> list[bytes]:
     return [index.to_bytes(32, "big") for index in range(count)]
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@examples(60)
 @given(
     kinds=st.lists(st.sampled_from([HONEST, HONEST, LIAR, MUTE, VANISHING]), min_size=1, max_size=5),
     shares=st.lists(st.integers(0, (1 << 24) - 1), min_size=6, max_size=6),
@@ -158,7 +159,7 @@ def test_one_honest_provider_of_each_piece_is_enough_whatever_the_others_do(
     assert len(swarm.refused) == len(set(swarm.refused)), "a liar gets one piece in, and no second"
 
 
-@settings(max_examples=20, derandomize=True, deadline=None)
+@examples(20)
 @given(nodes=st.integers(2, 6), seed=st.integers(0, 1000))
 def test_nodes_that_hold_the_pieces_between_them_all_end_up_with_everything(nodes: int, seed: int) -> None:
     rng = Random(seed)

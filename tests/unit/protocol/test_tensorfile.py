@@ -13,8 +13,9 @@ from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
 from crdt_merge_protocol.errors import MalformedTensorFileError
 from crdt_merge_protocol.limits import SAFETENSORS_HEADER_BYTES_MAX, TENSORS_MAX
 from crdt_merge_protocol.tensorfile import header_bytes, layout, parse_header
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 GOOD = '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 
@@ -177,7 +178,7 @@ def test_a_name_that_is_only_a_name_is_read(name: str):
     assert parse(entry(name=name)).entries[0].spec.name == name
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@examples(100)
 @given(st.data())
 def test_a_mutated_header_is_read_or_refused_with_the_one_error(data: st.DataObject):
     raw = bytearray(GOOD.encode())
@@ -210,7 +211,7 @@ def test_the_layout_of_outputs_is_pinned():
     assert offsets == {"B": len(start), "a.b": len(start) + 4, "b": len(start) + 4}
 
 
-@settings(derandomize=True, max_examples=50, deadline=None)
+@examples(50)
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Za-z0-9_]{1,12}(\.[a-z]{1,5})?", fullmatch=True),

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from crdt_merge_node.errors import ConfigError
 from crdt_merge_node.transport.invites import StoredInvites, Token, create_invite, invite_digest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 SECRET = bytes(range(16))
 ONE, TWO = bytes([1]) * 32, bytes([2]) * 32
@@ -44,7 +45,7 @@ def test_a_token_is_one_word_that_survives_copying() -> None:
     assert Token.from_text(f"  {text.upper()}\n") == TOKEN
 
 
-@settings(derandomize=True, max_examples=50)
+@examples(50)
 @given(
     st.builds(
         Token,
@@ -72,7 +73,7 @@ def test_a_typing_error_anywhere_is_noticed() -> None:
             Token.from_text(text[:position] + wrong + text[position + 1 :])
 
 
-@settings(derandomize=True, max_examples=200)
+@examples(200)
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz234567", max_size=300))
 def test_no_text_escapes_as_another_error(text: str) -> None:
     with pytest.raises(ConfigError):

@@ -9,8 +9,9 @@ from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.join import JoinGrant, JoinOffer, JoinRequest
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 MESSAGES = st.one_of(
     st.builds(JoinOffer, ca=st.binary(max_size=4096), cluster_name=st.text(max_size=200)),
@@ -29,13 +30,13 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(derandomize=True, max_examples=60)
+@examples(60)
 @given(MESSAGES)
 def test_every_message_can_be_read_back(message: Message) -> None:
     assert FrameDecoder().feed(encode_frame(message)) == [message]
 
 
-@settings(derandomize=True, max_examples=200)
+@examples(200)
 @given(st.sampled_from([JoinOffer, JoinRequest, JoinGrant]), st.binary(max_size=200))
 def test_nonsense_is_only_ever_a_remote_error(kind: type[Message], body: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):
