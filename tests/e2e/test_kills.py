@@ -2,9 +2,11 @@
 
 A daemon is killed twenty times while it imports contributions, receives others and computes merges. The
 moments come from a fixed seed; what the machine makes of them does not, so every run tries others.
+``CRDT_MERGE_TEST_KILLS`` and ``CRDT_MERGE_TEST_SEED`` choose more of them, or others.
 """
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,8 @@ from crdt_merge_node.local_cluster import LocalCluster, Member
 from crdt_merge_protocol.errors import CrdtMergeError
 from support.daemons import save_model
 
-KILLS = 20
+KILLS = int(os.environ.get("CRDT_MERGE_TEST_KILLS", "20"))
+SEED = int(os.environ.get("CRDT_MERGE_TEST_SEED", "20"))
 GROUP = "loaded"
 SECONDS_MAX = 0.6
 ONE = 1 << 32
@@ -70,7 +73,7 @@ class Load:
 
 
 async def _scenario(directory: Path) -> None:
-    rng = Random(20)
+    rng = Random(SEED)
     files = [
         save_model(directory / "small.safetensors", 1),
         save_model(directory / "other.safetensors", 2),

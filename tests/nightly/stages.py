@@ -1,0 +1,135 @@
+"""The stages: what each tries, cut into steps that a run may be interrupted between.
+
+A step is a command with an environment; it has passed if it exits with 0. Every stage fits its half hour on
+two cores. Seeds are drawn fresh for every run of a stage from the one that is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+EXAMPLES_TIMES: Final = 20
+FRAMES, FRAMES_PER_STEP = 200_000, 20_000
+KILLS, KILLS_PER_STEP = 200, 20
+SEEDS, SEEDS_PER_STEP = 500, 50
+CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
+THREADS: Final = (1, 2, 4, 8)
+SIMD_LEVELS: Final = (("AVX512_SPR",), ("AVX512_ICL",), ("X86_V4",), ("X86_V3",))
+"""Features of numpy above its baseline, highest first; a level switches off those up to it."""
+DIGEST_TEST: Final = "tests/unit/strategies/test_determinism.py::test_the_digest_is_the_one_of_every_release"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A named list of steps."""
+
+    name: str
+    doc: str
+    steps: Callable[[int], list[Step]]
+    """From the seed of the run."""
+
+
+def _properties(seed: int) -> list[Step]:
+    files = sorted(
+        path
+        for folder in ("property", "unit")
+        for path in (ROOT / "tests" / folder).rglob("test_*.py")
+        if "support.profile" in path.read_text()
+    )
+    return [
+        Step(
+            path.stem,
+            (*PYTEST, f"--hypothesis-seed={seed}", str(path.relative_to(ROOT))),
+            {"CRDT_MERGE_TEST_EXAMPLES": str(EXAMPLES_TIMES)},
+        )
+        for path in files
+    ]
+
+
+def _frames(seed: int) -> list[Step]:
+    test = (*PYTEST, "tests/unit/protocol/test_hostile_frames.py")
+    return [
+        Step(
+            f"frames-{number}",
+            test,
+            {
+                "CRDT_MERGE_TEST_FRAMES": str(FRAMES_PER_STEP),
+                "CRDT_MERGE_TEST_SEED": str(seed + 10 * number),
+            },
+        )
+        for number in range(FRAMES // FRAMES_PER_STEP)
+    ]
+
+
+def _kills(seed: int) -> list[Step]:
+    test = (*PYTEST, "tests/e2e/test_kills.py")
+    return [
+        Step(
+            f"kills-{number}",
+            test,
+            {"CRDT_MERGE_TEST_KILLS": str(KILLS_PER_STEP), "CRDT_MERGE_TEST_SEED": str(seed + number)},
+        )
+        for number in range(KILLS // KILLS_PER_STEP)
+    ]
+
+
+def _determinism(_seed: int) -> list[Step]:
+    found = _simd_features()
+    levels = [
+        [feature for (feature,) in SIMD_LEVELS[: level + 1] if feature in found]
+        for level in range(-1, len(SIMD_LEVELS))
+    ]
+    distinct = sorted({tuple(level) for level in levels}, key=len)
+    return [
+        Step(
+            f"{core}-{threads}-{len(disabled)}",
+            (*PYTEST, DIGEST_TEST),
+            {"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": str(threads)}
+            | ({"NPY_DISABLE_CPU_FEATURES": " ".join(disabled)} if disabled else {}),
+        )
+        for core in CORE_TYPES
+        for threads in THREADS
+        for disabled in distinct
+    ]
+
+
+def _simd_features() -> set[str]:
+    """Return what this host has above numpy's baseline; numpy warns about switching off anything else."""
+    import numpy as np
+
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    return set(simd.get("found", ()))
+
+
+def _simulation(seed: int) -> list[Step]:
+    run = (sys.executable, "-m", "tests.nightly.simulate")
+    return [
+        Step(f"seeds-{first}", (*run, str(first), str(SEEDS_PER_STEP)))
+        for first in range(seed, seed + SEEDS, SEEDS_PER_STEP)
+    ]
+
+
+STAGES: Final = (
+    Stage(
+        "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
+    ),
+    Stage("frames", f"{FRAMES:,} damaged frames through the decoder and into an engine (S12)", _frames),
+    Stage("kills", f"{KILLS} SIGKILLs of a daemon under load", _kills),
+    Stage("determinism", "one output digest over BLAS kernels, threads and SIMD levels (S13)", _determinism),
+    Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
+)
