@@ -1,33 +1,33 @@
 """Drives the engine: turns connections, storage and timers into events, and effects into I/O.
 
-The driver is a thin loop around ``Engine.handle``. It adds no rule of its own but two of plumbing:
+The driver is a thin loop around ``Engine.handle``. It adds no rule of its own but these of plumbing:
 
-* storage effects are carried out by one task in the order in which they were asked for; what has queued up
-  meanwhile goes into one commit, so durability costs one fsync for many operations;
-* of two connections with one peer the one that the smaller node id dialled stays, on both sides.
+* of two connections with one peer the one that the smaller node id dialled stays, on both sides;
+* whatever a peer's message makes go wrong in here ends that connection and not the node (DESIGN 3.4), while
+  a failure anywhere else is a bug that must not go unnoticed, and ends the node;
+* what repeats at every retry is logged once a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.engine import Engine
+from crdt_merge_protocol.errors import CrdtMergeError
 from crdt_merge_protocol.events import (
     AttestationMismatch,
+    DialAnswered,
     DialFailed,
     DialPeer,
     Disconnect,
     Effect,
     Event,
     GroupChanged,
-    GroupStored,
     MessageReceived,
-    OperationsStored,
     PeerBlocked,
     PeerDown,
     PeerUp,
@@ -40,17 +40,21 @@ from crdt_merge_protocol.events import (
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.messages import Message
 from crdt_merge_protocol.messages.gossip import Attest
+from crdt_merge_protocol.messages.membership import Roots
 from crdt_merge_protocol.messages.sync import End
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
+from crdt_merge_protocol.reconciler import Ended
 
-from .errors import PeerRefusedError, TransportError
+from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
 from .ports import Clock
-from .storage import OpRow, Store
+from .repeats import Repeats
+from .storage import Store
 from .telemetry.logging import get_logger
 from .transport.connection import Connection, Lane
 from .transport.contexts import ALPN_GOSSIP
 from .transport.endpoint import Endpoint
+from .writer import StoreWriter
 
 log = get_logger()
 
@@ -66,7 +70,7 @@ class PeerRecord:
     """Wall time of the last change of ``state``."""
     last_error: str = ""
     last_sync: float | None = None
-    """Wall time at which a session last ended with equal roots."""
+    """Wall time at which all its roots were last found equal to ours."""
     bytes_in: int = 0
     bytes_out: int = 0
     """On connections that have ended."""
@@ -82,36 +86,29 @@ class Callbacks:
     fatal: Callable[[BaseException], None] = lambda _error: None
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A storage effect on its way to the disk and who waits for it."""
-
-    effect: StoreGroup | StoreOperations
-    done: asyncio.Future[None] | None = None
-
-
-@dataclass(slots=True)
 class GossipDriver:
     """One node's engine among its connections, its store and its clock."""
 
-    engine: Engine
-    store: Store
-    clock: Clock
-    own_name: str = ""
-    callbacks: Callbacks = field(default_factory=Callbacks)
-    endpoint: Endpoint | None = None
-    connections: dict[bytes, Connection] = field(default_factory=dict)
-    records: dict[bytes, PeerRecord] = field(default_factory=dict)
-    _timer: asyncio.TimerHandle | None = None
-    _queue: deque[Waiting] = field(default_factory=deque)
-    _queued: asyncio.Event = field(default_factory=asyncio.Event)
-    _writer: asyncio.Task[None] | None = None
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _is_closing: bool = False
+    def __init__(self, engine: Engine, store: Store, clock: Clock, *, own_name: str = "") -> None:
+        self.engine = engine
+        self.clock = clock
+        self.own_name = own_name
+        self.callbacks = Callbacks()
+        self.endpoint: Endpoint | None = None
+        """Set before :meth:`start`."""
+        self.connections: dict[bytes, Connection] = {}
+        self._store = store
+        self._records: dict[bytes, PeerRecord] = {}
+        self._started = clock.now()
+        self._repeats = Repeats(clock)
+        self._writer = StoreWriter(store, report=self.handle, fatal=self._fail)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
 
     def start(self) -> None:
         """Begin to store, dial and announce."""
-        self._writer = asyncio.create_task(self._write(), name="gossip-writer")
+        self._writer.start()
         self.handle(Tick())
 
     async def close(self) -> None:
@@ -124,22 +121,20 @@ class GossipDriver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in list(self.connections.values()):
             connection.close("the node is shutting down")
-        if self._writer:
-            self._queued.set()
-            await self._writer
+        await self._writer.close()
 
     # --- what other parts of the node ask ---------------------------------------------------------------
 
     async def create_group(self, genesis: Genesis) -> None:
         """Begin a group; return once it is durable."""
-        await self._carry_out_and_wait(self.engine.create_group(genesis))
+        await self._store_and_wait(self.engine.create_group(genesis))
 
     async def author(
         self, group: bytes, kind: int, body: bytes, refs: Iterable[bytes] = ()
     ) -> SignedOperation:
         """Sign an operation of this node; return once it is durable (PROTOCOL R21) and announced."""
         signed, effects = self.engine.author(group, kind, body, refs)
-        await self._carry_out_and_wait(effects)
+        await self._store_and_wait(effects)
         return signed
 
     def attest(self, attest: Attest) -> None:
@@ -150,16 +145,19 @@ class GossipDriver:
         """Block or unblock a peer."""
         self.handle(PeerBlocked(peer=peer, is_blocked=is_blocked))
         if not is_blocked:
-            self.record(peer).state = "failed"
+            self._set_state(peer, "failed", "")
         elif peer not in self.connections:
             self._set_state(peer, "blocked", "blocked by the operator of this node")
 
     def name(self, peer: bytes) -> str:
         """Return what a node calls itself, as far as it has said so."""
-        if peer == self.engine.node:
-            return self.own_name
-        record = self.records.get(peer)
-        return record.name if record else ""
+        return self.own_name if peer == self.engine.node else self.record(peer).name
+
+    @property
+    def known(self) -> frozenset[bytes]:
+        """Every peer that can be named: met, heard of, or decided about."""
+        overlay = self.engine.overlay
+        return frozenset(overlay.peers.keys() | self.connections.keys() | overlay.blocked)
 
     @staticmethod
     def loop_time() -> float:
@@ -167,31 +165,43 @@ class GossipDriver:
         return asyncio.get_running_loop().time()
 
     def record(self, peer: bytes) -> PeerRecord:
-        """Return what is known of a peer, from now on kept."""
-        return self.records.setdefault(peer, PeerRecord(since=self.clock.now()))
+        """Return what is known of a peer; of one that was never met, nothing is kept."""
+        return self._records.get(peer) or PeerRecord(since=self._started)
+
+    def refused(self, remote: str, reason: str, *, peer: bytes | None = None, code: str = "E1602") -> None:
+        """Log that one of two nodes would not talk with the other, unless it was said a moment ago."""
+        host = remote.rpartition(":")[0]
+        if count := self._repeats.count((peer or host, reason.replace(remote, ""))):
+            log.warning(
+                "peer.refused", peer=peer or "", remote=remote, reason=reason, count=count, error_code=code
+            )
 
     # --- connections ------------------------------------------------------------------------------------
 
-    def connected(self, connection: Connection, *, dialled: str | None) -> None:
+    def connected(self, connection: Connection, *, dialled: Dial | None) -> None:
         """Take over a gossip connection that is open and authenticated."""
         peer = connection.peer
+        if self._is_closing:
+            connection.close("the node is shutting down")
+            return
         present = self.connections.get(peer)
         if present is not None and not self._replaces(connection, present):
             connection.close("there is a connection already")
+            if dialled is not None:
+                self.handle(DialAnswered(dial=dialled, peer=peer))
             return
         self.connections[peer] = connection
         connection.on_message = self._message
         connection.closed.add_done_callback(lambda done: self._closed(connection, done))
+        named = [text.removeprefix("name=") for text in connection.hello.features if text.startswith("name=")]
         if present is not None:
             present.close("replaced by another connection")
         else:
             self._set_state(peer, "alive", "")
             log.info("peer.joined", peer=peer, address=connection.remote)
-        named = [text.removeprefix("name=") for text in connection.hello.features if text.startswith("name=")]
-        self.record(peer).name = named[0] if named and is_name(named[0]) else ""
-        self.handle(
-            PeerUp(peer=peer, addresses=tuple(connection.hello.addresses), dialled=dialled),
-        )
+        self._records[peer].name = named[0] if named and is_name(named[0]) else ""
+        address = dialled.address if dialled else None
+        self.handle(PeerUp(peer=peer, addresses=tuple(connection.hello.addresses), dialled=address))
         self.callbacks.peers_changed()
 
     def _replaces(self, new: Connection, present: Connection) -> bool:
@@ -201,15 +211,25 @@ class GossipDriver:
         return new.outbound == (self.engine.node < new.peer)
 
     def _message(self, connection: Connection, message: Message) -> None:
-        if self.connections.get(connection.peer) is not connection:
+        peer = connection.peer
+        if self.connections.get(peer) is not connection:
             return
-        self.handle(MessageReceived(peer=connection.peer, message=message))
-        if isinstance(message, End) and self._is_converged_with(connection.peer):
-            self.record(connection.peer).last_sync = self.clock.now()
+        event = MessageReceived(peer=peer, message=message)
+        try:
+            self._carry_out(self.engine.handle(event, now=self.clock.monotonic()))
+        except Exception as error:
+            log.error(  # noqa: TRY400 - exc_info is given.
+                "message.failed", peer=peer, message=type(message).__name__, error=error, exc_info=error
+            )
+            self.engine.overlay.offended(peer, now=self.clock.monotonic())
+            connection.close("this node failed to deal with a message")
+            return
+        if isinstance(message, Roots | End) and self._is_converged_with(peer):
+            self._records[peer].last_sync = self.clock.now()
 
     def _closed(self, connection: Connection, done: asyncio.Future[str]) -> None:
         peer = connection.peer
-        record = self.record(peer)
+        record = self._records[peer]
         record.bytes_in += connection.bytes_in
         record.bytes_out += connection.bytes_out
         if self.connections.get(peer) is not connection:
@@ -225,14 +245,10 @@ class GossipDriver:
         self.callbacks.peers_changed()
 
     def _is_converged_with(self, peer: bytes) -> bool:
-        return all(
-            (known := self.engine.reconciler.roots.get((peer, group))) is not None
-            and known[0] == replica.state.sync_root
-            for group, replica in self.engine.replicas.items()
-        )
+        return all(self.engine.reconciler.is_equal(peer, group) for group in self.engine.replicas)
 
     def _set_state(self, peer: bytes, state: str, error: str) -> None:
-        record = self.record(peer)
+        record = self._records.setdefault(peer, PeerRecord(since=self.clock.now()))
         if record.state != state:
             record.state, record.since = state, self.clock.now()
         record.last_error = error
@@ -241,15 +257,19 @@ class GossipDriver:
 
     def handle(self, event: Event) -> None:
         """Feed one event to the engine and carry out what it wants."""
-        self._carry_out(self.engine.handle(event, now=self.clock.monotonic()))
+        try:
+            self._carry_out(self.engine.handle(event, now=self.clock.monotonic()))
+        except Exception as error:
+            self._fail(error)
+            raise
 
-    async def _carry_out_and_wait(self, effects: list[Effect]) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def _fail(self, error: BaseException) -> None:
+        self.callbacks.fatal(error)
+
+    async def _store_and_wait(self, effects: list[Effect]) -> None:
         for effect in effects:
             assert isinstance(effect, StoreGroup | StoreOperations), "own acts begin on the disk"
-            self._queue.append(Waiting(effect, done))
-        self._queued.set()
-        await done
+            await self._writer.put_and_wait(effect)
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -258,8 +278,7 @@ class GossipDriver:
                     if connection := self.connections.get(effect.peer):
                         connection.send(effect.message, Lane(effect.lane.value))
                 case StoreGroup() | StoreOperations():
-                    self._queue.append(Waiting(effect))
-                    self._queued.set()
+                    self._writer.put(effect)
                 case DialPeer():
                     self._spawn(self._dial(effect.dial))
                 case Disconnect():
@@ -267,10 +286,11 @@ class GossipDriver:
                 case GroupChanged():
                     self.callbacks.group_changed(effect.group)
                 case RememberPeer():
-                    addresses = "\n".join(effect.addresses).encode()
-                    self._spawn(self._remember(f"peer/{effect.peer.hex()}", addresses))
+                    self._spawn(self._remember(effect))
                 case AttestationMismatch():
                     self.callbacks.mismatch(effect)
+                case Ended():
+                    _log_ended(effect)
         self._arm()
 
     def _arm(self) -> None:
@@ -278,42 +298,47 @@ class GossipDriver:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        deadline = self.engine.deadline
+        now = self.clock.monotonic()
+        deadline = self.engine.deadline(now=now)
         if deadline is not None and not self._is_closing:
-            delay = max(0.0, deadline - self.clock.monotonic())
+            delay = max(0.0, deadline - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
 
     def _disconnect(self, effect: Disconnect) -> None:
         connection = self.connections.get(effect.peer)
-        if connection is None:
-            return
-        log.warning(
-            "peer.refused",
-            peer=effect.peer,
-            remote=connection.remote,
-            reason=effect.reason,
-            error_code=effect.code,
-        )
-        connection.close(effect.reason)
+        if connection is not None:
+            if effect.peer not in self.engine.overlay.blocked:
+                self.refused(connection.remote, effect.reason, peer=effect.peer, code=effect.code)
+            connection.close(effect.reason)
 
     async def _dial(self, dial: Dial) -> None:
         assert self.endpoint is not None, "the endpoint is there before anything is dialled"
         try:
             connection = await self.endpoint.dial(dial.address, alpn=ALPN_GOSSIP, expect=dial.expect)
-        except TransportError as error:
-            self.handle(DialFailed(dial=dial, reason=error.message))
-            if dial.expect is not None and self.record(dial.expect).state != "blocked":
-                self._set_state(dial.expect, "failed", error.message)
-            if isinstance(error, PeerRefusedError):
-                log.warning("peer.refused", remote=dial.address, reason=error.message)
+        except (TransportError, CrdtMergeError, OSError, ValueError) as error:
+            # Not only what the endpoint promises: the address may be what somebody made up.
+            reason = error.message if isinstance(error, CrdtMergeError) else str(error)
+            is_refused = isinstance(error, PeerRefusedError)
+            self.handle(DialFailed(dial=dial, reason=reason, is_refused=is_refused))
+            if dial.expect in self._records and dial.expect not in self.engine.overlay.blocked:
+                self._set_state(dial.expect, "failed", reason)
+            if is_refused:
+                self.refused(dial.address, reason, peer=dial.expect)
             else:
-                log.debug("peer.unreachable", address=dial.address, reason=error.message)
+                log.debug("peer.unreachable", address=dial.address, reason=reason)
             return
-        self.connected(connection, dialled=dial.address)
+        self.connected(connection, dialled=dial)
 
-    async def _remember(self, key: str, value: bytes) -> None:
-        if await self.store.get_meta(key) != value:
-            await self.store.put_meta(key, value)
+    async def _remember(self, effect: RememberPeer) -> None:
+        key, value = f"peer/{effect.peer.hex()}", "\n".join(effect.addresses).encode()
+        if await self._store.get_meta(key) == value:
+            return
+        try:
+            await self._store.put_meta(key, value)
+        except StoreFailedError:
+            raise
+        except StorageError as error:
+            log.debug("peer.forgotten", peer=effect.peer, error=error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._is_closing:
@@ -326,49 +351,18 @@ class GossipDriver:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.callbacks.fatal(error)
+            self._fail(error)
 
-    # --- storage ----------------------------------------------------------------------------------------
 
-    async def _write(self) -> None:
-        """Carry out storage effects in order; what queued up during one commit shares the next."""
-        while True:
-            await self._queued.wait()
-            self._queued.clear()
-            while self._queue:
-                batch = list(self._queue)
-                self._queue.clear()
-                try:
-                    await self._commit(batch)
-                except BaseException as error:
-                    for waiting in (*batch, *self._queue):
-                        if waiting.done and not waiting.done.done():
-                            waiting.done.set_exception(error)
-                            waiting.done.exception()
-                    self.callbacks.fatal(error)
-                    raise
-            if self._is_closing:
-                return
-
-    async def _commit(self, batch: list[Waiting]) -> None:
-        rows = []
-        for waiting in batch:
-            effect = waiting.effect
-            if isinstance(effect, StoreGroup):
-                await self.store.add_group(effect.genesis, effect.group)
-            else:
-                rows += [
-                    OpRow(group=effect.group, id=signed.id, wire=signed.wire())
-                    for signed in effect.operations
-                ]
-        if rows:
-            await self.store.append(rows)
-        for waiting in batch:
-            effect = waiting.effect
-            if isinstance(effect, StoreGroup):
-                self.handle(GroupStored(genesis=effect.genesis))
-            else:
-                ids = tuple(signed.id for signed in effect.operations)
-                self.handle(OperationsStored(group=effect.group, ids=ids))
-            if waiting.done and not waiting.done.done():
-                waiting.done.set_result(None)
+def _log_ended(ended: Ended) -> None:
+    log.debug(
+        "exchange.completed",
+        peer=ended.peer,
+        group=ended.group,
+        outcome=ended.outcome,
+        reason=ended.reason,
+        sent=ended.sent_count,
+        received=ended.received_count,
+        bytes=ended.nbytes,
+        duration_s=round(ended.duration_s, 3),
+    )

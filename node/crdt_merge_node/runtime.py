@@ -222,9 +222,9 @@ async def _open_services(
         net=world.net,
         clock=world.clock,
         rng=world.rng,
-        admit=lambda peer: "blocked by the operator of this node" if peer in engine.overlay.blocked else None,
+        admit=lambda peer: engine.overlay.refusal(peer, now=world.clock.monotonic()),
         on_connection=connected,
-        on_refused=lambda remote, reason: log.warning("peer.refused", remote=remote, reason=reason),
+        on_refused=driver.refused,
         join_service=join_service,
     )
     fetcher = Fetcher(

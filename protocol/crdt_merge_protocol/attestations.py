@@ -1,16 +1,19 @@
 """Who wrote which bytes for which resolve key. Equal keys must have equal outputs (DESIGN 3.2).
 
-Messages, not operations: they steer nothing, they only raise an alarm. Memory is bounded by keeping the most
-recent keys of each group.
+Messages, not operations: they steer nothing, they only raise an alarm. Memory is bounded per writer, so that
+a peer that floods pushes out what it said itself, never what this node or others wrote.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator
 
-from .limits import ATTESTATIONS_PER_GROUP_MAX
+from .limits import ATTESTATIONS_PER_GROUP_MAX, ATTESTATIONS_PER_PEER_MAX
 from .messages.gossip import Attest
+
+Written = OrderedDict[tuple[bytes, str], bytes]
+"""(resolve key, numerics profile) -> output digest, the oldest first."""
 
 
 class Attestations:
@@ -18,44 +21,46 @@ class Attestations:
 
     def __init__(self, node: bytes) -> None:
         self._node = node
-        self._by_group: defaultdict[bytes, OrderedDict[tuple[bytes, str], dict[bytes, bytes]]] = defaultdict(
-            OrderedDict
-        )
+        self._by_group: dict[bytes, dict[bytes, Written]] = {}
 
     def record(self, node: bytes, attest: Attest) -> dict[bytes, bytes]:
         """Note what ``node`` wrote; return the other nodes whose output for the same key differs.
 
         Outputs are compared within one numerics profile only (STRATEGIES 1.12).
         """
-        keys = self._by_group[attest.group]
-        writers = keys.setdefault((attest.resolve_key, attest.profile), {})
-        keys.move_to_end((attest.resolve_key, attest.profile))
-        if len(keys) > ATTESTATIONS_PER_GROUP_MAX:
-            keys.popitem(last=False)
-        writers[node] = attest.output_digest
+        key = (attest.resolve_key, attest.profile)
+        writers = self._by_group.setdefault(attest.group, {})
+        written = writers.setdefault(node, OrderedDict())
+        written[key] = attest.output_digest
+        written.move_to_end(key)
+        newest = ATTESTATIONS_PER_GROUP_MAX if node == self._node else ATTESTATIONS_PER_PEER_MAX
+        if len(written) > newest:
+            written.popitem(last=False)
         return {
-            other: output
-            for other, output in writers.items()
-            if other != node and output != attest.output_digest
+            other: theirs[key]
+            for other, theirs in sorted(writers.items())
+            if other != node and theirs.get(key, attest.output_digest) != attest.output_digest
         }
 
     def own(self, *, newest: int) -> Iterator[Attest]:
         """Return this node's newest attestations of every group."""
-        for group, keys in sorted(self._by_group.items()):
-            mine = [(key, profile) for (key, profile), writers in keys.items() if self._node in writers]
-            for key, profile in mine[-newest:]:
+        for group, writers in sorted(self._by_group.items()):
+            written = writers.get(self._node, OrderedDict())
+            for key, profile in list(written)[-newest:]:
                 yield Attest(
-                    group=group,
-                    resolve_key=key,
-                    output_digest=keys[key, profile][self._node],
-                    profile=profile,
+                    group=group, resolve_key=key, output_digest=written[key, profile], profile=profile
                 )
+
+    def is_kept(self, group: bytes, resolve_key: bytes) -> bool:
+        """Tell whether an attestation of this node is still among the newest."""
+        written = self._by_group.get(group, {}).get(self._node, OrderedDict())
+        return any(key == resolve_key for key, _ in written)
 
     def writers(self, group: bytes, resolve_key: bytes) -> dict[bytes, bytes]:
         """Return node -> output digest for one resolve key, over all profiles."""
         return {
             node: output
-            for (key, _), writers in self._by_group[group].items()
+            for node, written in sorted(self._by_group.get(group, {}).items())
+            for (key, _), output in written.items()
             if key == resolve_key
-            for node, output in writers.items()
         }

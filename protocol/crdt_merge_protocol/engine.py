@@ -10,17 +10,23 @@ storage an effect whose completion comes back as an event. The order is always
 
 so whatever a peer is told about is durable here (DESIGN 3.5). Whoever drives the engine calls
 :meth:`Engine.handle` with :class:`Tick` when :attr:`Engine.deadline` has come.
+
+Whatever a peer sends leads to effects, at worst to :class:`Disconnect`; it never raises. All that is kept on
+the word of a peer is bounded, and by what that peer itself said before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
+from .announcer import Announcer, announcements
 from .attestations import Attestations
 from .broadcast import FullMeshBroadcast
-from .errors import CrdtMergeError, LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .events import (
     AttestationMismatch,
+    DialAnswered,
     DialFailed,
     DialPeer,
     Disconnect,
@@ -30,6 +36,7 @@ from .events import (
     GroupStored,
     Lane,
     MessageReceived,
+    NotStored,
     OperationsStored,
     PeerBlocked,
     PeerDown,
@@ -42,23 +49,21 @@ from .events import (
 )
 from .genesis import Genesis
 from .identity import NodeKey
-from .limits import CONTROL_BODY_BYTES_MAX, GROUPS_MAX
+from .limits import GROUPS_MAX, IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
-from .messages.membership import Goodbye, Peers, Roots
+from .messages.membership import Goodbye, Peers, Roots, peers_messages
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
 from .overlay import FullMesh
 from .reconciler import Outgoing, Reconciler
 from .replica import Replica
 from .state import CRDTMergeState
+from .strangers import Strangers
 
-ANNOUNCE_DELAY_S = 0.05
-"""Changes within this are announced together."""
-ANNOUNCE_ALL_INTERVAL_S = 10.0
-"""All roots are announced again this often, in case an announcement was shed."""
-ATTESTATIONS_ON_CONNECT = 16
-ROOTS_PER_MESSAGE = 512
+ATTESTATIONS_ON_CONNECT: Final = 16
+FULL_RETRY_S: Final = 5.0
+"""After the disk was full, how long nothing is taken from peers. What they offered stays with them."""
 
 
 class Engine:
@@ -73,9 +78,12 @@ class Engine:
         self.attestations = Attestations(self.node)
         self.reconciler = Reconciler(node=self.node, states=self.state, random_bytes=random_bytes)
         self._broadcast = FullMeshBroadcast()
-        self._changed: set[bytes] = set()
-        self._announce_due: float | None = None
-        self._announce_all_due: float | None = None
+        self._announcer = Announcer(self._jitter)
+        self._strangers = Strangers()
+        self._storing: set[bytes] = set()
+        """Groups whose genesis is on its way to the disk."""
+        self._in_flight_bytes = 0
+        self._full_until = 0.0
 
     # --- what the driver asks -------------------------------------------------------------------------
 
@@ -84,15 +92,9 @@ class Engine:
         replica = self.replicas.get(group)
         return replica.state if replica else None
 
-    @property
-    def deadline(self) -> float | None:
-        """When :class:`Tick` is due, in the caller's monotonic seconds; None: not before another event."""
-        times = [
-            self._announce_due,
-            self._announce_all_due,
-            self.overlay.next_due(),
-            self.reconciler.next_due(),
-        ]
+    def deadline(self, *, now: float) -> float | None:
+        """Return when :class:`Tick` is due, in the caller's seconds; None: not before another event."""
+        times = [self._announcer.next_due(), self.overlay.next_due(now=now), self.reconciler.next_due()]
         return min((time for time in times if time is not None), default=None)
 
     def open_group(self, genesis: Genesis) -> Replica:
@@ -102,17 +104,31 @@ class Engine:
         return replica
 
     def create_group(self, genesis: Genesis) -> list[Effect]:
-        """Begin a group; it exists once :class:`GroupStored` has come back."""
+        """Begin a group; it exists once :class:`GroupStored` has come back.
+
+        Raises:
+            LocalProtocolError: The cluster has as many groups as it can have.
+        """
+        if len(self.replicas) + len(self._storing) >= GROUPS_MAX:
+            raise LocalProtocolError(
+                f"there are {GROUPS_MAX} groups already, which is as many as there can be."
+            )
+        self._storing.add(genesis.group)
         return [StoreGroup(group=genesis.group, genesis=genesis.encode())]
 
     def author(
         self, group: bytes, kind: int, body: bytes, refs: Iterable[bytes] = ()
     ) -> tuple[SignedOperation, list[Effect]]:
-        """Sign an operation of this node; it is acknowledged once :class:`OperationsStored` has come back."""
+        """Sign an operation of this node; it is acknowledged once :class:`OperationsStored` has come back.
+
+        Raises:
+            LocalProtocolError: No node would accept it.
+        """
         replica = self.replicas.get(group)
         if replica is None:
             raise LocalProtocolError(f"group {group.hex()[:12]} is not here.")
         signed = replica.author(kind, body, refs)
+        self._in_flight_bytes += len(signed.encoded)
         return signed, [StoreOperations(group=group, operations=(signed,))]
 
     def attest(self, attest: Attest) -> list[Effect]:
@@ -124,8 +140,12 @@ class Engine:
 
     # --- what happens ---------------------------------------------------------------------------------
 
-    def handle(self, event: Event, *, now: float) -> list[Effect]:  # noqa: PLR0911 - one answer per kind.
+    def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Apply one event and return what the driver must do, in order. ``now``: seconds, monotonic."""
+        effects = self._handle(event, now=now)
+        return effects + list(self.reconciler.take_ended())
+
+    def _handle(self, event: Event, *, now: float) -> list[Effect]:  # noqa: PLR0911 - one answer per kind.
         match event:
             case MessageReceived():
                 return self._received(event.peer, event.message, now=now)
@@ -133,63 +153,61 @@ class Engine:
                 return self._stored(event.group, event.ids, now=now)
             case GroupStored():
                 return self._group_stored(event.genesis, now=now)
+            case NotStored():
+                return self._not_stored(event.groups, now=now)
             case PeerUp():
-                return self._peer_up(event, now=now)
+                return self._peer_up(event)
             case PeerDown():
                 return self._peer_down(event.peer, now=now)
-            case DialFailed():
-                self.overlay.failed(event.dial.address, event.dial.expect, event.reason, now=now)
-                return []
             case PeerBlocked():
                 return self._peer_blocked(event.peer, is_blocked=event.is_blocked)
             case Tick():
                 return self._tick(now=now)
+            case DialAnswered():
+                self.overlay.reached(event.dial.address, event.peer)
+                return []
+            case DialFailed(dial=dial):
+                self.overlay.failed(
+                    dial.address, dial.expect, event.reason, now=now, is_refusal=event.is_refused
+                )
+                return []
 
     def _tick(self, *, now: float) -> list[Effect]:
         effects: list[Effect] = [DialPeer(dial=dial) for dial in self.overlay.due(now=now)]
-        if self._announce_all_due is None or self._announce_all_due <= now:
-            self._changed.update(self.replicas)
-            self._announce_due = now
-            self._announce_all_due = now + ANNOUNCE_ALL_INTERVAL_S * (0.9 + 0.2 * self._jitter())
-        if self._announce_due is not None and self._announce_due <= now:
-            effects += self._announce(sorted(self.overlay.active), sorted(self._changed))
-            self._changed.clear()
-            self._announce_due = None
+        effects += self._announce(sorted(self.overlay.active), self._announcer.take(self.replicas, now=now))
         return effects + self._sync_sends(self.reconciler.tick(now=now))
 
-    def _peer_up(self, event: PeerUp, *, now: float) -> list[Effect]:
+    # --- peers ----------------------------------------------------------------------------------------
+
+    def _peer_up(self, event: PeerUp) -> list[Effect]:
         peer = event.peer
+        if peer in self.overlay.active:
+            self.reconciler.peer_down(peer)  # A new connection took the place of one that sessions ran on.
         if event.dialled is not None:
             self.overlay.reached(event.dialled, peer)
         self.overlay.learn(peer, event.addresses)
         self.overlay.connected(peer)
-        known = self.overlay.peers[peer].addresses
-        effects: list[Effect] = [RememberPeer(peer=peer, addresses=tuple(known))]
-        others = tuple(
-            (node, tuple(target.addresses))
-            for node, target in sorted(self.overlay.peers.items())
-            if node != peer and target.addresses
-        )
-        if others:
-            effects.append(Send(peer=peer, message=Peers(peers=others[:256]), lane=Lane.MEMBERSHIP))
-        introduction = Peers(peers=((peer, tuple(known)),))
+        known = tuple(self.overlay.peers[peer].addresses)
+        others = [(node, addresses) for node, addresses in self.overlay.introductions() if node != peer]
+        effects: list[Effect] = [RememberPeer(peer=peer, addresses=known)] if known else []
         effects += [
-            Send(peer=other, message=introduction, lane=Lane.MEMBERSHIP)
-            for other in sorted(self.overlay.active)
-            if other != peer and known
+            Send(peer=peer, message=message, lane=Lane.MEMBERSHIP) for message in peers_messages(others)
+        ]
+        effects += [
+            Send(peer=other, message=message, lane=Lane.MEMBERSHIP)
+            for message in peers_messages([(peer, known)] if known else [])
+            for other in sorted(self.overlay.active - {peer})
         ]
         effects += self._announce([peer], sorted(self.replicas))
-        effects += [
+        return effects + [
             Send(peer=peer, message=attest, lane=Lane.OPERATIONS)
             for attest in self.attestations.own(newest=ATTESTATIONS_ON_CONNECT)
         ]
-        if self._announce_all_due is None:
-            self._announce_all_due = now + ANNOUNCE_ALL_INTERVAL_S
-        return effects
 
     def _peer_down(self, peer: bytes, *, now: float) -> list[Effect]:
         self.overlay.disconnected(peer, now=now)
         self.reconciler.peer_down(peer)
+        self._strangers.forget_peer(peer)
         for replica in self.replicas.values():
             replica.forget_peer(peer)
         return []
@@ -203,22 +221,31 @@ class Engine:
             return []
         return [Disconnect(peer=peer, code="E1602", reason="blocked by the operator of this node")]
 
+    def _heard_of_peers(self, informant: bytes, message: Peers) -> list[Effect]:
+        for peer, addresses in message.peers:
+            self.overlay.hear(peer, addresses, informant)
+        return []
+
     # --- messages -------------------------------------------------------------------------------------
 
     def _received(self, peer: bytes, message: Message, *, now: float) -> list[Effect]:
+        if peer not in self.overlay.active:
+            return []
         try:
             return self._dispatch(peer, message, now=now)
         except RemoteProtocolError as error:
-            return [Disconnect(peer=peer, code=type(error).code, reason=error.message)]
-        except CrdtMergeError as error:
-            raise AssertionError(f"a message of a peer raised {type(error).__name__}: {error}") from error
+            return [self._offence(peer, error, now=now)]
+
+    def _offence(self, peer: bytes, error: RemoteProtocolError, *, now: float) -> Disconnect:
+        self.overlay.offended(peer, now=now)
+        return Disconnect(peer=peer, code=type(error).code, reason=error.message)
 
     def _dispatch(  # noqa: PLR0911 - one answer per kind.
         self, peer: bytes, message: Message, *, now: float
     ) -> list[Effect]:
         match message:
             case Gossip():
-                return self._ingest(peer, message.group, message.operations, now=now)
+                return self._pushed(peer, message, now=now)
             case Roots():
                 return self._roots(peer, message, now=now)
             case WantGenesis():
@@ -228,7 +255,7 @@ class Engine:
             case Attest():
                 return self._compare(peer, message)
             case Peers():
-                return self._learn(message)
+                return self._heard_of_peers(peer, message)
             case Goodbye():
                 return []
         if isinstance(message, SYNC_MESSAGES):
@@ -237,11 +264,22 @@ class Engine:
             return effects + (self._ingest(peer, group, wires, now=now) if wires else [])
         raise MalformedMessageError(f"{type(message).__name__} does not belong on a gossip connection")
 
+    # --- operations -----------------------------------------------------------------------------------
+
+    def _pushed(self, peer: bytes, message: Gossip, *, now: float) -> list[Effect]:
+        if message.group not in self.replicas:
+            return self._want_genesis(peer, [message.group])
+        if self._in_flight_bytes > IN_FLIGHT_BYTES_MAX:
+            return []  # Shed. The roots differ then, and anti-entropy fetches it (DESIGN 3.6).
+        return self._ingest(peer, message.group, message.operations, now=now)
+
     def _ingest(self, peer: bytes, group: bytes, wires: Iterable[bytes], *, now: float) -> list[Effect]:
-        replica = self.replicas.get(group)
-        if replica is None:
-            return [Send(peer=peer, message=WantGenesis(groups=(group,)), lane=Lane.MEMBERSHIP)]
+        if now < self._full_until:
+            return []
+        replica = self.replicas[group]
+        before = replica.in_flight_bytes
         receipt = replica.receive(wires, peer)
+        self._in_flight_bytes += replica.in_flight_bytes - before
         effects: list[Effect] = []
         if receipt.accepted:
             effects.append(StoreOperations(group=group, operations=receipt.accepted))
@@ -249,11 +287,15 @@ class Engine:
             self.reconciler.hasten(peer, group, now=now)
         if receipt.durable:
             effects += self._sync_sends(self.reconciler.stored(group, receipt.durable, now=now))
+        if receipt.refused is not None:
+            effects.append(self._offence(peer, receipt.refused, now=now))
         return effects
 
     def _stored(self, group: bytes, ids: tuple[bytes, ...], *, now: float) -> list[Effect]:
         replica = self.replicas[group]
+        before = replica.in_flight_bytes
         applied = replica.stored(ids)
+        self._in_flight_bytes += replica.in_flight_bytes - before
         effects: list[Effect] = [GroupChanged(group=group)] if applied else []
         for signed in applied:
             is_own = signed.operation.author == self.node
@@ -266,55 +308,73 @@ class Engine:
         self._root_changed(group, now=now)
         return effects
 
+    def _not_stored(self, groups: Iterable[bytes], *, now: float) -> list[Effect]:
+        """Forget what found no room, and take nothing more for a while: who sent it still has it."""
+        self._full_until = now + FULL_RETRY_S
+        for group in groups:
+            self._storing.discard(group)
+            if replica := self.replicas.get(group):
+                self._in_flight_bytes -= replica.in_flight_bytes
+                replica.withdraw(self._random_bytes(LOG_BYTES))
+        self.reconciler.pause(self._full_until)
+        return []
+
+    # --- groups ---------------------------------------------------------------------------------------
+
     def _roots(self, peer: bytes, message: Roots, *, now: float) -> list[Effect]:
         unknown = []
         for group, root, count in message.roots:
-            self.reconciler.announced(peer, group, root, count, now=now)
-            if group not in self.replicas and len(self.replicas) < GROUPS_MAX:
+            if group in self.replicas:
+                self.reconciler.announced(peer, group, root, count, now=now)
+            elif self._strangers.announced(peer, group, root, count):
                 unknown.append(group)
-        if not unknown:
+        return self._want_genesis(peer, unknown)
+
+    def _want_genesis(self, peer: bytes, groups: list[bytes]) -> list[Effect]:
+        wanted = tuple(group for group in dict.fromkeys(groups) if group not in self._storing)
+        if not wanted or len(self.replicas) + len(self._storing) >= GROUPS_MAX:
             return []
-        return [Send(peer=peer, message=WantGenesis(groups=tuple(unknown)), lane=Lane.MEMBERSHIP)]
+        return [Send(peer=peer, message=WantGenesis(groups=wanted), lane=Lane.MEMBERSHIP)]
 
     def _give_genesis(self, peer: bytes, groups: tuple[bytes, ...]) -> list[Effect]:
         return [
             Send(
                 peer=peer,
-                message=GenesisFound(genesis=self.replicas[group].state.genesis.encode()),
+                message=GenesisFound(genesis=self.replicas[group].genesis_bytes),
                 lane=Lane.MEMBERSHIP,
             )
-            for group in groups
+            for group in dict.fromkeys(groups)
             if group in self.replicas
         ]
 
     def _take_genesis(self, encoded: bytes) -> list[Effect]:
-        genesis = Genesis.decode(encoded)
-        if genesis.group in self.replicas or len(self.replicas) >= GROUPS_MAX:
+        group = Genesis.decode(encoded).group
+        is_known = group in self.replicas or group in self._storing
+        if is_known or len(self.replicas) + len(self._storing) >= GROUPS_MAX:
             return []
-        return [StoreGroup(group=genesis.group, genesis=encoded)]
+        self._storing.add(group)
+        return [StoreGroup(group=group, genesis=encoded)]
 
     def _group_stored(self, encoded: bytes, *, now: float) -> list[Effect]:
         genesis = Genesis.decode(encoded)
+        self._storing.discard(genesis.group)
         if genesis.group in self.replicas:
             return []
         self.open_group(genesis)
         self._root_changed(genesis.group, now=now)
-        self.reconciler.hasten_all(genesis.group, now=now)
+        for peer, root, count in self._strangers.take(genesis.group):
+            self.reconciler.announced(peer, genesis.group, root, count, now=now)
+            self.reconciler.hasten(peer, genesis.group, now=now)
         return [GroupChanged(group=genesis.group)]
 
-    def _learn(self, message: Peers) -> list[Effect]:
-        return [
-            RememberPeer(peer=peer, addresses=tuple(self.overlay.peers[peer].addresses))
-            for peer, addresses in message.peers
-            if addresses and self.overlay.learn(peer, addresses)
-        ]
+    # --- attestations ---------------------------------------------------------------------------------
 
     def _compare(self, node: bytes, attest: Attest) -> list[Effect]:
         if attest.group not in self.replicas:
             return []
         differing = self.attestations.record(node, attest)
         if node == self.node:
-            pairs = [(peer, output, attest.output_digest) for peer, output in sorted(differing.items())]
+            pairs = [(peer, output, attest.output_digest) for peer, output in differing.items()]
         elif self.node in differing:
             pairs = [(node, attest.output_digest, differing[self.node])]
         else:
@@ -329,24 +389,12 @@ class Engine:
     # --- helpers --------------------------------------------------------------------------------------
 
     def _root_changed(self, group: bytes, *, now: float) -> None:
-        self._changed.add(group)
-        if self._announce_due is None:
-            self._announce_due = now + ANNOUNCE_DELAY_S
+        self._announcer.changed(group, now=now)
         self.reconciler.changed(group, now=now)
 
-    def _announce(self, peers: Iterable[bytes], groups: list[bytes]) -> list[Effect]:
-        roots = []
-        for group in groups:
-            state = self.replicas[group].state
-            roots.append((group, state.sync_root, len(state)))
-        pages = [
-            roots[start : start + ROOTS_PER_MESSAGE] for start in range(0, len(roots), ROOTS_PER_MESSAGE)
-        ]
-        return [
-            Send(peer=peer, message=Roots(roots=tuple(page)), lane=Lane.SYNC)
-            for peer in peers
-            for page in pages
-        ]
+    def _announce(self, peers: Iterable[bytes], groups: Iterable[bytes]) -> list[Effect]:
+        messages = announcements(self.replicas, groups)
+        return [Send(peer=peer, message=message, lane=Lane.SYNC) for peer in peers for message in messages]
 
     @staticmethod
     def _sync_sends(outgoing: Outgoing) -> list[Effect]:
@@ -354,6 +402,3 @@ class Engine:
 
     def _jitter(self) -> float:
         return int.from_bytes(self._random_bytes(4), "little") / 2**32
-
-
-assert ROOTS_PER_MESSAGE * 80 < CONTROL_BODY_BYTES_MAX

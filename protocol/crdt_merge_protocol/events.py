@@ -12,6 +12,7 @@ from enum import IntEnum
 from .messages.base import Message
 from .operations import SignedOperation
 from .overlay import Dial
+from .reconciler import Ended
 
 
 class Lane(IntEnum):
@@ -44,11 +45,21 @@ class PeerDown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DialAnswered:
+    """An attempt that :class:`DialPeer` asked for was answered, but there is a connection already."""
+
+    dial: Dial
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DialFailed:
     """An attempt that :class:`DialPeer` asked for did not lead to a connection."""
 
     dial: Dial
     reason: str
+    is_refused: bool = False
+    """One of the two does not want the other, so there is no hurry to try again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +86,13 @@ class OperationsStored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotStored:
+    """There was no room for these. Whatever was asked for after them was not stored either."""
+
+    groups: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerBlocked:
     """The operator blocks or unblocks a peer."""
 
@@ -87,7 +105,18 @@ class Tick:
     """The deadline of the engine has come."""
 
 
-Event = PeerUp | PeerDown | DialFailed | MessageReceived | GroupStored | OperationsStored | PeerBlocked | Tick
+Event = (
+    PeerUp
+    | PeerDown
+    | DialAnswered
+    | DialFailed
+    | MessageReceived
+    | GroupStored
+    | OperationsStored
+    | NotStored
+    | PeerBlocked
+    | Tick
+)
 
 # --- effects ------------------------------------------------------------------------------------------
 
@@ -119,7 +148,7 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreGroup:
-    """Make a genesis durable, then report :class:`GroupStored`."""
+    """Make a genesis durable, then report :class:`GroupStored` or :class:`NotStored`."""
 
     group: bytes
     genesis: bytes
@@ -127,7 +156,7 @@ class StoreGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreOperations:
-    """Make operations durable in this order, then report :class:`OperationsStored`."""
+    """Make operations durable in this order, then report :class:`OperationsStored` or :class:`NotStored`."""
 
     group: bytes
     operations: tuple[SignedOperation, ...]
@@ -135,7 +164,7 @@ class StoreOperations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RememberPeer:
-    """A peer's addresses changed; worth keeping over a restart."""
+    """A peer that we have met gave these addresses; worth keeping over a restart."""
 
     peer: bytes
     addresses: tuple[str, ...]
@@ -168,4 +197,5 @@ Effect = (
     | RememberPeer
     | GroupChanged
     | AttestationMismatch
+    | Ended
 )

@@ -45,12 +45,17 @@ ORPHANS_MAX: Final = 4096
 ORPHAN_BYTES_MAX: Final = 16 * MIB
 ORPHANS_PER_PEER_MAX: Final = ORPHANS_MAX // 8
 """An offender evicts its own orphans first."""
+ORPHAN_BYTES_PER_PEER_MAX: Final = ORPHAN_BYTES_MAX // 8
+IN_FLIGHT_BYTES_MAX: Final = 8 * MIB
+"""Pushed operations on their way to the disk. Beyond it a push is shed, and anti-entropy fetches it."""
 
 # --- anti-entropy (PROTOCOL 2) ------------------------------------------------------------------------
 TRIE_LEAF_IDS_MAX: Final = 16
 SHORT_DIGEST_BYTES: Final = 8
 """Keyed by both nonces of the session, so that prepared collisions are useless."""
 SYNC_INBOUND_MAX: Final = 3
+SYNC_INBOUND_PER_PEER_MAX: Final = 2
+"""One inbound session is always left for somebody else."""
 SYNC_OUTBOUND_MAX: Final = 2
 SYNC_LIST_THRESHOLD: Final = 1024
 """More missing than this: stream the whole list in causal order instead of walking the trie."""
@@ -98,7 +103,15 @@ GROUPS_MAX: Final = 1024
 GENESIS_BYTES_MAX: Final = 32 * KIB
 FULL_MESH_NODES_MAX: Final = 12
 ADDRESSES_PER_PEER_MAX: Final = 8
+ADDRESS_CHARS_MAX: Final = 256
+HEARSAY_PER_PEER_MAX: Final = 128
+"""Peers that we know of only because one other told us. Who tells of more loses the oldest it told of."""
+DIALS_MAX: Final = 8
+"""Attempts to connect at a time, so that made-up addresses cannot use up sockets and name look-ups."""
 ATTESTATIONS_PER_GROUP_MAX: Final = 1024
+"""Of this node, in one group; the newest are kept."""
+ATTESTATIONS_PER_PEER_MAX: Final = 256
+"""Of one peer in one group: a flood pushes out the flooder's own."""
 
 # --- transport (PROTOCOL 4) ---------------------------------------------------------------------------
 FRAME_HEADER_BYTES: Final = 6

@@ -139,8 +139,16 @@ class SignedOperation:
             RemoteProtocolError: The envelope is not valid (PROTOCOL R2).
         """
         signed = cls.load(data)
-        verify(signed.operation.author, signed.signature, _SIGNATURE_DOMAIN + signed.id)
+        signed.check_signature()
         return signed
+
+    def check_signature(self) -> None:
+        """Check that the author signed this operation.
+
+        Raises:
+            BadSignatureError: It did not, or its id is no acceptable key.
+        """
+        verify(self.operation.author, self.signature, _SIGNATURE_DOMAIN + self.id)
 
     @classmethod
     def load(cls, data: bytes) -> Self:

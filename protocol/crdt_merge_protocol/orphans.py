@@ -1,26 +1,44 @@
 """Operations that arrived before what they build on (PROTOCOL R3), in bounded memory (SCENARIOS T18).
 
-An orphan waits under every id it misses. The buffer holds at most 4,096 operations and 16 MiB in total and
-an eighth of that per peer; whoever exceeds a bound loses its own oldest orphan, never somebody else's.
+An orphan waits under *one* id that it misses; when that is accepted, the caller looks what else it misses.
+So a peer pays for what it makes us keep: an operation may name a thousand ids. The buffer holds at most 4,096
+operations and 16 MiB, and an eighth of either per peer. Whoever exceeds its share loses its own oldest
+orphan; if all together exceed the total, the one who has most does.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from .limits import ORPHAN_BYTES_MAX, ORPHANS_MAX, ORPHANS_PER_PEER_MAX
+from .limits import ORPHAN_BYTES_MAX, ORPHAN_BYTES_PER_PEER_MAX, ORPHANS_MAX, ORPHANS_PER_PEER_MAX
 from .operations import SignedOperation
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An operation, who sent it, and one id that it misses."""
+
+    signed: SignedOperation
+    peer: bytes
+    missing: bytes
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one peer has in the buffer, the oldest first."""
+
+    ids: dict[bytes, None] = field(default_factory=dict)
+    nbytes: int = 0
 
 
 class OrphanBuffer:
     """Keeps orphans until what they miss is accepted."""
 
     def __init__(self) -> None:
-        self._orphans: dict[bytes, tuple[SignedOperation, bytes, set[bytes]]] = {}
-        self._waiting: defaultdict[bytes, set[bytes]] = defaultdict(set)
-        self._of_peer: defaultdict[bytes, dict[bytes, None]] = defaultdict(dict)
-        self._bytes = 0
+        self._orphans: dict[bytes, Orphan] = {}
+        self._waiting: dict[bytes, set[bytes]] = {}
+        self._shares: dict[bytes, _Share] = {}
+        self._nbytes = 0
 
     def __len__(self) -> int:
         return len(self._orphans)
@@ -28,44 +46,43 @@ class OrphanBuffer:
     def __contains__(self, operation_id: bytes) -> bool:
         return operation_id in self._orphans
 
-    def add(self, signed: SignedOperation, peer: bytes, missing: Iterable[bytes]) -> None:
-        """Keep an operation of ``peer`` that misses these ids."""
+    def add(self, signed: SignedOperation, peer: bytes, missing: bytes) -> None:
+        """Keep an operation of ``peer`` that misses this id, perhaps among others."""
         if signed.id in self._orphans:
             return
-        self._orphans[signed.id] = (signed, peer, set(missing))
-        self._of_peer[peer][signed.id] = None
-        self._bytes += len(signed.encoded)
-        for needed in self._orphans[signed.id][2]:
-            self._waiting[needed].add(signed.id)
-        while (
-            len(self._of_peer[peer]) > ORPHANS_PER_PEER_MAX
-            or len(self._orphans) > ORPHANS_MAX
-            or self._bytes > ORPHAN_BYTES_MAX
-        ):
-            self._drop(next(iter(self._of_peer[peer])))
+        self._orphans[signed.id] = Orphan(signed, peer, missing)
+        self._waiting.setdefault(missing, set()).add(signed.id)
+        share = self._shares.setdefault(peer, _Share())
+        share.ids[signed.id] = None
+        share.nbytes += len(signed.encoded)
+        self._nbytes += len(signed.encoded)
+        while len(share.ids) > ORPHANS_PER_PEER_MAX or share.nbytes > ORPHAN_BYTES_PER_PEER_MAX:
+            self._drop(next(iter(share.ids)))
+        while len(self._orphans) > ORPHANS_MAX or self._nbytes > ORPHAN_BYTES_MAX:
+            fullest = max(sorted(self._shares), key=lambda peer: self._shares[peer].nbytes)
+            self._drop(next(iter(self._shares[fullest].ids)))
 
-    def accept(self, operation_id: bytes) -> list[SignedOperation]:
-        """Note that an operation is accepted; return the orphans that now miss nothing, in id order."""
-        ready = []
-        for waiting in sorted(self._waiting.pop(operation_id, ())):
-            signed, _, missing = self._orphans[waiting]
-            missing.discard(operation_id)
-            if not missing:
-                self._drop(waiting)
-                ready.append(signed)
-        return ready
+    def accept(self, operation_id: bytes) -> list[Orphan]:
+        """Note that an operation is accepted; take out and return what waited for it, in id order."""
+        return [self._drop(waiting) for waiting in sorted(self._waiting.get(operation_id, ()))]
 
     def forget_peer(self, peer: bytes) -> None:
         """Drop what a peer that has gone left behind; a sync with another brings it in causal order."""
-        for operation_id in list(self._of_peer.get(peer, ())):
+        share = self._shares.get(peer)
+        for operation_id in list(share.ids) if share else ():
             self._drop(operation_id)
-        self._of_peer.pop(peer, None)
 
-    def _drop(self, operation_id: bytes) -> None:
-        signed, peer, missing = self._orphans.pop(operation_id)
-        self._of_peer[peer].pop(operation_id, None)
-        self._bytes -= len(signed.encoded)
-        for needed in missing:
-            self._waiting[needed].discard(operation_id)
-            if not self._waiting[needed]:
-                del self._waiting[needed]
+    def _drop(self, operation_id: bytes) -> Orphan:
+        orphan = self._orphans.pop(operation_id)
+        nbytes = len(orphan.signed.encoded)
+        self._nbytes -= nbytes
+        share = self._shares[orphan.peer]
+        del share.ids[operation_id]
+        share.nbytes -= nbytes
+        if not share.ids:
+            del self._shares[orphan.peer]
+        waiting = self._waiting[orphan.missing]
+        waiting.discard(operation_id)
+        if not waiting:
+            del self._waiting[orphan.missing]
+        return orphan

@@ -5,35 +5,41 @@ Rules of the file:
 1. A peer announces its roots on connect, on change, and now and then. A root that still differs from ours
    after a grace period means that broadcast missed something: open a session.
 2. Of two peers the one with the smaller node id opens first; the other waits longer, so that usually one
-   session serves both.
-3. At most 2 sessions opened by us and 3 opened by others run at once; beyond that a BUSY names the cap and
-   says when to come back.
+   session serves both. If both open at once, the larger one's is refused.
+3. At most 2 sessions opened by us and 3 opened by others run at once, of the latter at most 2 of one peer.
+   Beyond that a BUSY names the cap and says when to come back.
 4. A session that makes no progress for 10 s has failed. Whatever the outcome, an unequal root opens another
-   session later, with fresh nonces, for as long as the peer is there.
+   session later, with fresh nonces, for as long as the peer is there; after sessions that brought nothing
+   ever later, up to 30 s, so that a liar costs little (SCENARIOS T12).
+5. What peers say of groups that are not here is not kept here (see ``strangers.py``).
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from .errors import MalformedMessageError, RemoteProtocolError
-from .limits import SYNC_INBOUND_MAX, SYNC_OUTBOUND_MAX, SYNC_RETRY_AFTER_S
+from .errors import MalformedMessageError
+from .limits import SYNC_INBOUND_MAX, SYNC_INBOUND_PER_PEER_MAX, SYNC_OUTBOUND_MAX, SYNC_RETRY_AFTER_S
 from .messages.base import Message
 from .messages.sync import SYNC_MESSAGES, Busy, Open
 from .state import CRDTMergeState
 from .sync import SyncSession
 
-GRACE_S = 0.3
+GRACE_S: Final = 0.3
 """Broadcast usually delivers within this; a session before it would carry the same operations twice."""
-YIELD_S = 0.7
+YIELD_S: Final = 0.7
 """How much longer the peer with the larger id waits."""
-RETRY_S = 1.0
-SESSION_BYTES = 4
+RETRY_S: Final = 1.0
+RETRY_S_MAX: Final = 30.0
+SESSION_BYTES: Final = 4
 """Every message of a session repeats its id; two at once with one peer must differ, that is all."""
 
 Outgoing = list[tuple[bytes, Message]]
+Place = tuple[bytes, bytes]
+"""(peer, group)."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,29 @@ class Running:
     group: bytes
     session: SyncSession
     is_inbound: bool
+    began: float
+
+    @property
+    def place(self) -> Place:
+        """Peer and group."""
+        return self.peer, self.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A session that is over."""
+
+    peer: bytes
+    group: bytes
+    outcome: str
+    """``equal``, ``unequal`` or ``failed``."""
+    reason: str
+    """Why it failed, if it did."""
+    sent_count: int
+    received_count: int
+    nbytes: int
+    """Of operations, both ways."""
+    duration_s: float
 
 
 class Reconciler:
@@ -59,57 +88,97 @@ class Reconciler:
         self._node = node
         self._states = states
         self._random_bytes = random_bytes
-        self.roots: dict[tuple[bytes, bytes], tuple[bytes, int]] = {}
-        """(peer, group) -> the root and count that the peer announced last."""
-        self._due: dict[tuple[bytes, bytes], float] = {}
+        self._roots: dict[bytes, dict[bytes, tuple[bytes, int]]] = {}
+        """group -> peer -> the root and count that the peer announced last."""
+        self._due: dict[Place, float] = {}
         self._running: dict[tuple[bytes, bytes], Running] = {}
         """By peer and session id."""
-        self._cursors: dict[tuple[bytes, bytes], bytes] = {}
+        self._cursors: dict[Place, bytes] = {}
         """Where the listing of a group by a peer broke off, to be resumed there."""
+        self._fruitless: Counter[Place] = Counter()
+        """Sessions in a row that brought nothing."""
+        self._paused_until = 0.0
+        self._ended: list[Ended] = []
 
     @property
     def session_count(self) -> int:
         """Sessions under way."""
         return len(self._running)
 
+    def roots(self, group: bytes) -> Mapping[bytes, tuple[bytes, int]]:
+        """Return peer -> (root, count) as last announced for a group."""
+        return self._roots.get(group, {})
+
+    def is_equal(self, peer: bytes, group: bytes) -> bool:
+        """Tell whether a peer's root, as far as it is known, is ours."""
+        state, announced = self._states(group), self.roots(group).get(peer)
+        return state is not None and announced is not None and announced[0] == state.sync_root
+
+    def take_ended(self) -> list[Ended]:
+        """Return the sessions that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    # --- what leads to a session ------------------------------------------------------------------------
+
     def announced(self, peer: bytes, group: bytes, root: bytes, count: int, *, now: float) -> None:
-        """Note a root that a peer announced."""
-        self.roots[peer, group] = (root, count)
-        self._consider(peer, group, now + GRACE_S)
+        """Note a root that a peer announced for a group that is here."""
+        self._roots.setdefault(group, {})[peer] = (root, count)
+        self._consider(peer, group, now=now)
 
     def changed(self, group: bytes, *, now: float) -> None:
         """Note that our own root of ``group`` is another one."""
-        for peer, known in list(self.roots):
-            if known == group:
-                self._consider(peer, group, now + GRACE_S)
+        for peer in self.roots(group):
+            self._consider(peer, group, now=now)
 
     def hasten(self, peer: bytes, group: bytes, *, now: float) -> None:
-        """Reconcile at once: something is known to be missing."""
-        self._due[peer, group] = now
+        """Reconcile at once, if the peer is worth it: something is known to be missing."""
+        self._due[peer, group] = now + self._penalty_s((peer, group))
 
-    def hasten_all(self, group: bytes, *, now: float) -> None:
-        """Reconcile at once with everybody who holds a group that is new here."""
-        for peer, known in self.roots:
-            if known == group:
-                self._due[peer, group] = now
+    def pause(self, until: float) -> None:
+        """Open no session before a time, and break off those under way: nothing can be stored meanwhile."""
+        self._paused_until = until
+        for running in list(self._running.values()):
+            self._forget(running)
+            if running.peer in self.roots(running.group):
+                self._due[running.place] = until
 
     def peer_down(self, peer: bytes) -> None:
         """Forget a peer and its sessions."""
-        for key in [key for key in self.roots if key[0] == peer]:
-            del self.roots[key]
-        for key in [key for key in self._due if key[0] == peer]:
-            del self._due[key]
-        for key, running in list(self._running.items()):
+        for peers in self._roots.values():
+            peers.pop(peer, None)
+        for running in list(self._running.values()):
             if running.peer == peer:
-                del self._running[key]
-                self._keep_cursor(running)
+                self._forget(running)
+        for place in [place for place in self._due if place[0] == peer]:
+            del self._due[place]
+        for place in [place for place in self._fruitless if place[0] == peer]:
+            del self._fruitless[place]
+
+    def _consider(self, peer: bytes, group: bytes, *, now: float) -> None:
+        if self.is_equal(peer, group):
+            self._due.pop((peer, group), None)
+            self._fruitless.pop((peer, group), None)
+        elif (peer, group) not in self._due:
+            wait_s = GRACE_S if self._node < peer else GRACE_S + YIELD_S
+            self._due[peer, group] = now + max(wait_s, self._penalty_s((peer, group)))
+
+    def _penalty_s(self, place: Place) -> float:
+        """Return how long to wait after sessions that brought nothing."""
+        count = self._fruitless[place]
+        return min(RETRY_S * 2.0 ** (count - 1), RETRY_S_MAX) if count else 0.0
+
+    # --- time -------------------------------------------------------------------------------------------
 
     def next_due(self) -> float | None:
         """Return when :meth:`tick` has something to do."""
-        times = [due for key, due in self._due.items() if not self._is_running(*key)]
-        if self._count(is_inbound=False) >= SYNC_OUTBOUND_MAX:
-            times = []
-        times += [running.session.deadline for running in self._running.values()]
+        times = [running.session.deadline for running in self._running.values()]
+        if self._count(is_inbound=False) < SYNC_OUTBOUND_MAX:
+            times += [
+                max(due, self._paused_until)
+                for place, due in self._due.items()
+                if not self._running_at(*place)
+            ]
         return min(times, default=None)
 
     def tick(self, *, now: float) -> Outgoing:
@@ -118,14 +187,16 @@ class Reconciler:
             if running.session.expire(now):
                 self._settle(running, now=now)
         outgoing: Outgoing = []
-        for (peer, group), due in sorted(self._due.items(), key=lambda item: (item[1], item[0])):
-            if due > now or self._count(is_inbound=False) >= SYNC_OUTBOUND_MAX:
+        ready = sorted((due, place) for place, due in self._due.items() if due <= now)
+        for _, place in ready if now >= self._paused_until else ():
+            if self._count(is_inbound=False) >= SYNC_OUTBOUND_MAX:
                 break
-            if self._is_running(peer, group):
-                continue
-            del self._due[peer, group]
-            outgoing += self._open(peer, group, now=now)
+            if not self._running_at(*place):
+                del self._due[place]
+                outgoing += self._open(*place, now=now)
         return outgoing
+
+    # --- sessions ---------------------------------------------------------------------------------------
 
     def receive(self, peer: bytes, message: Message, *, now: float) -> tuple[Outgoing, bytes, list[bytes]]:
         """Feed a sync message of ``peer``; return (messages to send, group, operations to verify and store).
@@ -133,19 +204,17 @@ class Reconciler:
         Raises:
             RemoteProtocolError: The message does not belong to the session or breaks its rules.
         """
-        if isinstance(message, Busy):
-            self._refused(peer, message, now=now)
-            return [], b"", []
         if isinstance(message, Open):
             return self._accept(peer, message, now=now), message.group, []
         assert isinstance(message, SYNC_MESSAGES), "the engine passes sync messages only"
         running = self._running.get((peer, message.session))
         if running is None:
             return [], b"", []  # A session that has ended here; what is missing shows in the roots.
-        replies = running.session.receive(message, now=now)
-        operations = running.session.take_operations()
-        self._settle(running, now=now)
-        return [(peer, reply) for reply in replies], running.group, operations
+        try:
+            replies = running.session.receive(message, now=now)
+        finally:
+            self._settle(running, now=now)
+        return [(peer, reply) for reply in replies], running.group, running.session.take_operations()
 
     def stored(self, group: bytes, ids: Iterable[bytes], *, now: float) -> Outgoing:
         """Tell the sessions of a group which operations are durable now."""
@@ -153,24 +222,13 @@ class Reconciler:
         outgoing: Outgoing = []
         for running in list(self._running.values()):
             if running.group == group:
-                with contextlib.suppress(
-                    RemoteProtocolError
-                ):  # The session has failed; the peer may try again.
-                    outgoing += [(running.peer, reply) for reply in running.session.stored(ids, now=now)]
+                outgoing += [(running.peer, reply) for reply in running.session.stored(ids, now=now)]
                 self._settle(running, now=now)
         return outgoing
 
-    def _consider(self, peer: bytes, group: bytes, due: float) -> None:
-        state = self._states(group)
-        if state is None or self.roots[peer, group][0] == state.sync_root:
-            self._due.pop((peer, group), None)
-        elif (peer, group) not in self._due:
-            self._due[peer, group] = due if self._node < peer else due + YIELD_S
-
     def _open(self, peer: bytes, group: bytes, *, now: float) -> Outgoing:
         state = self._states(group)
-        announced = self.roots.get((peer, group))
-        if state is None or (announced is not None and announced[0] == state.sync_root):
+        if state is None or self.is_equal(peer, group):
             return []
         session = SyncSession(
             state=state,
@@ -180,58 +238,85 @@ class Reconciler:
             now=now,
             after=self._cursors.pop((peer, group), None),
         )
-        self._running[peer, session.session] = Running(peer, group, session, is_inbound=False)
+        self._running[peer, session.session] = Running(peer, group, session, is_inbound=False, began=now)
         return [(peer, message) for message in session.start()]
 
     def _accept(self, peer: bytes, message: Open, *, now: float) -> Outgoing:
-        state = self._states(message.group)
         if (peer, message.session) in self._running:
             raise MalformedMessageError(f"session {message.session.hex()[:12]} is open already.")
-        if state is None:
-            return [(peer, self._busy(message.session, "the group is not here yet"))]
-        if self._count(is_inbound=True) >= SYNC_INBOUND_MAX:
-            return [(peer, self._busy(message.session, f"at most {SYNC_INBOUND_MAX} sessions are accepted"))]
+        state = self._states(message.group)
+        refusal = self._refusal(peer, message.group)
+        if state is None or refusal:
+            reason = refusal or "the group is not here yet"
+            retry_after_ms = int(SYNC_RETRY_AFTER_S * 1000)
+            return [(peer, Busy(session=message.session, reason=reason, retry_after_ms=retry_after_ms))]
         session = SyncSession(
             state=state, session=message.session, initiator=False, nonce=self._random_bytes(16), now=now
         )
-        running = Running(peer, message.group, session, is_inbound=True)
+        running = Running(peer, message.group, session, is_inbound=True, began=now)
         self._running[peer, message.session] = running
-        replies = session.receive(message, now=now)
-        self._settle(running, now=now)
+        try:
+            replies = session.receive(message, now=now)
+        finally:
+            self._settle(running, now=now)
         return [(peer, reply) for reply in replies]
 
-    @staticmethod
-    def _busy(session: bytes, reason: str) -> Busy:
-        return Busy(session=session, reason=reason, retry_after_ms=int(SYNC_RETRY_AFTER_S * 1000))
-
-    def _refused(self, peer: bytes, message: Busy, *, now: float) -> None:
-        running = self._running.get((peer, message.session))
-        if running is not None and not running.is_inbound:
-            del self._running[peer, message.session]
-            self._due[peer, running.group] = now + max(message.retry_after_ms / 1000, SYNC_RETRY_AFTER_S)
+    def _refusal(self, peer: bytes, group: bytes) -> str:
+        """Return why no session is accepted now; empty if one is."""
+        running = self._running_at(peer, group)
+        if running is not None and (running.is_inbound or self._node < peer):
+            return "a session about this group is under way"
+        if self._count(is_inbound=True) >= SYNC_INBOUND_MAX:
+            return f"at most {SYNC_INBOUND_MAX} sessions are accepted"
+        of_peer = sum(running.is_inbound and running.peer == peer for running in self._running.values())
+        if of_peer >= SYNC_INBOUND_PER_PEER_MAX:
+            return f"at most {SYNC_INBOUND_PER_PEER_MAX} sessions of one peer are accepted"
+        return ""
 
     def _settle(self, running: Running, *, now: float) -> None:
         """Note the outcome of a session that has ended."""
         session = running.session
-        if not session.is_finished:
+        if not session.is_finished or (running.peer, session.session) not in self._running:
             return
-        self._running.pop((running.peer, session.session), None)
-        self._keep_cursor(running)
-        key = (running.peer, running.group)
+        self._forget(running)
+        counters = session.counters
+        self._ended.append(
+            Ended(
+                peer=running.peer,
+                group=running.group,
+                outcome=session.outcome,
+                reason=session.failure.message if session.failure else "",
+                sent_count=counters.sent_count,
+                received_count=counters.received_count,
+                nbytes=counters.sent_bytes + counters.received_bytes,
+                duration_s=now - running.began,
+            )
+        )
+        state = self._states(running.group)
+        assert state is not None, "a session has a state"
         if session.outcome == "equal":
-            state = self._states(running.group)
-            assert state is not None, "a session has a state"
-            self.roots[key] = (state.sync_root, len(state))
-            self._due.pop(key, None)
-        elif key in self.roots:
-            self._due[key] = now + RETRY_S if session.outcome == "failed" else now + GRACE_S
+            self._roots.setdefault(running.group, {})[running.peer] = (state.sync_root, len(state))
+            self._due.pop(running.place, None)
+            self._fruitless.pop(running.place, None)
+            return
+        if counters.received_count or (counters.sent_count and session.outcome == "unequal"):
+            self._fruitless.pop(running.place, None)
+        elif not session.retry_after_s:
+            self._fruitless[running.place] += 1
+        if running.peer in self.roots(running.group):
+            busy_s = min(session.retry_after_s, RETRY_S_MAX)
+            wait_s = max(busy_s, self._penalty_s(running.place), GRACE_S)
+            self._due[running.place] = now + (max(wait_s, RETRY_S) if session.failure else wait_s)
 
-    def _keep_cursor(self, running: Running) -> None:
+    def _forget(self, running: Running) -> None:
+        """End a session here; its cursor is kept, so that a list goes on where it broke off."""
+        self._running.pop((running.peer, running.session.session), None)
         if running.session.cursor is not None:
-            self._cursors[running.peer, running.group] = running.session.cursor
+            self._cursors[running.place] = running.session.cursor
 
-    def _is_running(self, peer: bytes, group: bytes) -> bool:
-        return any(running.peer == peer and running.group == group for running in self._running.values())
+    def _running_at(self, peer: bytes, group: bytes) -> Running | None:
+        place = (peer, group)
+        return next((running for running in self._running.values() if running.place == place), None)
 
     def _count(self, *, is_inbound: bool) -> int:
         return sum(running.is_inbound is is_inbound for running in self._running.values())

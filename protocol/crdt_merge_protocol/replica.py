@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .canonical import digest
-from .errors import MalformedMessageError, RemoteProtocolError
+from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .genesis import Genesis
 from .identity import NodeKey
 from .operations import Operation, SignedOperation, sign_operation
@@ -37,6 +37,8 @@ class Receipt:
     """Ids that were in the state already."""
     is_waiting: bool
     """Some miss their past; a sync with the sender will bring it."""
+    refused: RemoteProtocolError | None
+    """Why the batch was not read to its end. What stands before that in it is as good as ever."""
 
 
 class Replica:
@@ -45,14 +47,20 @@ class Replica:
     def __init__(self, genesis: Genesis, key: NodeKey, log: bytes) -> None:
         self.state = CRDTMergeState(genesis)
         self.group = self.state.group
+        self.genesis_bytes = genesis.encode()
+        self.in_flight_bytes = 0
+        """Of operations handed to storage and not yet durable."""
         self._key = key
-        self._log = log
-        """Fresh at every start, so that a restored backup cannot fork by accident (PROTOCOL R4)."""
-        self._seq = 0
-        self._previous: bytes | None = None
         self._in_flight: dict[bytes, SignedOperation] = {}
         self._orphans = OrphanBuffer()
         self._refused: OrderedDict[bytes, None] = OrderedDict()
+        self._begin_log(log)
+
+    def _begin_log(self, log: bytes) -> None:
+        """Begin a log of this node's own, so that it cannot fork by accident (PROTOCOL R4)."""
+        self._log = log
+        self._seq = 0
+        self._previous: bytes | None = None
 
     @property
     def in_flight_count(self) -> int:
@@ -65,7 +73,14 @@ class Replica:
         return len(self._orphans)
 
     def author(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
-        """Sign this node's next operation and put it in flight."""
+        """Sign this node's next operation and put it in flight.
+
+        Raises:
+            LocalProtocolError: It names what is not here, or no node would accept it.
+        """
+        named = tuple(sorted(refs))
+        if unknown := [id_ for id_ in named if id_ not in self.state and id_ not in self._in_flight]:
+            raise LocalProtocolError(f"operation {unknown[0].hex()[:12]} is not here to be named.")
         operation = Operation(
             group=self.group,
             author=self._key.node_id,
@@ -73,77 +88,117 @@ class Replica:
             seq=self._seq,
             prev=self._previous,
             deps=self.state.choose_deps(),
-            refs=tuple(sorted(refs)),
+            refs=named,
             kind=kind,
             body=body,
         )
         signed = sign_operation(operation, self._key)
         self._seq += 1
         self._previous = signed.id
-        self._in_flight[signed.id] = signed
+        self._launch(signed)
         return signed
 
     def receive(self, wires: Iterable[bytes], peer: bytes) -> Receipt:
-        """Verify operations sent by a peer and sort them into known, acceptable and waiting.
-
-        Raises:
-            RemoteProtocolError: One of them is not a valid operation of this group.
-        """
+        """Verify operations sent by a peer and sort them into known, acceptable and waiting. Never raises."""
         accepted: list[SignedOperation] = []
         durable: list[bytes] = []
         is_waiting = False
+        refused: RemoteProtocolError | None = None
         for wire in wires:
-            signed = self._verify(wire)
-            if signed.id in self.state:
-                durable.append(signed.id)
-            elif signed.id in self._in_flight:
-                continue
-            elif missing := self._missing(signed):
-                self._orphans.add(signed, peer, missing)
-                is_waiting = True
-            else:
-                self._accept(signed, accepted)
-        return Receipt(accepted=tuple(accepted), durable=tuple(durable), is_waiting=is_waiting)
+            try:
+                signed = self._verify(wire)
+                if signed.id in self.state:
+                    durable.append(signed.id)
+                elif signed.id in self._in_flight:
+                    continue
+                elif missing := self._missing(signed):
+                    self._orphans.add(signed, peer, missing)
+                    is_waiting = True
+                else:
+                    self._accept(signed, accepted)
+            except RemoteProtocolError as error:
+                refused = error
+                break
+        return Receipt(
+            accepted=tuple(accepted), durable=tuple(durable), is_waiting=is_waiting, refused=refused
+        )
 
     def stored(self, ids: Iterable[bytes]) -> list[SignedOperation]:
         """Move operations from in flight into the state; return those that were new to it."""
         applied = []
         for operation_id in ids:
             signed = self._in_flight.pop(operation_id)
+            self.in_flight_bytes -= len(signed.encoded)
             if self.state.apply(signed):
                 applied.append(signed)
         return applied
+
+    def withdraw(self, new_log: bytes) -> None:
+        """Forget everything in flight, because storage took none of it.
+
+        Nobody has seen what this node signed in there; its next operations go to a new log all the same.
+        """
+        self._in_flight.clear()
+        self.in_flight_bytes = 0
+        self._begin_log(new_log)
 
     def forget_peer(self, peer: bytes) -> None:
         """Drop the orphans of a peer that has gone."""
         self._orphans.forget_peer(peer)
 
     def _accept(self, signed: SignedOperation, accepted: list[SignedOperation]) -> None:
-        ready = [signed]
-        while ready:
-            current = ready.pop(0)
-            self._check_predecessor(current)
-            self._in_flight[current.id] = current
-            accepted.append(current)
-            ready += self._orphans.accept(current.id)
+        """Put an operation in flight, and after it every orphan that it completes."""
+        self._check_predecessor(signed)
+        self._launch(signed)
+        accepted.append(signed)
+        position = len(accepted) - 1
+        while position < len(accepted):
+            for orphan in self._orphans.accept(accepted[position].id):
+                if missing := self._missing(orphan.signed):
+                    self._orphans.add(orphan.signed, orphan.peer, missing)
+                elif self._is_good_orphan(orphan.signed):
+                    self._launch(orphan.signed)
+                    accepted.append(orphan.signed)
+            position += 1
+
+    def _is_good_orphan(self, signed: SignedOperation) -> bool:
+        """Judge an orphan late; that it is refused is not the fault of whoever completed its past."""
+        if signed.id in self._in_flight or signed.id in self.state:
+            return False
+        try:
+            self._check_predecessor(signed)
+        except RemoteProtocolError:
+            return False
+        return True
+
+    def _launch(self, signed: SignedOperation) -> None:
+        self._in_flight[signed.id] = signed
+        self.in_flight_bytes += len(signed.encoded)
 
     def _verify(self, wire: bytes) -> SignedOperation:
         key = digest("crdt-merge/refused/1", wire)
         if key in self._refused:
             raise MalformedMessageError("an operation that was refused before was sent again")
         try:
-            signed = SignedOperation.parse(wire)
+            signed = SignedOperation.load(wire)
+            if signed.id in self.state or signed.id in self._in_flight:
+                return signed  # Nothing will be done with this copy, so nothing more is spent on it.
             if signed.operation.group != self.group:
                 raise MalformedMessageError("an operation of another group was sent")
+            signed.check_signature()
         except RemoteProtocolError:
-            self._refused[key] = None
-            if len(self._refused) > REFUSALS_REMEMBERED_MAX:
-                self._refused.popitem(last=False)
+            self._remember_refused(key)
             raise
         return signed
 
-    def _missing(self, signed: SignedOperation) -> list[bytes]:
-        return [needed for needed in self.state.missing(signed) if needed not in self._in_flight]
+    def _remember_refused(self, key: bytes) -> None:
+        self._refused[key] = None
+        if len(self._refused) > REFUSALS_REMEMBERED_MAX:
+            self._refused.popitem(last=False)
+
+    def _missing(self, signed: SignedOperation) -> bytes | None:
+        """Return one id that must be accepted before an operation and is not, or None."""
+        return next((id_ for id_ in self.state.missing(signed) if id_ not in self._in_flight), None)
 
     def _check_predecessor(self, signed: SignedOperation) -> None:
         """Refuse, before anything is stored, what does not continue its own log (PROTOCOL R5)."""
@@ -158,4 +213,5 @@ class Replica:
             operation.log,
             operation.seq - 1,
         ):
+            self._remember_refused(digest("crdt-merge/refused/1", signed.wire()))
             raise MalformedMessageError(f"operation {signed.id.hex()[:12]} does not continue its own log")

@@ -20,6 +20,7 @@ from random import Random
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.events import (
     AttestationMismatch,
+    DialAnswered,
     DialFailed,
     DialPeer,
     Disconnect,
@@ -42,6 +43,7 @@ from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
+from crdt_merge_protocol.reconciler import Ended
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
 LATENCY_S = (0.010, 0.050)
@@ -66,6 +68,7 @@ class SimulatedNode:
         self.world = world
         self.index = index
         self.name = f"n{index}"
+        self.address = f"{self.name}:1"
         self.key = NodeKey(hashlib.sha256(f"{world.seed}/key/{index}".encode()).digest())
         self.disk = Disk()
         self.epoch = 0
@@ -84,7 +87,7 @@ class SimulatedNode:
                 if of_group == genesis.group:
                     state.apply(SignedOperation.load(wire))
         for other in range(self.index):
-            engine.overlay.add_seed(f"n{other}")
+            engine.overlay.add_seed(f"n{other}:1")
         return engine
 
     def start(self) -> None:
@@ -125,14 +128,14 @@ class SimulatedNode:
                 case Disconnect():
                     if (peer := self.world.by_id.get(effect.peer)) is not None:
                         self.world.disconnect(self, peer, effect.reason)
-                case GroupChanged() | RememberPeer():
+                case GroupChanged() | RememberPeer() | Ended():
                     pass
                 case AttestationMismatch():
                     self.world.note(f"{self.name} MISMATCH")
         self._arm()
 
     def _arm(self) -> None:
-        deadline = self.engine.deadline
+        deadline = self.engine.deadline(now=self.world.now)
         if deadline is None or not self.is_up or (self._timer is not None and self._timer <= deadline):
             return
         self._timer = max(deadline, self.world.now)
@@ -162,7 +165,7 @@ class World:
         self._streams: dict[str, Random] = {}
         self.nodes = [SimulatedNode(self, index) for index in range(count)]
         self.by_id = {node.key.node_id: node for node in self.nodes}
-        self.by_name = {node.name: node for node in self.nodes}
+        self.by_address = {node.address: node for node in self.nodes}
 
     def stream(self, *purpose: object) -> Random:
         """Return the random stream of a purpose; streams do not influence each other."""
@@ -216,7 +219,7 @@ class World:
 
     def dial(self, node: SimulatedNode, dial: Dial) -> None:
         """Connect after two delays, or fail after one."""
-        target = self.by_name.get(dial.address)
+        target = self.by_address.get(dial.address)
         delay = self._latency(node.name, dial.address)
 
         def outcome() -> None:
@@ -227,10 +230,12 @@ class World:
                 target.peers.add(node)
                 self._decoders.pop((node.name, target.name), None)
                 self._decoders.pop((target.name, node.name), None)
-                target.handle(PeerUp(peer=node.key.node_id, addresses=(node.name,)))
-                node.handle(PeerUp(peer=target.key.node_id, addresses=(target.name,), dialled=dial.address))
+                target.handle(PeerUp(peer=node.key.node_id, addresses=(node.address,)))
+                node.handle(
+                    PeerUp(peer=target.key.node_id, addresses=(target.address,), dialled=dial.address)
+                )
             else:
-                node.engine.overlay.reached(dial.address, target.key.node_id)
+                node.handle(DialAnswered(dial=dial, peer=target.key.node_id))
 
         self.at(self.now + 2 * delay, node, outcome)
 

@@ -42,11 +42,8 @@ async def group_info(services: Services, group: bytes) -> GroupInfo:
     state = services.engine.replicas[group].state
     contents = services.keeper.contents(group) or await services.keeper.current(group)
     view, missing = contents.view, contents.missing
-    live = [
-        services.engine.reconciler.roots.get((peer, group), (b"", 0))[0]
-        for peer in services.driver.connections
-    ]
-    converged = sum(root == state.sync_root for root in live)
+    live = services.driver.connections.keys()
+    converged = sum(services.engine.reconciler.is_equal(peer, group) for peer in live)
     root, key = contents.keys() if contents.is_complete else (b"", b"")
     remaining = services.keeper.remaining(missing)
     return GroupInfo(

@@ -48,8 +48,7 @@ def find_group(services: Services, text: str) -> bytes:
 
 def find_peer(services: Services, text: str) -> bytes:
     """Return the id of a known peer."""
-    peers = services.engine.overlay.peers.keys() | services.driver.records.keys()
-    names = {peer: services.driver.name(peer) for peer in peers}
+    names = {peer: services.driver.name(peer) for peer in services.driver.known}
     return find(text, names, what="peer", listing="crdt-merge-node peer list")
 
 

@@ -36,14 +36,9 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
         state = PeerState.SUSPECT if silent_s > SUSPECT_S else PeerState.ALIVE
     if peer in overlay.blocked:
         state = PeerState.BLOCKED
-    announced = [
-        (group, root)
-        for (node, group), (root, _) in services.engine.reconciler.roots.items()
-        if node == peer and group in services.engine.replicas
-    ]
-    converged = None
-    if announced:
-        converged = all(root == services.engine.replicas[group].state.sync_root for group, root in announced)
+    reconciler = services.engine.reconciler
+    announced = [group for group in services.engine.replicas if peer in reconciler.roots(group)]
+    converged = all(reconciler.is_equal(peer, group) for group in announced) if announced else None
     return PeerInfo(
         id=peer.hex(),
         name=services.driver.name(peer),
@@ -62,9 +57,8 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
 
 def peer_list(services: Services) -> tuple[PeerInfo, ...]:
     """Return every known peer, by name and id."""
-    overlay = services.engine.overlay
-    peers = overlay.peers.keys() | services.driver.connections.keys() | overlay.blocked
-    return tuple(sorted((peer_info(services, peer) for peer in peers), key=lambda info: (info.name, info.id)))
+    known = services.driver.known
+    return tuple(sorted((peer_info(services, peer) for peer in known), key=lambda info: (info.name, info.id)))
 
 
 async def status(services: Services) -> Status:
@@ -150,7 +144,7 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
                 )
             )
         else:
-            root, count = services.engine.reconciler.roots.get((peer, group), (b"", 0))
+            root, count = services.engine.reconciler.roots(group).get(peer, (b"", 0))
             if root != state.sync_root:
                 reasons.append(_root_reason(services, info, count - len(state)))
     return reasons

@@ -45,16 +45,22 @@ EVENTS: Final[Mapping[str, Event]] = {
     "peer.left": Event("info", ("peer", "reason"), "A connection to a peer ended."),
     "peer.suspected": Event("warning", ("peer", "duration_s"), "A connected peer is silent for too long."),
     "peer.refused": Event(
-        "warning", ("peer", "remote", "reason"), "A peer was refused, or refused this node."
+        "warning",
+        ("peer", "remote", "reason", "count"),
+        "A peer was refused, or refused this node; a count stands for the last minute.",
     ),
     "peer.unreachable": Event("debug", ("address", "reason"), "Nobody answered at an address."),
     "peer.blocked": Event("info", ("peer",), "A person told this node to refuse the peer."),
+    "peer.forgotten": Event("debug", ("peer", "error"), "No room to remember where a peer is."),
+    "message.failed": Event(
+        "error", ("peer", "message", "error"), "A message met a bug here; its connection was closed."
+    ),
     "node.admitted": Event("info", ("peer", "remote"), "A new node joined through this one."),
     "peer.unblocked": Event("info", ("peer",), "A person told this node to hear the peer again."),
     # replication
     "exchange.completed": Event(
         "debug",
-        ("peer", "group", "outcome", "sent", "received", "bytes", "duration_s"),
+        ("peer", "group", "outcome", "reason", "sent", "received", "bytes", "duration_s"),
         "Anti-entropy ended.",
     ),
     "delta.applied": Event("debug", ("peer", "group", "count"), "Operations became durable and visible."),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from crdt_merge_protocol.limits import ADDRESSES_PER_PEER_MAX, GROUPS_MAX
+from crdt_merge_protocol.limits import ADDRESSES_PER_PEER_MAX, CONTROL_BODY_BYTES_MAX, GROUPS_MAX
 
 from .base import U32_MAX, ControlMessage, Fields, register
 
@@ -190,6 +191,20 @@ class Roots(ControlMessage):
             roots.append((record.id(), record.id(), record.integer()))
             record.end()
         return cls(roots=tuple(roots))
+
+
+def peers_messages(peers: Iterable[tuple[bytes, tuple[str, ...]]]) -> list[Peers]:
+    """Return messages that tell of all these peers, each within the size of a frame."""
+    pages: list[list[tuple[bytes, tuple[str, ...]]]] = []
+    room = 0
+    for node, addresses in peers:
+        size = 48 + sum(4 + len(address.encode()) for address in addresses)
+        if not pages or size > room or len(pages[-1]) >= PEERS_MAX:
+            pages.append([])
+            room = CONTROL_BODY_BYTES_MAX - 64
+        pages[-1].append((node, addresses))
+        room -= size
+    return [Peers(peers=tuple(page)) for page in pages]
 
 
 def _texts(fields: Fields, count_max: int) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from crdt_merge_protocol.limits import (
 )
 from crdt_merge_protocol.messages.base import REGISTRY
 from crdt_merge_protocol.messages.sync import SYNC_MESSAGES, Open
+from crdt_merge_protocol.reconciler import Ended
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 from support.authors import KEYS, Author, make_genesis
 from support.hostile import Mutator, large_messages, sample_messages, sample_operations
@@ -232,6 +233,8 @@ class Besieged:
                     self._give_engine(DialFailed(dial=effect.dial, reason="nobody there"))
                 case RememberPeer():
                     assert len(effect.addresses) <= 8
+                case Ended():
+                    assert effect.peer == self.peer.node
                 case _:
                     raise AssertionError(f"{effect} because of {event}")
         return stays
