@@ -64,6 +64,8 @@ class FaultSpec:
     """Fault kind -> how many. Kinds are those of :data:`FAULT_KINDS`."""
     is_swarm: bool = False
     """Each seed enables a random subset of the kinds with random counts up to those given (SCENARIOS 4.5)."""
+    sites_apart_s: float = 0.0
+    """How long, from the start of the work, all sites of the topology are cut from each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
