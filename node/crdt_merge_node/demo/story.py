@@ -26,6 +26,8 @@ SPLIT: Final = 3
 STRATEGIES: Final = ("weight_average", "ties")
 BALLAST_BYTES: Final = 256 << 20
 """Large enough to catch a node in the middle of fetching it."""
+KILL_RATIO: Final = 0.1
+"""Of it that has come when the node is killed, at least."""
 TIMEOUT_S: Final = 60.0
 
 Tell = Callable[[str], None]
@@ -273,11 +275,11 @@ class Story:
         )
 
     async def _mid_transfer(self, victim: Member) -> int:
-        """Return how many bytes are still missing as soon as some have come."""
+        """Return how many bytes are still missing as soon as a good part has come."""
         async with asyncio.timeout(TIMEOUT_S):
             while True:
                 info = await self._info(victim, BALLAST)
-                if 0 < info.missing_bytes < BALLAST_BYTES:
+                if 0 < info.missing_bytes < (1 - KILL_RATIO) * BALLAST_BYTES:
                     return info.missing_bytes
                 if info.used:
                     raise ControlError("the transfer was over before the kill; this host is too fast for it.")
