@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -44,7 +45,9 @@ from .transport import (
     EndpointConfig,
     Identity,
     JoinService,
+    OpenSslContexts,
     StoredInvites,
+    TlsContexts,
     load_authority,
 )
 from .version import VERSION
@@ -55,7 +58,7 @@ Facts = dict[str, Any]
 
 
 class World:
-    """The four ports, real unless replaced."""
+    """The four ports, TLS, and how the database is run: real unless replaced."""
 
     def __init__(
         self,
@@ -64,11 +67,19 @@ class World:
         rng: Rng | None = None,
         fs: Fs | None = None,
         net: Net | None = None,
+        contexts: TlsContexts | None = None,
+        executor: Executor | None = None,
+        vfs: str | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.rng: Rng = rng or SystemRng()
         self.fs: Fs = fs or SystemFs()
         self.net: Net = net or TcpNet()
+        self.contexts: TlsContexts = contexts or OpenSslContexts()
+        self.executor = executor
+        """Of the store; a thread of its own if none."""
+        self.vfs = vfs
+        """APSW name of the virtual file system of the database; the system's if none."""
 
 
 def run(config: Config, *, on_ready: Callable[[Facts], None] = lambda _facts: None) -> int:
@@ -140,8 +151,8 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def running_node(config: Config, world: World) -> AsyncIterator[RunningNode]:
-    """Open a node, yield it, and close it in the reverse order."""
+async def running_node(config: Config, world: World, *, is_served: bool = True) -> AsyncIterator[RunningNode]:
+    """Open a node, yield it, and close it in the reverse order; commands are heard if ``is_served``."""
     began = world.clock.monotonic()
     failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -152,9 +163,10 @@ async def running_node(config: Config, world: World) -> AsyncIterator[RunningNod
     async with AsyncExitStack() as stack:
         services = await _open_services(config, world, stack, fail)
         api = LocalNode(services)
-        control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
-        await control.start()
-        stack.push_async_callback(control.close)
+        if is_served:
+            control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
+            await control.start()
+            stack.push_async_callback(control.close)
         node = RunningNode(services, api, failed)
         log.info(
             "node.ready",
@@ -182,6 +194,8 @@ async def _open_services(
         on_fatal=fail,
         on_corrupt=lambda _blob, _reason: _look_again(keepers),
         reserve_bytes=int(config.storage.reserve_bytes),
+        executor=world.executor,
+        vfs=world.vfs,
     )
     stack.push_async_callback(store.close)
     await store.bind_cluster(identity.cluster)
@@ -226,6 +240,7 @@ async def _open_services(
         on_connection=connected,
         on_refused=driver.refused,
         join_service=join_service,
+        contexts=world.contexts,
     )
     fetcher = Fetcher(
         store.blobs,

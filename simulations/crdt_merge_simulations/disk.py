@@ -89,6 +89,33 @@ class SimulatedDisk:
         disk.used_bytes = _used_bytes(disk._root)
         return disk
 
+    def after_kill(self) -> SimulatedDisk:
+        """Return the disk as the next process finds it: nothing written is lost. Old handles are void."""
+        self.is_dead = True
+        disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
+        disk._root, disk.used_bytes = self._root, self.used_bytes
+        return disk
+
+    def copy(self) -> SimulatedDisk:
+        """Return a copy of what is on it at this moment, as a snapshot of a volume is."""
+        disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
+        disk._root = _copy_directory(self._root, {})
+        disk.used_bytes = self.used_bytes
+        return disk
+
+    def paths(self, under: Path) -> list[Path]:
+        """Return the files below a directory, sorted."""
+        return sorted(_paths(self._find(under), under))
+
+    def rot(self, path: Path, offset: int) -> None:
+        """Change a stored byte behind everybody's back."""
+        node = self.node(path)
+        node.data[offset] ^= 0x20
+        durable = bytearray(node.durable)
+        if offset < len(durable):
+            durable[offset] ^= 0x20
+        node.durable = bytes(durable)
+
     def grow(self, nbytes: int) -> None:
         """Take (or give back) room; ``ENOSPC`` if there is none."""
         if nbytes > 0 and self.used_bytes + nbytes > self.capacity_bytes:
@@ -414,6 +441,25 @@ def _used_bytes(node: _FileNode | _Directory) -> int:
     if isinstance(node, _FileNode):
         return len(node.data)
     return sum(_used_bytes(child) for child in node.names.values())
+
+
+def _copy_directory(directory: _Directory, copies: dict[_FileNode, _FileNode]) -> _Directory:
+    copy = _Directory()
+    for name, node in directory.names.items():
+        if isinstance(node, _Directory):
+            copy.names[name] = _copy_directory(node, copies)
+        else:
+            if node not in copies:
+                copies[node] = _FileNode(data=bytearray(node.data), durable=bytes(node.data))
+            copy.names[name] = copies[node]
+    copy.durable = dict(copy.names)
+    return copy
+
+
+def _paths(node: _FileNode | _Directory | None, path: Path) -> list[Path]:
+    if isinstance(node, _Directory):
+        return [found for name, child in node.names.items() for found in _paths(child, path / name)]
+    return [] if node is None else [path]
 
 
 def _survive_directory(directory: _Directory, rng: Random, kept: dict[_FileNode, _FileNode]) -> _Directory:

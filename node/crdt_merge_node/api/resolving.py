@@ -64,7 +64,15 @@ async def resolve_group(
     result: ResolveResult | None = None
     try:
         async for step in run_with_progress(
-            lambda report, cancelled: run_job(job, Path(output_path), progress=report, cancelled=cancelled)
+            lambda report, cancelled: run_job(
+                job,
+                Path(output_path),
+                progress=report,
+                cancelled=cancelled,
+                fs=services.fs,
+                clock=services.clock,
+                rng=services.rng,
+            )
         ):
             if isinstance(step, Done):
                 result = step.value

@@ -1,7 +1,7 @@
 """Connections between nodes: certificates, TLS, frames in lanes, joining. Begin at ``endpoint.py``."""
 
 from .connection import Connection, Lane
-from .contexts import ALPN_BULK, ALPN_GOSSIP
+from .contexts import ALPN_BULK, ALPN_GOSSIP, OpenSslContexts, TlsContexts
 from .endpoint import Endpoint, EndpointConfig
 from .identity import Identity, load_authority
 from .invites import StoredInvites, create_invite
@@ -16,7 +16,9 @@ __all__ = [
     "Identity",
     "JoinService",
     "Lane",
+    "OpenSslContexts",
     "StoredInvites",
+    "TlsContexts",
     "create_invite",
     "join",
     "load_authority",

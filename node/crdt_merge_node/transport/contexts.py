@@ -63,6 +63,30 @@ def joiner_context() -> ssl.SSLContext:
     return context
 
 
+class TlsContexts(Protocol):
+    """Gives an endpoint its TLS settings; a simulation gives others."""
+
+    def server(self, identity: TlsFiles, *, hears_joiners: bool) -> ssl.SSLContext:
+        """Return the settings of the accepting side."""
+        ...
+
+    def client(self, identity: TlsFiles, alpn: str) -> ssl.SSLContext:
+        """Return the settings of the dialling side for one application protocol."""
+        ...
+
+
+class OpenSslContexts:
+    """The real settings."""
+
+    def server(self, identity: TlsFiles, *, hears_joiners: bool) -> ssl.SSLContext:
+        """Return the settings of the accepting side."""
+        return server_context(identity, hears_joiners=hears_joiners)
+
+    def client(self, identity: TlsFiles, alpn: str) -> ssl.SSLContext:
+        """Return the settings of the dialling side for one application protocol."""
+        return client_context(identity, alpn)
+
+
 def _context(protocol: ssl._SSLMethod, identity: TlsFiles) -> ssl.SSLContext:
     context = _bare_context(protocol)
     context.verify_mode = ssl.CERT_REQUIRED

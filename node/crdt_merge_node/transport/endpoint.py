@@ -21,7 +21,7 @@ from crdt_merge_node.ports import Clock, Listener, Net, Rng
 
 from .addresses import DEFAULT_PORT, is_wildcard, join_address, source_of, split_address
 from .connection import Connection
-from .contexts import ALPN_GOSSIP, client_context, server_context
+from .contexts import ALPN_GOSSIP, OpenSslContexts, TlsContexts
 from .dialogue import Dialogue
 from .gate import AcceptGate
 from .greeting import PEER_ALPNS, Greeting, Manners, Outcome
@@ -72,6 +72,7 @@ class Endpoint:
         on_connection: Callable[[Connection], None],
         on_refused: Callable[[str, str], None] = lambda _remote, _reason: None,
         join_service: JoinService | None = None,
+        contexts: TlsContexts | None = None,
     ) -> None:
         """Take what the endpoint works with.
 
@@ -80,6 +81,7 @@ class Endpoint:
             on_connection: Gets every connection that a peer opened, authenticated and greeted.
             on_refused: Gets (remote ``host:port``, reason) of every incoming connection that came to nothing.
             join_service: Serves joiners, if this node holds the CA.
+            contexts: OpenSSL's, unless a simulation replaces them.
         """
         self._config = config
         self._net = net
@@ -87,8 +89,9 @@ class Endpoint:
         self._on_connection = on_connection
         self._on_refused = on_refused
         self._join_service = join_service
-        self._server_context = server_context(identity, hears_joiners=join_service is not None)
-        self._client_contexts = {alpn: client_context(identity, alpn) for alpn in PEER_ALPNS}
+        contexts = contexts or OpenSslContexts()
+        self._server_context = contexts.server(identity, hears_joiners=join_service is not None)
+        self._client_contexts = {alpn: contexts.client(identity, alpn) for alpn in PEER_ALPNS}
         self._buffers = PumpBuffers()
         self._gate = AcceptGate()
         self._gate_refusals: dict[str, tuple[str, int]] = {}
