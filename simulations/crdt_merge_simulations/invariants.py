@@ -1,0 +1,166 @@
+"""What must hold, and the one who looks (SCENARIOS 4.6).
+
+A world tells the :class:`Checker` what happened; the checker keeps its own books and compares. What is
+costly is looked at now and then, by counting, so that equal runs look at equal moments. An invariant that
+nobody looked at is reported as *not seen*, never as held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from crdt_merge_protocol.limits import (
+    IN_FLIGHT_BYTES_MAX,
+    ORPHANS_MAX,
+    SYNC_INBOUND_MAX,
+    SYNC_OUTBOUND_MAX,
+)
+from crdt_merge_protocol.operations import SignedOperation
+from crdt_merge_protocol.replica import Replica
+from crdt_merge_protocol.resolve_key import resolve_key, used_root
+from crdt_merge_protocol.state import CRDTMergeState
+from crdt_merge_protocol.view import View, view_of
+
+from .result import Check
+
+CATALOGUE: Final[Mapping[str, str]] = {
+    "I1": "no acknowledged operation is missing from its node",
+    "I2": "what a node holds only grows, unless its disk is lost",
+    "I3": "the view is the pure function of the set",
+    "I4": "equal sets have equal views",
+    "I5": "erased bytes are on no disk",
+    "I6": "nobody honest is convicted of a fork",
+    "I7": "buffers, queues and sessions stay within their caps",
+    "I8": "nothing blocks a node for more than 50 ms",
+    "I9": "no failure goes unnoticed",
+    "I10": "no place in a log is used twice by an honest author",
+    "I11": "an author reads what it wrote",
+    "I12": "the audit log verifies",
+    "I13": "all nodes hold all acknowledged operations once there is peace",
+    "I14": "all resolve keys are equal once there is peace",
+    "I15": "who forked is convicted everywhere",
+    "I16": "every node confirms an erasure",
+    "I17": "once there is peace, nothing waits in buffers and connections are within bounds",
+}
+VIOLATIONS_KEPT: Final = 20
+SAMPLING: Final = 64
+"""Of so many looks at one node, one recomputes the view."""
+
+
+class Checker:
+    """Keeps the books of one run."""
+
+    def __init__(self) -> None:
+        self.checks = {id_: Check(id=id_, claim=claim) for id_, claim in CATALOGUE.items()}
+        self.sometimes: Counter[str] = Counter()
+        self._acknowledged: dict[int, set[bytes]] = {}
+        self._stored: dict[tuple[int, bytes], set[bytes]] = {}
+        self._places: dict[tuple[bytes, bytes, int], bytes] = {}
+        self._meanings: dict[tuple[bytes, bytes], bytes] = {}
+        self._looks = 0
+
+    def expect(self, id_: str, holds: bool, text: str) -> None:
+        """Note that an invariant was looked at, and what was wrong if it did not hold."""
+        check = self.checks[id_]
+        check.checked += 1
+        if not holds and len(check.violations) < VIOLATIONS_KEPT:
+            check.violations.append(text)
+
+    # --- what happens -------------------------------------------------------------------------------------
+
+    def authored(self, node: int, signed: SignedOperation) -> None:
+        """An honest node signed an operation (I10)."""
+        operation = signed.operation
+        place = (operation.author, operation.log, operation.seq)
+        known = self._places.setdefault(place, signed.id)
+        self.expect("I10", known == signed.id, f"n{node} signed two operations {operation.seq} of one log")
+
+    def acknowledged(self, node: int, state: CRDTMergeState, operation_id: bytes) -> None:
+        """A node told its user that an operation is durable (I1, I11)."""
+        self._acknowledged.setdefault(node, set()).add(operation_id)
+        self.expect("I11", operation_id in state, f"n{node} does not show {operation_id.hex()[:8]}")
+
+    def stored(self, node: int, group: bytes, ids: Iterable[bytes]) -> None:
+        """Operations are durable on a node (I2)."""
+        self._stored.setdefault((node, group), set()).update(ids)
+
+    def disk_lost(self, node: int, kept: Mapping[bytes, Collection[bytes]]) -> None:
+        """A disk was lost or went back in time; ``kept``: group -> ids that it still holds."""
+        for of_node, group in self._stored:
+            if of_node == node:
+                self._stored[of_node, group].intersection_update(kept.get(group, ()))
+        survivors = frozenset().union(*map(frozenset, kept.values()))
+        self._acknowledged.get(node, set()).intersection_update(survivors)
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def look(self, node: int, replica: Replica, honest: Collection[bytes], *, thoroughly: bool) -> None:
+        """Look at one group of one node (I2, I3, I4, I6, I7)."""
+        self._looks += 1
+        state = replica.state
+        self.expect("I7", replica.orphan_count <= ORPHANS_MAX, f"n{node} keeps too many orphans")
+        self.expect(
+            "I7", replica.in_flight_bytes <= 2 * IN_FLIGHT_BYTES_MAX, f"n{node} has too much in flight"
+        )
+        if not thoroughly and self._looks % SAMPLING:
+            return
+        stored = self._stored.get((node, state.group), set())
+        gone = sum(id_ not in state for id_ in stored)
+        self.expect("I2", not gone, f"n{node} no longer holds {gone} operations")
+        view = state.view
+        self.expect("I6", not view.forked & frozenset(honest), f"n{node} convicts an honest author")
+        known = self._meanings.get((state.group, state.sync_root))
+        if known is None:
+            pure = view_of(state.genesis, state.causal())
+            self.expect("I3", view == pure, f"the view of n{node} is not that of its set")
+            known = self._meanings[state.group, state.sync_root] = view.fingerprint
+        self.expect("I4", view.fingerprint == known, f"n{node} sees its set differently from others")
+
+    def sessions(self, node: int, count: int) -> None:
+        """Look at the number of sync sessions of a node (I7)."""
+        self.expect(
+            "I7", count <= SYNC_INBOUND_MAX + SYNC_OUTBOUND_MAX, f"n{node} runs {count} sessions at once"
+        )
+
+    def kept(self, node: int, states: Iterable[CRDTMergeState]) -> None:
+        """Look whether a node still holds what it acknowledged (I1)."""
+        held = list(states)
+        lost = [id_ for id_ in self._acknowledged.get(node, ()) if not any(id_ in state for state in held)]
+        self.expect("I1", not lost, f"n{node} lost {len(lost)} acknowledged operations")
+
+    # --- peace --------------------------------------------------------------------------------------------
+
+    def agreed(
+        self,
+        states: Mapping[int, Mapping[bytes, CRDTMergeState]],
+        *,
+        is_converged: bool,
+        forkers: Collection[bytes],
+    ) -> None:
+        """Look at all honest nodes after the peace (I13, I14, I15); ``states``: node -> group -> state."""
+        self.expect("I13", is_converged, "the roots differ")
+        groups = sorted({group for of_node in states.values() for group in of_node})
+        for group in groups:
+            missing = [node for node, of_node in states.items() if group not in of_node]
+            self.expect("I13", not missing, f"{len(missing)} nodes never learnt of group {group.hex()[:8]}")
+        everything = frozenset().union(*self._acknowledged.values()) if self._acknowledged else frozenset()
+        for node, of_node in states.items():
+            absent = [id_ for id_ in everything if not any(id_ in state for state in of_node.values())]
+            self.expect("I13", not absent, f"n{node} lacks {len(absent)} acknowledged operations")
+        for group in groups:
+            keys = {key_of(of_node[group].view) for of_node in states.values() if group in of_node}
+            self.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys in group {group.hex()[:8]}")
+        for forker in sorted(forkers):
+            free = [
+                node
+                for node, of_node in states.items()
+                if not any(forker in state.view.forked for state in of_node.values())
+            ]
+            self.expect("I15", not free, f"{forker.hex()[:8]} forked and {len(free)} nodes do not know")
+
+
+def key_of(view: View) -> bytes:
+    """Return the resolve key of everything that is visible, 32 bytes."""
+    return resolve_key(used_root(each.digest for each in view.visible), view.policy.recipe())
