@@ -80,6 +80,10 @@ class Result:
     """Not part of the trace."""
     trace: str = ""
     """Hash over everything that happened; equal for equal seeds."""
+    rss_bytes: list[int] = field(default_factory=list)
+    """Resident memory of each daemon at the end, where there are processes."""
+    ready_s: float = 0.0
+    """From the first start of a daemon until the last one was ready, where there are processes."""
     unsupported: list[str] = field(default_factory=list)
     """Faults of the plan that this world cannot do, left out."""
 
