@@ -1,16 +1,18 @@
 """Long blocking work as an async iterator of progress that ends with a result.
 
-The work runs in a thread and calls ``report(done_bytes, total_bytes, step)`` as often as it likes; only the
-newest report is passed on. Closing the iterator early makes ``is_cancelled`` true and waits until the work
-has noticed, so that nothing goes on behind the caller's back.
+The work runs in a thread of its own and calls ``report(done_bytes, total_bytes, step)`` as often as it
+likes; only the newest report is passed on. Closing the iterator early makes ``is_cancelled`` true and waits
+until the work has noticed, so that nothing goes on behind the caller's back. Close it yourself, with
+``contextlib.aclosing``: an iterator that is only dropped is closed at some time or other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from .control.model import Progress
 
@@ -18,7 +20,7 @@ T = TypeVar("T")
 
 Report = Callable[[int, int, str], None]
 IsCancelled = Callable[[], bool]
-PROGRESS_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,10 @@ async def run_with_progress(work: Callable[[Report, IsCancelled], T]) -> AsyncGe
     def report(done_bytes: int, total_bytes: int, step: str) -> None:
         newest[:] = [Progress(step=step, done_bytes=done_bytes, total_bytes=total_bytes)]
 
-    task = asyncio.create_task(asyncio.to_thread(work, report, lambda: bool(cancelled)))
+    # A thread of its own: the loop's few are for short work, and several merges would use them all up.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="work")
+    loop = asyncio.get_running_loop()
+    task = loop.run_in_executor(executor, work, report, lambda: bool(cancelled))
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=PROGRESS_INTERVAL_S)
@@ -45,7 +50,24 @@ async def run_with_progress(work: Callable[[Report, IsCancelled], T]) -> AsyncGe
         yield Done(task.result())
     finally:
         cancelled.append(True)
+        executor.shutdown(wait=False)
         if not task.done():
             await asyncio.wait({task})
         if not task.cancelled():
             task.exception()  # Looked at, or asyncio warns; who closed the iterator does not care.
+
+
+async def finish(work: Coroutine[Any, Any, T], *, then: Callable[[T], None]) -> T:
+    """Return the result of ``work`` after ``then`` has had it; who is cancelled meanwhile ends after both."""
+
+    def ended(task: asyncio.Future[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            then(task.result())
+
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(ended)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -101,7 +101,7 @@ class GossipDriver:
         self._records: dict[bytes, PeerRecord] = {}
         self._started = clock.now()
         self._repeats = Repeats(clock)
-        self._writer = StoreWriter(store, report=self.handle, fatal=self._fail)
+        self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
@@ -260,10 +260,11 @@ class GossipDriver:
         try:
             self._carry_out(self.engine.handle(event, now=self.clock.monotonic()))
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             raise
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the node because of a bug or a failed disk."""
         self.callbacks.fatal(error)
 
     async def _store_and_wait(self, effects: list[Effect]) -> None:
@@ -351,7 +352,7 @@ class GossipDriver:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self.fail(error)
 
 
 def _log_ended(ended: Ended) -> None:

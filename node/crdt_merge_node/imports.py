@@ -1,69 +1,143 @@
-"""Bringing a user's safetensors file into the blob store, tensor by tensor, hashed and scanned on the way."""
+"""Bringing a user's safetensors file into the blob store, tensor by tensor, hashed and scanned on the way.
+
+An import that comes to nothing leaves nothing: the blobs that it brought are removed again, unless a
+contribution, or another import, has come to use them meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry
 from crdt_merge_protocol.errors import NonFiniteError
 
-from .background import IsCancelled, Report
-from .errors import ControlError
+from .background import Done, IsCancelled, Report, run_with_progress
+from .control.model import Progress
+from .errors import ControlError, StorageError
+from .keeper import ContentKeeper
+from .ports import Fs
 from .resolve import read_header, scan_finite
-from .services import Services
+from .storage import BlobStore
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """A file whose tensors are durable in the blob store."""
-
-    manifest: Manifest
-    copied_bytes: int
-    """Of tensors that were not there already."""
+if TYPE_CHECKING:
+    from .services import Services
 
 
 class ImportCancelledError(ControlError):
-    """Whoever asked for the import went away. Tensors copied so far are swept at the next start."""
+    """Whoever asked for the import went away. Nothing of it is left."""
 
     code = "E1707"
     exit_code = 130
 
 
-def import_model(services: Services, path: Path, *, report: Report, is_cancelled: IsCancelled) -> Imported:
-    """Copy every tensor of a file into the blob store and its manifest beside them. Blocks.
+@dataclass(slots=True)
+class ModelImport:
+    """One file on its way into the blob store."""
 
-    Raises:
-        MalformedTensorFileError: Not the strict safetensors subset that contributions are made of.
-        NonFiniteError: A tensor holds NaN or infinity; a group would set it aside.
-        FullError: No room.
-    """
-    blobs = services.store.blobs
-    header = read_header(services.fs, path)
-    total = sum(entry.spec.nbytes for entry in header.entries)
-    before = copied = 0
-    entries = []
+    path: Path
+    manifest: Manifest | None = None
+    """Once every tensor is durable."""
+    copied_bytes: int = 0
+    """Of tensors that were not there already."""
+    fresh: set[bytes] = field(default_factory=set)
+    """The blobs that were not there already."""
+    is_kept: bool = False
 
-    def note(nbytes: int) -> None:
-        if is_cancelled():
-            raise ImportCancelledError(f"the import of {path} was cancelled.")
-        report(before + nbytes, total, "copying tensors")
+    def keep(self) -> None:
+        """Note that the blobs are in use: an operation names them and is durable."""
+        self.is_kept = True
 
-    for entry in header.entries:
-        spec = entry.spec
-        scan: Callable[[memoryview], bool] = partial(scan_finite, spec.dtype)
-        size_before = blobs.total_bytes()
-        digest, is_finite = blobs.import_tensor(path, entry.begin, spec.nbytes, scan=scan, progress=note)
-        if not is_finite:
-            raise NonFiniteError(
-                f"{path}: tensor {spec.name} holds NaN or infinity.",
-                hint="Every node would set such a contribution aside. Repair the checkpoint first.",
+    async def steps(self, services: Services) -> AsyncGenerator[Progress]:
+        """Do the work, yielding its progress; afterwards there is a manifest.
+
+        Raises:
+            MalformedTensorFileError: Not the strict safetensors subset that contributions are made of.
+            NonFiniteError: A tensor holds NaN or infinity; a group would set it aside.
+            FullError: No room.
+        """
+        work = partial(self._run, services.fs, services.store.blobs)
+        async with aclosing(run_with_progress(work)) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    self.manifest = step.value
+                else:
+                    yield step
+        assert self.manifest is not None, "an import ends with its result or raises"
+        await services.keeper.note_finite(self.manifest.content, is_finite=True)
+
+    def _run(self, fs: Fs, blobs: BlobStore, report: Report, is_cancelled: IsCancelled) -> Manifest:
+        """Copy every tensor of the file into the blob store, and its manifest beside them. Blocks."""
+        header = read_header(fs, self.path)
+        total = sum(entry.spec.nbytes for entry in header.entries)
+        before = 0
+        entries = []
+
+        def note(nbytes: int) -> None:
+            if is_cancelled():
+                raise ImportCancelledError(f"the import of {self.path} was cancelled.")
+            report(before + nbytes, total, "copying tensors")
+
+        present = set(blobs.digests())
+        for entry in header.entries:
+            spec = entry.spec
+            scan = partial(scan_finite, spec.dtype)
+            digest, is_finite = blobs.import_tensor(
+                self.path, entry.begin, spec.nbytes, scan=scan, progress=note
             )
-        copied += blobs.total_bytes() - size_before
-        before += spec.nbytes
-        entries.append(ManifestEntry(spec=spec, blob=digest))
-    manifest = Manifest.of(entries)
-    blobs.put_object(manifest.content, manifest.encode())
-    return Imported(manifest=manifest, copied_bytes=copied)
+            if digest not in present and digest not in self.fresh:
+                self.fresh.add(digest)
+                self.copied_bytes += spec.nbytes
+            if not is_finite:
+                raise NonFiniteError(
+                    f"{self.path}: tensor {spec.name} holds NaN or infinity.",
+                    hint="Every node would set such a contribution aside. Repair the checkpoint first.",
+                )
+            before += spec.nbytes
+            entries.append(ManifestEntry(spec=spec, blob=digest))
+        note(0)
+        manifest = Manifest.of(entries)
+        blobs.put_object(manifest.content, manifest.encode())
+        return manifest
+
+
+class ImportDesk:
+    """Knows the imports under way, and removes what failed ones have left once nobody can need it."""
+
+    def __init__(self, blobs: BlobStore, keeper: ContentKeeper) -> None:
+        self._blobs = blobs
+        self._keeper = keeper
+        self._running = 0
+        self._leftovers: set[bytes] = set()
+
+    @asynccontextmanager
+    async def importing(self, path: Path) -> AsyncIterator[ModelImport]:
+        """Yield an import; unless it was kept, its blobs go when the block ends."""
+        model = ModelImport(path)
+        self._running += 1
+        try:
+            yield model
+        finally:
+            self._running -= 1
+            if not model.is_kept:
+                self._leftovers |= model.fresh
+            elif model.manifest is not None:
+                self._leftovers -= {entry.blob for entry in model.manifest.entries}
+            # While another import runs, it may have met a blob that is about to go.
+            if self._leftovers and not self._running:
+                unused = self._leftovers - self._keeper.named_blobs()
+                self._leftovers.clear()
+                await asyncio.to_thread(_delete, self._blobs, sorted(unused))
+                self._keeper.look_again()
+
+
+def _delete(blobs: BlobStore, unused: Iterable[bytes]) -> None:
+    for blob in unused:
+        with contextlib.suppress(StorageError):  # A failed disk has other worries.
+            blobs.delete(blob)

@@ -417,6 +417,16 @@ def process_id() -> int:
     return os.getpid()
 
 
+def available_memory_bytes() -> int:
+    """Return how much memory programs may still take without swapping; 0 if the kernel does not say."""
+    with contextlib.suppress(OSError, ValueError), Path("/proc/meminfo").open(encoding="ascii") as facts:
+        for line in facts:
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    return 0
+
+
 def replace_file(fs: Fs, path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a small file so that after a crash it holds either what it held before or ``data``, durably."""
     temporary = path.with_name(f".{path.name}.new")

@@ -10,7 +10,6 @@ commands are heard. It stops on SIGTERM or SIGINT, or when a part fails in a way
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -19,21 +18,21 @@ from typing import Any
 
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.errors import CrdtMergeError
-from crdt_merge_protocol.events import AttestationMismatch
 from crdt_merge_protocol.genesis import Genesis
-from crdt_merge_protocol.messages.gossip import Attest
 
 from .alarms import Alarms
 from .allocator import keep_large_buffers
 from .api import LocalNode
+from .attesting import alarm_mismatch, load_attestations
 from .bulk import BulkServer, Fetcher
 from .config import Config
-from .contents import ContentKeeper
 from .control.model import Severity
 from .control.service import ControlServer
 from .control.socket_path import control_socket
 from .errors import PeerUnreachableError
 from .gossip import GossipDriver
+from .imports import ImportDesk
+from .keeper import ContentKeeper
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .services import Services
 from .storage import DataDir, Store, compare_root, replay, save_root
@@ -255,7 +254,7 @@ async def _open_services(
     driver.endpoint = endpoint
     driver.callbacks.group_changed = keeper.changed
     driver.callbacks.peers_changed = fetcher.peers_changed
-    driver.callbacks.mismatch = lambda effect: _alarm_mismatch(alarms, driver, effect)
+    driver.callbacks.mismatch = lambda effect: alarm_mismatch(alarms, driver, effect)
     driver.callbacks.fatal = fail
     await endpoint.start()
     stack.push_async_callback(endpoint.close)
@@ -273,6 +272,7 @@ async def _open_services(
         store=store,
         fetcher=fetcher,
         keeper=keeper,
+        imports=ImportDesk(store.blobs, keeper),
         endpoint=endpoint,
         invites=invites,
         alarms=alarms,
@@ -305,9 +305,7 @@ async def _load(engine: Engine, store: Store, config: Config, identity: Identity
         engine.overlay.learn(bytes.fromhex(key.removeprefix("peer/")), value.decode().split("\n"))
     for key, _ in await store.scan_meta("blocked/"):
         engine.overlay.block(bytes.fromhex(key.removeprefix("blocked/")))
-    for _, value in await store.scan_meta("attest/"):
-        with contextlib.suppress(CrdtMergeError):
-            engine.attestations.record(engine.node, Attest.from_body(value))
+    await load_attestations(store, engine.attestations, engine.node)
 
 
 def _look_again(keepers: list[ContentKeeper]) -> None:
@@ -341,19 +339,3 @@ def _introducers(driver: GossipDriver) -> tuple[str, ...]:
     own = driver.endpoint.advertised or local_addresses(driver.endpoint.address[1])
     peers = sorted(driver.engine.overlay.peers.items())
     return own + tuple(target.addresses[0] for _, target in peers if target.addresses)
-
-
-def _alarm_mismatch(alarms: Alarms, driver: GossipDriver, effect: AttestationMismatch) -> None:
-    key = effect.resolve_key.hex()
-    is_new = alarms.set(
-        f"resolve.disagreed/{key}/{effect.peer.hex()}",
-        severity=Severity.DAMAGE,
-        code="resolve.disagreed",
-        message=(
-            f"for resolve key {key[:12]} this node wrote {effect.ours.hex()[:12]} and"
-            f" {driver.name(effect.peer) or effect.peer.hex()[:12]} wrote {effect.theirs.hex()[:12]}."
-        ),
-        hint="Equal keys must have equal outputs: suspect memory, disk or release of one of the two.",
-    )
-    if is_new:
-        log.error("resolve.disagreed", group=effect.group, peer=effect.peer, resolve_key=effect.resolve_key)

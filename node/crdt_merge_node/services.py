@@ -9,8 +9,9 @@ from crdt_merge_protocol.engine import Engine
 from .alarms import Alarms
 from .bulk import Fetcher
 from .config import Config
-from .contents import ContentKeeper
 from .gossip import GossipDriver
+from .imports import ImportDesk
+from .keeper import ContentKeeper
 from .ports import Clock, Fs, Rng
 from .storage import Store
 from .transport import Endpoint, Identity, StoredInvites
@@ -27,6 +28,7 @@ class Services:
     store: Store
     fetcher: Fetcher
     keeper: ContentKeeper
+    imports: ImportDesk
     endpoint: Endpoint
     invites: StoredInvites | None
     """Present where the key of the cluster's CA is."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
+from typing import Final
 
 from crdt_merge_protocol.blobs import payload_id
 from crdt_merge_protocol.canonical import encode, is_name
@@ -19,7 +21,7 @@ from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX, WEIGHT_ONE
 from crdt_merge_protocol.operations import Add, Kind, Remove, read_body
 from crdt_merge_protocol.quarantine import schema_problems
 
-from crdt_merge_node.background import Done, run_with_progress
+from crdt_merge_node.background import finish
 from crdt_merge_node.contents import MODEL, GroupContents, Item, notes
 from crdt_merge_node.control.model import (
     ContributionAdded,
@@ -30,12 +32,14 @@ from crdt_merge_node.control.model import (
     Progress,
 )
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError
-from crdt_merge_node.imports import Imported, import_model
+from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.resolve import describe_file, read_header
 from crdt_merge_node.services import Services
 
 from .naming import find_group, find_tag
 
+REMOVE_TAGS_MAX: Final = 512
+"""Tags in one REMOVE; they stand in the body and in the references."""
 _ORDER = (
     ContributionState.USED,
     ContributionState.MISSING,
@@ -95,39 +99,51 @@ async def add_contribution(
         await _check_base(contents, base_path)
     yield plan
     began = services.clock.monotonic()
-    imported: Imported | None = None
-    async for step in run_with_progress(
-        lambda report, cancelled: import_model(services, Path(path), report=report, is_cancelled=cancelled)
-    ):
-        if isinstance(step, Done):
-            imported = step.value
-        else:
-            yield step
-    assert imported is not None, "an import ends with its result or raises"
-    content = imported.manifest.content
-    if payload:
-        await asyncio.to_thread(services.store.blobs.put_object, payload_id(payload), payload)
-    await services.keeper.note_finite(content, is_finite=True)
-    add = Add(
-        slot=slot,
-        type=MODEL,
-        content=content,
-        weight=weight,
-        payload=payload_id(payload) if payload else None,
-    )
-    signed = await services.driver.author(group, Kind.ADD, add.encode())
+    async with services.imports.importing(Path(path)) as model:
+        async with aclosing(model.steps(services)) as steps:
+            async for step in steps:
+                yield step
+        tag = await _author_add(services, group, model, payload, slot=slot, weight=weight)
     holds = 0
-    while holds < wait_holds:
-        holds = _holders(services, group, signed.id)
-        yield Progress(step=f"waiting for {wait_holds} holders", detail=f"{holds} so far")
-        if holds < wait_holds:
-            await services.keeper.next_comparison(group)
+    async with aclosing(_wait_holds(services, group, tag, wait_holds)) as counts:
+        async for holds in counts:
+            yield Progress(step=f"waiting for {wait_holds} holders", detail=f"{holds} so far")
     yield ContributionAdded(
-        contribution=await contribution_show(services, group, signed.id.hex()),
-        copied_bytes=imported.copied_bytes,
+        contribution=await contribution_show(services, group, tag.hex()),
+        copied_bytes=model.copied_bytes,
         holds=holds,
         duration_s=services.clock.monotonic() - began,
     )
+
+
+async def _author_add(
+    services: Services, group: bytes, model: ModelImport, payload: bytes, *, slot: str, weight: int
+) -> bytes:
+    """Sign, store and announce a contribution whose tensors are here; return its tag."""
+    assert model.manifest is not None, "it was imported"
+    if payload:
+        await asyncio.to_thread(services.store.blobs.put_object, payload_id(payload), payload)
+    add = Add(
+        slot=slot,
+        type=MODEL,
+        content=model.manifest.content,
+        weight=weight,
+        payload=payload_id(payload) if payload else None,
+    )
+    # Not to be interrupted: from the signature on, only storage decides whether the contribution exists.
+    signed = await finish(services.driver.author(group, Kind.ADD, add.encode()), then=lambda _: model.keep())
+    return signed.id
+
+
+async def _wait_holds(services: Services, group: bytes, tag: bytes, wanted: int) -> AsyncGenerator[int]:
+    """Yield how many other nodes hold a contribution, until enough do (PROTOCOL R21)."""
+    holds = 0
+    while holds < wanted:
+        generation = services.keeper.generation(group)
+        holds = _holders(services, group, tag)
+        yield holds
+        if holds < wanted:
+            await services.keeper.beyond(group, generation)
 
 
 async def remove_contributions(services: Services, group: bytes, target: str) -> ContributionsRemoved:
@@ -149,9 +165,13 @@ async def remove_contributions(services: Services, group: bytes, target: str) ->
                 hint="A node removes its own contributions; resolve --without TAG leaves one out.",
             )
         tags = (tag,)
-    signed = await services.driver.author(group, Kind.REMOVE, Remove(targets=tags).encode(), tags)
+    operation = b""
+    for start in range(0, len(tags), REMOVE_TAGS_MAX):
+        page = tags[start : start + REMOVE_TAGS_MAX]
+        signed = await services.driver.author(group, Kind.REMOVE, Remove(targets=page).encode(), page)
+        operation = signed.id
     return ContributionsRemoved(
-        group=group.hex(), tags=tuple(tag.hex() for tag in tags), operation=signed.id.hex()
+        group=group.hex(), tags=tuple(tag.hex() for tag in tags), operation=operation.hex()
     )
 
 
@@ -238,14 +258,14 @@ def _holders(services: Services, group: bytes, tag: bytes) -> int:
 
 def _shown(services: Services, group: bytes, item: Item) -> ContributionInfo:
     visible = item.visible
+    missing = {blob: size for blob, size in item.missing.items() if blob != visible.content}
     if item.problem:
         state, reason = ContributionState.QUARANTINED, item.problem
     elif item.is_pending:
         needed = services.engine.replicas[group].state.view.policy.holders
         state, reason = ContributionState.PENDING, f"{visible.holders} of {needed} holders"
     elif not item.is_judged:
-        what = f"{len(item.missing)} blobs" if item.manifest else "the manifest"
-        state, reason = ContributionState.MISSING, f"{what} not here yet"
+        state, reason = ContributionState.MISSING, _waiting_for(item)
     elif visible.type != MODEL:
         state, reason = ContributionState.HIDDEN, f'type "{visible.type}" is not used by this strategy'
     else:
@@ -263,14 +283,22 @@ def _shown(services: Services, group: bytes, item: Item) -> ContributionInfo:
         weight=visible.weight,
         state=state.value,
         reason=reason,
-        tensors=len(item.manifest.entries) if item.manifest else 0,
-        nbytes=item.manifest.nbytes if item.manifest else 0,
-        missing_blobs=len(item.missing),
-        missing_bytes=services.keeper.remaining(item.missing),
+        tensors=item.tensors,
+        nbytes=item.nbytes,
+        missing_blobs=len(missing),
+        missing_bytes=services.keeper.remaining(missing),
         holders=visible.holders,
         depth=visible.depth,
         meta=item.meta,
     )
+
+
+def _waiting_for(item: Item) -> str:
+    if item.is_scanning:
+        return "being scanned for NaN and infinity"
+    if item.manifest is None:
+        return "the manifest is not here yet" if item.missing else "the schema is not here yet"
+    return f"{len(item.missing)} blobs are not here yet"
 
 
 def _hidden(services: Services, group: bytes, contents: GroupContents, tag: bytes) -> ContributionInfo:

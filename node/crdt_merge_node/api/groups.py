@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 from crdt_merge_protocol.blobs import Manifest, Schema
@@ -15,7 +17,7 @@ from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, Policy, act_digest, s
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.contract import Strategy
 
-from crdt_merge_node.background import Done, run_with_progress
+from crdt_merge_node.background import finish
 from crdt_merge_node.contents import GroupContents
 from crdt_merge_node.control.model import (
     GroupDetail,
@@ -26,7 +28,7 @@ from crdt_merge_node.control.model import (
     Progress,
 )
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.imports import import_model
+from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.resolve import read_header
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
@@ -143,27 +145,36 @@ async def create_group(
             hint="Name a safetensors file: --base FILE (the common base model) or --like FILE (schema only).",
         )
     chosen = _check_strategy(strategy, params, has_base=base_path is not None, dtype=dtype)
-    base: Manifest | None = None
-    if base_path is not None:
-        async for step in _import_base(services, base_path):
-            if isinstance(step, Done):
-                base = step.value
-            else:
-                yield step
-    schema = base.schema if base else await _schema_of(services, str(like_path))
-    if base and like_path and (await _schema_of(services, like_path)).id != schema.id:
-        raise InvalidRequestError(f"{base_path} and {like_path} have different schemas.")
-    await asyncio.to_thread(services.store.blobs.put_object, schema.id, schema.encode())
     policy = Policy(
         strategy=chosen.id,
         strategy_version=chosen.version,
         params=sorted_params(chosen.normalise(params)),
-        schema=schema.id,
-        base=base.content if base else None,
+        schema=bytes(32),
         dtype=dtype,
         weight_cap=weight_cap or DEFAULT_WEIGHT_CAP,
         holders=holders,
     )
+    like = None if like_path is None else await _schema_of(services, like_path)
+    if base_path is None:
+        assert like is not None, "one of the two is given"
+        yield await _found(services, name, replace(policy, schema=await _keep_schema(services, like)))
+        return
+    async with services.imports.importing(Path(base_path)) as model:
+        async with aclosing(model.steps(services)) as steps:
+            async for step in steps:
+                yield step
+        base = _imported(model)
+        if like is not None and like.id != base.schema.id:
+            raise InvalidRequestError(f"{base_path} and {like_path} have different schemas.")
+        schema = await _keep_schema(services, base.schema)
+        info = await _found(services, name, replace(policy, schema=schema, base=base.content), model)
+    yield info
+
+
+async def _found(
+    services: Services, name: str, policy: Policy, model: ModelImport | None = None
+) -> GroupInfo:
+    """Make a group with this first policy durable and announce it."""
     genesis = Genesis(
         nonce=services.rng.bytes(16),
         name=name,
@@ -172,10 +183,10 @@ async def create_group(
         is_open=True,
         policy=policy,
     )
-    await services.driver.create_group(genesis)
+    await finish(services.driver.create_group(genesis), then=lambda _: _keep(model))
     log.info("group.created", group=genesis.group, name=name)
     await services.keeper.current(genesis.group)
-    yield await group_info(services, genesis.group)
+    return await group_info(services, genesis.group)
 
 
 async def change_policy(
@@ -183,8 +194,7 @@ async def change_policy(
 ) -> AsyncGenerator[Progress | PolicyInfo]:
     """Sign and announce the next version of a policy."""
     group = find_group(services, group_name)
-    state = services.engine.replicas[group].state
-    genesis, view = state.genesis, state.view
+    genesis = services.engine.replicas[group].state.genesis
     if services.engine.node not in genesis.admins:
         admins = ", ".join(admin.hex()[:12] for admin in genesis.admins)
         raise InvalidRequestError(
@@ -195,38 +205,69 @@ async def change_policy(
             f'group "{genesis.name}" needs {genesis.quorum} administrators\' signatures for an act.',
             hint="This release cannot collect signatures of several nodes.",
         )
-    policy, base = view.policy, view.policy.base
+    _next_policy(services, group, changes, has_base=changes.base_path is not None)
+    if changes.base_path is None:
+        await _author_policy(services, group, _next_policy(services, group, changes))
+    else:
+        async with services.imports.importing(Path(changes.base_path)) as model:
+            async with aclosing(model.steps(services)) as steps:
+                async for step in steps:
+                    yield step
+            base = _imported(model)
+            schema = await _keep_schema(services, base.schema)
+            following = _next_policy(services, group, changes, has_base=True)
+            following = replace(following, base=base.content, schema=schema)
+            await _author_policy(services, group, following, model)
+    yield policy_info(services, group, await services.keeper.current(group))
+
+
+def _next_policy(
+    services: Services, group: bytes, changes: PolicyChanges, *, has_base: bool = False
+) -> Policy:
+    """Return the next version of the policy in force, or refuse what could never be resolved."""
+    policy = services.engine.replicas[group].state.view.policy
     strategy = changes.strategy or policy.strategy
     kept = dict(policy.params) if registry.get(strategy).id == policy.strategy else {}
     params = {key: value for key, value in (kept | dict(changes.params)).items() if value}
-    schema_id = policy.schema
-    if changes.base_path is not None:
-        async for step in _import_base(services, changes.base_path):
-            if isinstance(step, Done):
-                base, schema_id = step.value.content, step.value.schema.id
-                schema = step.value.schema
-                await asyncio.to_thread(services.store.blobs.put_object, schema.id, schema.encode())
-            else:
-                yield step
     dtype = policy.dtype if changes.dtype is None else changes.dtype
-    chosen = _check_strategy(strategy, params, has_base=base is not None, dtype=dtype)
-    following = policy.next(
+    chosen = _check_strategy(strategy, params, has_base=has_base or policy.base is not None, dtype=dtype)
+    return policy.next(
         strategy=chosen.id,
         strategy_version=chosen.version,
         params=chosen.normalise(params),
-        base=base,
-        schema=schema_id,
         dtype=dtype,
         weight_cap=policy.weight_cap if changes.weight_cap is None else changes.weight_cap,
         holders=policy.holders if changes.holders is None else changes.holders,
     )
+
+
+async def _author_policy(
+    services: Services, group: bytes, following: Policy, model: ModelImport | None = None
+) -> None:
+    """Sign a policy, store and announce it."""
+    view = services.engine.replicas[group].state.view
     nonce = services.rng.bytes(16)
     act = act_digest(group, Kind.POLICY, following.encode(), nonce)
     signatures = (sign_act(services.identity.node_key, act),)
     body = PolicyAct(policy=following, nonce=nonce, signatures=signatures).encode()
     refs = (view.policy_id,) if view.policy_id else ()
-    await services.driver.author(group, Kind.POLICY, body, refs)
-    yield policy_info(services, group, await services.keeper.current(group))
+    await finish(services.driver.author(group, Kind.POLICY, body, refs), then=lambda _: _keep(model))
+
+
+def _keep(model: ModelImport | None) -> None:
+    if model is not None:
+        model.keep()
+
+
+def _imported(model: ModelImport) -> Manifest:
+    assert model.manifest is not None, "its steps have ended"
+    return model.manifest
+
+
+async def _keep_schema(services: Services, schema: Schema) -> bytes:
+    """Store a schema for others to fetch; return its id."""
+    await asyncio.to_thread(services.store.blobs.put_object, schema.id, schema.encode())
+    return schema.id
 
 
 def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool, dtype: str) -> Strategy:
@@ -245,15 +286,3 @@ def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool,
 async def _schema_of(services: Services, path: str) -> Schema:
     header = await asyncio.to_thread(read_header, services.fs, Path(path))
     return Schema.of(entry.spec for entry in header.entries)
-
-
-async def _import_base(services: Services, path: str) -> AsyncGenerator[Progress | Done[Manifest]]:
-    async for step in run_with_progress(
-        lambda report, cancelled: import_model(services, Path(path), report=report, is_cancelled=cancelled)
-    ):
-        if isinstance(step, Done):
-            imported = step.value
-            await services.keeper.note_finite(imported.manifest.content, is_finite=True)
-            yield Done(imported.manifest)
-        else:
-            yield step

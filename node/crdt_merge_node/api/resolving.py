@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from crdt_merge_protocol.blobs import Manifest
-from crdt_merge_protocol.errors import EmptySetError, MissingBlobError
+from crdt_merge_protocol.errors import EmptySetError, MissingBlobError, ResolveError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.messages.gossip import Attest
 
-from crdt_merge_node.background import Done, run_with_progress
+from crdt_merge_node.attesting import remember_attestation
+from crdt_merge_node.background import Done, IsCancelled, Report, run_with_progress
 from crdt_merge_node.contents import GroupContents, Item
-from crdt_merge_node.control.model import ContributionInfo, Progress, ResolvePlan, ResolveReport
-from crdt_merge_node.errors import CorruptError
+from crdt_merge_node.control.model import Progress, ResolvePlan, ResolveReport
+from crdt_merge_node.errors import CorruptError, StorageError, StoreFailedError
+from crdt_merge_node.ports import available_memory_bytes
 from crdt_merge_node.resolve import (
     ResolveJob,
     ResolveResult,
@@ -32,6 +37,9 @@ from .naming import find_group, find_tag
 
 log = get_logger()
 
+NAMED_MAX: Final = 4
+"""Contributions, and blobs of each, that an error names."""
+
 
 async def resolve_group(
     services: Services, group_name: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
@@ -40,16 +48,16 @@ async def resolve_group(
     group = find_group(services, group_name)
     name = services.engine.replicas[group].state.genesis.name
     contents = await services.keeper.current(group)
-    deadline = services.clock.monotonic() + wait_s
-    while not contents.is_complete:
-        _refuse_if_late(services, name, contents, deadline, wait_s=wait_s)
-        yield Progress(
-            step="waiting for blobs",
-            detail=f"{len(contents.missing)} missing, {services.keeper.remaining(contents.missing)} bytes",
-        )
-        await _next_comparison(services, group, deadline)
-        contents = await services.keeper.current(group)
     left_out = frozenset(find_tag(text, contents.items, group_name=name) for text in without)
+    deadline = services.clock.monotonic() + wait_s
+    while not contents.is_ready(left_out):
+        generation = services.keeper.generation(group)
+        needed = contents.needed(left_out)
+        _refuse_if_late(services, group, contents, left_out, deadline, wait_s=wait_s)
+        remaining = services.keeper.remaining(needed)
+        yield Progress(step="waiting for blobs", detail=f"{len(needed)} missing, {remaining} bytes")
+        await _beyond(services, group, generation, deadline)
+        contents = await services.keeper.current(group)
     inputs = [item for item in contents.used if item.visible.tag not in left_out]
     if not inputs:
         raise EmptySetError(
@@ -57,27 +65,17 @@ async def resolve_group(
             hint=f"See: crdt-merge-node contribution list {name}",
         )
     job = _job(services, group, contents, inputs)
-    infos = await contribution_list(services, group)
-    chosen = {item.visible.tag.hex() for item in inputs}
-    plan = _plan(services, group, contents, job, infos=infos, chosen=chosen)
+    plan = await _plan(services, group, contents, job, inputs)
     yield plan
     result: ResolveResult | None = None
+    work = partial(_run, services, job, Path(output_path))
     try:
-        async for step in run_with_progress(
-            lambda report, cancelled: run_job(
-                job,
-                Path(output_path),
-                progress=report,
-                cancelled=cancelled,
-                fs=services.fs,
-                clock=services.clock,
-                rng=services.rng,
-            )
-        ):
-            if isinstance(step, Done):
-                result = step.value
-            else:
-                yield step
+        async with aclosing(run_with_progress(work)) as steps:
+            async for step in steps:
+                if isinstance(step, Done):
+                    result = step.value
+                else:
+                    yield step
     except CorruptError as error:
         await asyncio.to_thread(_set_aside_damage, services, inputs, contents)
         raise CorruptError(
@@ -86,14 +84,21 @@ async def resolve_group(
         ) from error
     assert result is not None, "a resolve ends with its result or raises"
     await _attest(services, group, result)
-    log.info(
-        "resolve.completed",
-        group=group,
-        output=result.output_digest,
-        bytes=result.nbytes,
-        duration_s=round(result.duration_s, 3),
-    )
     yield _report(services, group, contents, plan, result)
+
+
+def _run(
+    services: Services, job: ResolveJob, output: Path, report: Report, is_cancelled: IsCancelled
+) -> ResolveResult:
+    return run_job(
+        job,
+        output,
+        progress=report,
+        cancelled=is_cancelled,
+        fs=services.fs,
+        clock=services.clock,
+        rng=services.rng,
+    )
 
 
 def _set_aside_damage(services: Services, inputs: list[Item], contents: GroupContents) -> None:
@@ -106,25 +111,58 @@ def _set_aside_damage(services: Services, inputs: list[Item], contents: GroupCon
 
 
 def _refuse_if_late(
-    services: Services, name: str, contents: GroupContents, deadline: float, *, wait_s: float
+    services: Services,
+    group: bytes,
+    contents: GroupContents,
+    left_out: frozenset[bytes],
+    deadline: float,
+    *,
+    wait_s: float,
 ) -> None:
+    """Refuse what cannot be resolved, naming what is missing of what (SCENARIOS T48)."""
+    name = services.engine.replicas[group].state.genesis.name
+    if contents.problem:
+        raise ResolveError(
+            f'group "{name}" cannot be resolved: {contents.problem}.',
+            hint="An administrator of the group has to set another policy.",
+        )
     if services.clock.monotonic() < deadline:
         return
-    missing = sorted(contents.missing)
-    shown = ", ".join(blob.hex()[:12] for blob in missing[:4]) + (" …" if len(missing) > 4 else "")
+    lacking = [f"{what}: {_ids(blobs)}" for what, blobs in _lacking(services, contents, left_out)]
+    more = f"; and {len(lacking) - NAMED_MAX} more" if len(lacking) > NAMED_MAX else ""
     waited = f" after {wait_s:g} s" if wait_s else ""
+    hint = f"See: crdt-merge-node why {name}; --wait waits, --without TAG leaves a contribution out."
+    if not services.keeper.is_followed(group):
+        hint = f"This node does not fetch the group's bytes: crdt-merge-node group follow {name}"
     raise MissingBlobError(
-        f'group "{name}" lacks {len(missing)} blobs here{waited}: {shown or "a scan is under way"}.',
-        hint=f"See: crdt-merge-node why {name}; --wait waits, --without TAG leaves a contribution out.",
+        f'group "{name}" is not whole here{waited}; missing of {"; ".join(lacking[:NAMED_MAX])}{more}.',
+        hint=hint,
     )
 
 
-async def _next_comparison(services: Services, group: bytes, deadline: float) -> None:
+def _lacking(
+    services: Services, contents: GroupContents, left_out: frozenset[bytes]
+) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield what is not whole, in words, and the ids of what is missing of it."""
+    if contents.shared_missing:
+        yield "the schema or base", contents.shared_missing
+    for item in contents.awaited(left_out):
+        author = services.driver.name(item.visible.author) or item.visible.author.hex()[:12]
+        yield f"contribution {item.visible.tag.hex()[:12]} of {author}", item.missing
+
+
+def _ids(blobs: Iterable[bytes]) -> str:
+    shown = [blob.hex()[:12] for blob in sorted(blobs)]
+    more = f" and {len(shown) - NAMED_MAX} more" if len(shown) > NAMED_MAX else ""
+    return ", ".join(shown[:NAMED_MAX]) + more or "nothing, a scan is under way"
+
+
+async def _beyond(services: Services, group: bytes, generation: int, deadline: float) -> None:
     remaining = max(0.0, deadline - services.clock.monotonic())
     # Up to a second at a time, so that the person who waits sees the numbers move.
-    waiter = asyncio.ensure_future(services.keeper.next_comparison(group))
-    await asyncio.wait({waiter}, timeout=min(remaining, 1.0))
-    waiter.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(min(remaining, 1.0)):
+            await services.keeper.beyond(group, generation)
 
 
 def _job(services: Services, group: bytes, contents: GroupContents, inputs: list[Item]) -> ResolveJob:
@@ -186,15 +224,11 @@ def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
     return sources
 
 
-def _plan(
-    services: Services,
-    group: bytes,
-    contents: GroupContents,
-    job: ResolveJob,
-    *,
-    infos: tuple[ContributionInfo, ...],
-    chosen: set[str],
+async def _plan(
+    services: Services, group: bytes, contents: GroupContents, job: ResolveJob, inputs: list[Item]
 ) -> ResolvePlan:
+    infos = await contribution_list(services, group)
+    chosen = {item.visible.tag.hex() for item in inputs}
     policy = contents.view.policy
     model_bytes = sum(spec.nbytes for spec in job.schema.specs)
     return ResolvePlan(
@@ -211,20 +245,32 @@ def _plan(
         read_bytes=model_bytes * (len(job.inputs) + (job.base is not None)),
         output_bytes=model_bytes,
         memory_bytes=job.memory_bytes,
-        free_memory_bytes=0,
+        free_memory_bytes=available_memory_bytes(),
     )
 
 
 async def _attest(services: Services, group: bytes, result: ResolveResult) -> None:
-    profile = "" if result.profile == "bitwise" else result.profile
+    """Tell peers what was written, and remember it for those who come later."""
+    log.info(
+        "resolve.completed",
+        group=group,
+        output=result.output_digest,
+        bytes=result.nbytes,
+        duration_s=round(result.duration_s, 3),
+    )
     attest = Attest(
         group=group,
         resolve_key=result.resolve_key,
         output_digest=result.output_digest,
-        profile=profile,
+        profile="" if result.profile == "bitwise" else result.profile,
     )
-    await services.store.put_meta(f"attest/{group.hex()}/{result.resolve_key.hex()}", attest.to_body())
     services.driver.attest(attest)
+    try:
+        await remember_attestation(services.store, services.engine.attestations, attest)
+    except StoreFailedError:
+        raise
+    except StorageError as error:
+        log.warning("attestation.forgotten", group=group, error=error)  # The file is there all the same.
 
 
 def _report(

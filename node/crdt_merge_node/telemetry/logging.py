@@ -75,6 +75,18 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "blob.fetched": Event("debug", ("blob", "bytes", "duration_s"), "All chunks of a blob are durable here."),
     "blob.failed": Event("warning", ("blob", "error", "error_code"), "A fetch failed; it is tried again."),
+    "contents.failed": Event(
+        "warning", ("error", "error_code"), "What is here of a group could not be read; it is tried again."
+    ),
+    "scan.failed": Event(
+        "warning", ("blob", "error", "error_code"), "A content could not be looked through; tried again."
+    ),
+    "scan.forgotten": Event(
+        "debug", ("blob", "error"), "No room to remember what a scan found; it is scanned at the next start."
+    ),
+    "hold.failed": Event(
+        "warning", ("group", "error", "error_code"), "Peers could not be told what is held here; tried again."
+    ),
     "blob.refused": Event("warning", ("peer", "blob", "reason"), "A peer sent wrong bytes and is banned."),
     "blob.withheld": Event("debug", ("blob", "error"), "A blob that a peer asked for could not be read."),
     "bulk.lost": Event("debug", ("peer", "reason"), "A connection for fetching blobs ended."),
@@ -100,6 +112,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     # resolve
     "resolve.completed": Event("info", ("group", "output", "bytes", "duration_s"), "A model was written."),
     "resolve.failed": Event("warning", ("group", "error", "error_code"), "A model could not be written."),
+    "attestation.forgotten": Event(
+        "warning", ("group", "error", "error_code"), "A model was written and no room left to remember it."
+    ),
     "resolve.disagreed": Event(
         "error", ("group", "peer", "resolve_key"), "Two nodes got different outputs for one resolve key."
     ),

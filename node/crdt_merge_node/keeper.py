@@ -1,0 +1,387 @@
+"""Gets the bytes of contributions and finds out which may be used (PROTOCOL R14, R16).
+
+The replicated state says which contributions exist. For every group this compares the view with the blob
+store and, if the group is followed, asks for what is missing, until nothing is:
+
+    view -> schema, base manifest, manifests -> blobs -> scan for NaN -> used, HOLD
+
+It is level-triggered: any change (an operation, a fetched blob, damage) leads to one more comparison, and no
+step depends on having seen an earlier event. Whether a contribution may be used is decided from its bytes
+alone, so every node drops the same ones. Whatever a peer put into those bytes ends in a reason and never in
+an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Final
+
+from crdt_merge_protocol.blobs import Manifest, Schema, content_id, payload_id, schema_id
+from crdt_merge_protocol.engine import Engine
+from crdt_merge_protocol.errors import RemoteProtocolError
+from crdt_merge_protocol.operations import Hold, Kind, read_body
+from crdt_merge_protocol.quarantine import judge
+from crdt_merge_protocol.view import Visible
+
+from .bulk import Fetcher
+from .contents import GroupContents, Item, read_payload
+from .errors import ControlError, CorruptError, StorageError, StoreFailedError
+from .gossip import GossipDriver
+from .scans import Scans
+from .storage import Store
+from .telemetry.logging import get_logger
+from .watches import Watch
+from .wishes import Wish, Wishes
+
+log = get_logger()
+
+HOLD_TAGS_MAX: Final = 512
+"""Tags in one HOLD; they stand in the body and in the references."""
+RETRY_S: Final = 5.0
+DISPROVED_MAX: Final = 65_536
+
+
+class ContentKeeper:
+    """Fetches and judges the contents of all followed groups."""
+
+    def __init__(self, *, engine: Engine, driver: GossipDriver, store: Store, fetcher: Fetcher) -> None:
+        self._engine = engine
+        self._driver = driver
+        self._store = store
+        self._fetcher = fetcher
+        self._contents: dict[bytes, GroupContents] = {}
+        self._watches: dict[bytes, Watch] = {}
+        self._unfollowed: set[bytes] = set()
+        self._held: dict[bytes, set[bytes]] = {}
+        self._disproved: dict[tuple[bytes, int], str] = {}
+        """(blob, size) -> why no such blob can exist."""
+        self._scans = Scans(store, found=self._scanned)
+        self._wishes = Wishes(
+            came=self._changed_all,
+            disproved=self._note_disproved,
+            fatal=driver.fail,
+        )
+        self._damage = 0
+        self._is_closing = False
+
+    async def start(self) -> None:
+        """Begin with all groups that are here."""
+        for key, _ in await self._store.scan_meta("unfollowed/"):
+            self._unfollowed.add(bytes.fromhex(key.removeprefix("unfollowed/")))
+        await self._scans.load()
+        self._changed_all(self._engine.replicas)
+
+    async def close(self) -> None:
+        """Stop; a later start continues where this stopped."""
+        self._is_closing = True
+        await asyncio.gather(*(watch.close() for watch in self._watches.values()))
+        await self._wishes.close()
+        await self._scans.close()
+
+    # --- what others ask ----------------------------------------------------------------------------------
+
+    def changed(self, group: bytes) -> None:
+        """Compare the group again soon."""
+        if not self._is_closing:
+            self._watch(group).look_again()
+
+    def look_again(self) -> None:
+        """Compare every group again soon, from the start: blobs have gone away."""
+        self._damage += 1
+        self._changed_all(list(self._watches))
+
+    def contents(self, group: bytes) -> GroupContents | None:
+        """Return the last comparison, or None before the first."""
+        return self._contents.get(group)
+
+    async def current(self, group: bytes) -> GroupContents:
+        """Return a comparison that began after this call.
+
+        Raises:
+            StorageError: The store could not be read.
+            ControlError: The node is stopping.
+        """
+        if self._is_closing:
+            raise ControlError("the node is stopping.")
+        await self._watch(group).current()
+        return self._contents[group]
+
+    def generation(self, group: bytes) -> int:
+        """Return the number of the last comparison, to wait for a later one."""
+        return self._watch(group).generation
+
+    async def beyond(self, group: bytes, generation: int) -> None:
+        """Return once there is a comparison later than ``generation``.
+
+        Raises:
+            ControlError: The node is stopping.
+        """
+        await self._watch(group).beyond(generation)
+
+    def remaining(self, missing: Mapping[bytes, int]) -> int:
+        """Return how many bytes of these are still to come, those on disk of unfinished ones aside."""
+        if not missing:
+            return 0
+        underway = {want.id: want.missing_bytes for want in self._fetcher.missing()}
+        return sum(underway.get(blob, nbytes) for blob, nbytes in missing.items())
+
+    def is_followed(self, group: bytes) -> bool:
+        """Whether the blobs of the group are fetched."""
+        return group not in self._unfollowed
+
+    async def follow(self, group: bytes, *, follow: bool) -> None:
+        """Fetch the blobs of a group from now on, or stop it; remembered."""
+        key = f"unfollowed/{group.hex()}"
+        if follow:
+            await self._store.delete_meta(key)
+            self._unfollowed.discard(group)
+        else:
+            await self._store.put_meta(key, b"1")
+            self._unfollowed.add(group)
+        self.changed(group)
+
+    async def note_finite(self, content: bytes, *, is_finite: bool) -> None:
+        """Remember what a scan of all tensors of a content found."""
+        await self._scans.note(content, is_finite=is_finite)
+
+    def named_blobs(self) -> frozenset[bytes]:
+        """Return every blob that a contribution or base of any group consists of, as far as it is known."""
+        manifests: list[Manifest | None] = [contents.base for contents in self._contents.values()]
+        manifests += [item.manifest for one in self._contents.values() for item in one.items.values()]
+        return frozenset(entry.blob for manifest in manifests if manifest for entry in manifest.entries)
+
+    # --- what leads to a comparison -----------------------------------------------------------------------
+
+    def _watch(self, group: bytes) -> Watch:
+        if group not in self._watches:
+            self._watches[group] = Watch(
+                partial(self._compare, group), fatal=self._driver.fail, name=group.hex()[:8]
+            )
+        return self._watches[group]
+
+    def _changed_all(self, groups: Iterable[bytes]) -> None:
+        for group in groups:
+            self.changed(group)
+
+    def _scanned(self, content: bytes) -> None:
+        for group, contents in self._contents.items():
+            if any(item.visible.content == content for item in contents.items.values()):
+                self.changed(group)
+
+    def _note_disproved(self, blob: bytes, nbytes: int, reason: str) -> None:
+        if len(self._disproved) >= DISPROVED_MAX:
+            self._disproved.clear()  # What is still needed will be disproved again.
+        self._disproved[blob, nbytes] = reason
+
+    # --- the comparison -----------------------------------------------------------------------------------
+
+    async def _compare(self, group: bytes) -> None:
+        state = self._engine.state(group)
+        assert state is not None, "groups are never dropped"
+        view, before = state.view, self._contents.get(group)
+        contents = GroupContents(view=view, damage=self._damage)
+        if before is not None and before.damage != self._damage:
+            before = None
+        await self._fill_shared(contents)
+        for is_pending, shown in ((False, view.visible), (True, view.pending)):
+            for visible in shown:
+                contents.items[visible.tag] = await self._look_at(
+                    visible,
+                    contents,
+                    before.items.get(visible.tag) if before else None,
+                    is_pending=is_pending,
+                )
+        self._contents[group] = contents
+        is_followed = self.is_followed(group)
+        self._wishes.need(group, self._all_wishes(contents) if is_followed else ())
+        if is_followed:
+            await self._hold(group, contents)
+
+    async def _fill_shared(self, contents: GroupContents) -> None:
+        """Find what every contribution is judged by and merged with."""
+        policy = contents.view.policy
+        try:
+            if (data := await self._object(policy.schema)) is None:
+                contents.shared_missing[policy.schema] = 0
+            else:
+                contents.schema = Schema.decode(data)
+            if policy.base is None:
+                return
+            if (data := await self._object(policy.base)) is None:
+                contents.shared_missing[policy.base] = 0
+                return
+            contents.base = Manifest.decode(data)
+        except RemoteProtocolError as error:
+            contents.problem = f"the schema or the base of its policy is unreadable: {error.message}"
+            return
+        lies = self._lie(contents.base)
+        contents.problem = f"the base of its policy is impossible: {lies}" if lies else ""
+        if not lies:
+            contents.shared_missing |= self._missing_blobs(contents.base)
+
+    async def _look_at(
+        self, visible: Visible, contents: GroupContents, before: Item | None, *, is_pending: bool
+    ) -> Item:
+        """Find out how much of one contribution is here and whether it may be used."""
+        item = Item(visible=visible, is_pending=is_pending)
+        await self._read_meta(item, before)
+        if contents.schema is None:
+            return item
+        item.judged_by = (contents.view.policy.schema, contents.view.policy.weight_cap)
+        if before is not None and before.is_judged and before.judged_by == item.judged_by:
+            item.manifest, item.tensors, item.nbytes = before.manifest, before.tensors, before.nbytes
+            item.problem, item.is_judged = before.problem, True
+            return item
+        problem = await self._read_manifest(item, contents.schema, before)
+        if problem is None:
+            return item
+        problem = problem or self._judge_bytes(item)
+        if problem:
+            item.problem, item.is_judged, item.manifest = problem, True, None
+            item.missing.clear()
+        return item
+
+    async def _read_manifest(self, item: Item, schema: Schema, before: Item | None) -> str | None:
+        """Get the manifest; return what is wrong with it, empty if nothing is, None if it is not here."""
+        visible = item.visible
+        if before is not None and before.manifest is not None:
+            item.manifest = before.manifest  # One tag has one content.
+        else:
+            data = await self._object(visible.content)
+            if data is None:
+                item.missing[visible.content] = 0
+                return None
+            try:
+                item.manifest = Manifest.decode(data)
+            except RemoteProtocolError as error:
+                return f"its manifest is unreadable: {error.message}"
+        item.tensors, item.nbytes = len(item.manifest.entries), item.manifest.nbytes
+        if before is not None and before.manifest is not None and before.judged_by == item.judged_by:
+            return self._lie(item.manifest)
+        return self._judge_manifest(item, schema)
+
+    def _judge_manifest(self, item: Item, schema: Schema) -> str:
+        assert item.manifest is not None, "the caller has read it"
+        assert item.judged_by is not None, "the caller has set it"
+        problem = ""
+        if item.is_model:
+            problem = judge(schema, item.judged_by[1], item.manifest, item.visible.weight, None) or ""
+        return problem or self._lie(item.manifest)
+
+    def _judge_bytes(self, item: Item) -> str:
+        """Judge by the bytes, if they are here; else note what is missing."""
+        assert item.manifest is not None, "the caller has read it"
+        content = item.visible.content
+        is_finite = self._scans.verdict(content)
+        if is_finite is False and item.is_model:
+            return "it holds NaN, infinity or a boolean that is neither 0 nor 1"
+        item.missing = self._missing_blobs(item.manifest)
+        if item.missing:
+            return ""
+        if is_finite is None and item.is_model:
+            item.is_scanning = True
+            self._scans.begin(content, item.manifest)
+        else:
+            item.is_judged = True
+        return ""
+
+    def _lie(self, manifest: Manifest) -> str:
+        """Return which tensor cannot have the size that a manifest says, as far as that is proven."""
+        for entry in manifest.entries:
+            nbytes = entry.spec.nbytes
+            actual = self._store.blobs.size(entry.blob)
+            if actual is not None and actual != nbytes:
+                return f"tensor {entry.spec.name} has {nbytes} bytes and its blob {actual}"
+            if reason := self._disproved.get((entry.blob, nbytes)):
+                return f"tensor {entry.spec.name}: {reason}"
+        return ""
+
+    def _missing_blobs(self, manifest: Manifest) -> dict[bytes, int]:
+        blobs = self._store.blobs
+        return {entry.blob: entry.spec.nbytes for entry in manifest.entries if not blobs.has(entry.blob)}
+
+    async def _read_meta(self, item: Item, before: Item | None) -> None:
+        payload = item.visible.payload
+        if payload is None or (before is not None and before.has_meta):
+            item.meta, item.has_meta = before.meta if before else {}, True
+        elif (data := await self._object(payload)) is not None:
+            item.meta, item.has_meta = read_payload(data), True
+
+    async def _object(self, object_id: bytes) -> bytes | None:
+        if not self._store.blobs.has_object(object_id):
+            return None
+        try:
+            return await asyncio.to_thread(self._store.blobs.get_object, object_id)
+        except CorruptError:
+            return None  # It was set aside and is fetched again.
+
+    # --- wishes -------------------------------------------------------------------------------------------
+
+    def _all_wishes(self, contents: GroupContents) -> Iterator[Wish]:
+        policy = contents.view.policy
+        names: dict[bytes, Callable[[bytes], bytes]] = {policy.schema: schema_id}
+        if policy.base is not None:
+            names[policy.base] = content_id
+        for key, nbytes in contents.shared_missing.items():
+            name = names.get(key)
+            yield self._blob_wish(key, nbytes, b"") if name is None else self._object_wish(key, name, b"")
+        for item in contents.items.values():
+            author, visible = item.visible.author, item.visible
+            if visible.payload is not None and not item.has_meta:
+                yield self._object_wish(visible.payload, payload_id, author)
+            for key, nbytes in item.missing.items():
+                if key == visible.content:
+                    yield self._object_wish(key, content_id, author)
+                else:
+                    yield self._blob_wish(key, nbytes, author)
+
+    def _blob_wish(self, blob: bytes, nbytes: int, owner: bytes) -> Wish:
+        start = partial(self._fetcher.want_blob, blob, nbytes)
+        return Wish(id=blob, nbytes=nbytes, owner=owner, start=start)
+
+    def _object_wish(self, object_id: bytes, name: Callable[[bytes], bytes], owner: bytes) -> Wish:
+        async def start() -> None:
+            await self._fetcher.want_object(object_id, lambda found: name(found) == object_id)
+
+        return Wish(id=object_id, nbytes=0, owner=owner, start=start)
+
+    # --- HOLD ---------------------------------------------------------------------------------------------
+
+    async def _hold(self, group: bytes, contents: GroupContents) -> None:
+        """Tell the group which contributions are whole here, if its policy asks for it (PROTOCOL R16)."""
+        if contents.view.policy.holders == 0:
+            return
+        if group not in self._held:
+            self._held[group] = self._held_before(group)
+        held = self._held[group]
+        tags = sorted(
+            tag
+            for tag, item in contents.items.items()
+            if item.is_judged
+            and not item.problem
+            and tag not in held
+            and item.visible.author != self._engine.node
+        )
+        for start in range(0, len(tags), HOLD_TAGS_MAX):
+            page = tuple(tags[start : start + HOLD_TAGS_MAX])
+            try:
+                await self._driver.author(group, Kind.HOLD, Hold(tags=page).encode(), page)
+            except StoreFailedError:
+                raise
+            except StorageError as error:
+                log.warning("hold.failed", group=group, error=error)
+                asyncio.get_running_loop().call_later(RETRY_S, self.changed, group)
+                return
+            held.update(page)
+
+    def _held_before(self, group: bytes) -> set[bytes]:
+        state = self._engine.state(group)
+        assert state is not None, "groups are never dropped"
+        held: set[bytes] = set()
+        for signed in state.causal():
+            body = read_body(signed.operation) if signed.operation.author == self._engine.node else None
+            if isinstance(body, Hold):
+                held.update(body.tags)
+        return held
