@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
+from crdt_merge_protocol.errors import CrdtMergeError
 
 from .app import PROGRAM
 from .options import Invocation, command
-from .output import clean, facts, say, say_json
+from .output import clean, facts, note, say, say_json
 from .place import find_data_dir
 
 if TYPE_CHECKING:
+    from crdt_merge_node.config import Config
+    from crdt_merge_node.transport.first_invite import FirstInvite
     from crdt_merge_node.transport.identity import Identity
+
+FIRST_INVITE_S: Final = 86_400
+"""How long the token works that is made with the cluster: as long as one of `invite`."""
 
 
 @click.command()
@@ -41,8 +48,9 @@ def init(
 ) -> None:
     """Make this node: in a new cluster, or with --join in an existing one.
 
-    Safe to run again if it was interrupted. What is given of --name, --host, --port and --advertise is
-    written to config.toml in the data directory.
+    With a new cluster comes the line for the next machine, whose token works once, for a day. Safe to run
+    again if it was interrupted. What is given of --name, --host, --port and --advertise is written to
+    config.toml in the data directory.
     """
     given = {
         "node.name": name,
@@ -51,11 +59,12 @@ def init(
         "listen.advertise": advertise or None,
     }
     settings = {key: value for key, value in given.items() if value is not None}
-    _check(invocation, settings)
+    config = _check(invocation, settings)
     before = _files(invocation.data_dir)
     invocation.data_dir.parent.mkdir(parents=True, exist_ok=True)
     identity = _join(invocation.data_dir, token) if token else _create(invocation.data_dir, cluster)
     _write_settings(invocation.data_dir / "config.toml", settings)
+    first = None if token else _invite(invocation.data_dir, identity, config)
     written = sorted(_files(invocation.data_dir) - before)
     if invocation.is_json:
         say_json(
@@ -66,21 +75,24 @@ def init(
             data_dir=str(invocation.data_dir),
             written=written,
             has_ca=not token,
-            next=_next(invocation),
+            join=_join_line(first) if first else None,
+            join_expires=first.expires if first else None,
+            next=_next(invocation, first),
         )
     else:
-        _show(invocation, identity, written, has_ca=not token)
+        _show(invocation, identity, written, first, has_ca=not token)
 
 
-def _check(invocation: Invocation, settings: Mapping[str, object]) -> None:
-    """Refuse settings with which the daemon would not start, before anything is written."""
+def _check(invocation: Invocation, settings: Mapping[str, object]) -> Config:
+    """Return the configuration; refuse one that the daemon would refuse, before anything is written."""
     from crdt_merge_node.config import load_config
     from crdt_merge_node.errors import ConfigError
 
-    load_config(None, {**settings, "node.data_dir": str(invocation.data_dir)}, os.environ)
+    config = load_config(None, {**settings, "node.data_dir": str(invocation.data_dir)}, os.environ)
     path = invocation.data_dir / "config.toml"
     if settings and path.exists():
         raise ConfigError(f"{path} is there already and is not overwritten.", hint="Edit it instead.")
+    return config
 
 
 def _create(data_dir: Path, cluster: str) -> Identity:
@@ -103,6 +115,33 @@ def _join(data_dir: Path, token: str) -> Identity:
     )
 
 
+def _invite(data_dir: Path, identity: Identity, config: Config) -> FirstInvite | None:
+    """Return the token for the next machine; none if nobody can tell yet where this one will be reached."""
+    from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
+    from crdt_merge_node.telemetry.logging import configure_logging
+    from crdt_merge_node.transport.first_invite import expected_addresses, make_first_invite
+
+    configure_logging(level="warning", form=config.log.format)
+    addresses = expected_addresses(config.listen.host, config.listen.port, config.listen.advertise)
+    if not addresses:
+        return None
+    work = make_first_invite(
+        data_dir,
+        identity,
+        addresses,
+        expires_s=FIRST_INVITE_S,
+        fs=SystemFs(),
+        clock=SystemClock(),
+        rng=SystemRng(),
+    )
+    try:
+        return asyncio.run(work)
+    except CrdtMergeError as error:
+        # The node is made, and `invite` does the same later; a full disk also stops `run`, which says so.
+        note(f"no invitation was made: {clean(error.message)}")
+        return None
+
+
 def _files(data_dir: Path) -> set[str]:
     return {str(path) for path in data_dir.rglob("*") if path.is_file()}
 
@@ -122,8 +161,12 @@ def _write_settings(path: Path, settings: Mapping[str, object]) -> None:
     replace_file(SystemFs(), path, ("\n".join(lines) + "\n").encode())
 
 
-def _next(invocation: Invocation) -> list[str]:
-    return [f"{_program(invocation)} run", f"{_program(invocation)} invite"]
+def _join_line(first: FirstInvite) -> str:
+    return f"{PROGRAM} init --join {first.token}"
+
+
+def _next(invocation: Invocation, first: FirstInvite | None) -> list[str]:
+    return [f"{_program(invocation)} run", *([] if first else [f"{_program(invocation)} invite"])]
 
 
 def _program(invocation: Invocation) -> str:
@@ -133,7 +176,14 @@ def _program(invocation: Invocation) -> str:
     return f"{PROGRAM} --data-dir {shlex.quote(str(invocation.data_dir))}"
 
 
-def _show(invocation: Invocation, identity: Identity, written: list[str], *, has_ca: bool) -> None:
+def _show(
+    invocation: Invocation,
+    identity: Identity,
+    written: list[str],
+    first: FirstInvite | None,
+    *,
+    has_ca: bool,
+) -> None:
     say(f"node {identity.node.hex()}")
     say(
         facts(
@@ -144,11 +194,18 @@ def _show(invocation: Invocation, identity: Identity, written: list[str], *, has
             )
         )
     )
-    run, invite = _next(invocation)
     say("")
-    say(f"Start it:          {run}")
-    if has_ca:
-        say(f"Then, for the next machine, this prints its `{PROGRAM} init --join …`:")
-        say(f"                   {invite}")
-        say("")
-        say(f"{invocation.data_dir / 'ca' / 'ca.key'} is what admits nodes to the cluster: keep a safe copy.")
+    say(f"Start it:                          {_program(invocation)} run")
+    if not has_ca:
+        return
+    if first:
+        until = dt.datetime.fromtimestamp(first.expires, dt.UTC)
+        say(f"Then, on the next machine:         {_join_line(first)}")
+        where = " or ".join(first.addresses)
+        say(f"  (works once, until {until:%Y-%m-%d %H:%M} UTC, on a machine that reaches {where})")
+        say(f"For every further one, a new line: {_program(invocation)} invite")
+    else:
+        say("Then, for the line that the next")
+        say(f"machine needs (init --join ...):   {_program(invocation)} invite")
+    say("")
+    say(f"{invocation.data_dir / 'ca' / 'ca.key'} is what admits nodes to the cluster: keep a safe copy.")

@@ -89,7 +89,10 @@ class Identity:
             ConfigError: There is an identity already.
         """
         if cls.is_present(data_dir, fs):
-            raise ConfigError(f"{data_dir} already holds a node.", hint="Give another --data-dir.")
+            raise ConfigError(
+                f"{data_dir} already holds a node.",
+                hint="Start it with `crdt-merge-node run`, or give another --data-dir.",
+            )
         node_key, tls_key = prepare_keys(data_dir, fs=fs, rng=rng)
         authority = load_authority(data_dir, fs)
         if authority is None:

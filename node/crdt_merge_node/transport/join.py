@@ -130,7 +130,10 @@ async def join(token_text: str, data_dir: Path, *, fs: Fs, net: Net, clock: Cloc
     """
     token = Token.from_text(token_text)
     if Identity.is_present(data_dir, fs):
-        raise ConfigError(f"{data_dir} already holds a node.", hint="Give another --data-dir.")
+        raise ConfigError(
+            f"{data_dir} already holds a node.",
+            hint="Start it with `crdt-merge-node run`, or give another --data-dir.",
+        )
     problems = []
     for address in token.addresses:
         try:

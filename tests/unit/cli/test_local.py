@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -20,8 +21,10 @@ from crdt_merge_node.cli.run import banner
 from crdt_merge_node.cli.values import parse_weight
 from crdt_merge_node.config import load_config
 from crdt_merge_node.config.loading import default_data_dir
-from crdt_merge_node.ports import SystemFs
+from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
+from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_node.transport.identity import Identity
+from crdt_merge_node.transport.invites import StoredInvites, Token, invite_digest
 from safetensors.numpy import load_file, save_file
 
 
@@ -42,6 +45,37 @@ def test_init_asks_nothing_and_prints_the_node_the_paths_and_what_comes_next(tmp
         assert path.is_dir() or f"written  {path}" in result.stdout
     assert f"crdt-merge-node --data-dir {data} run" in result.stdout
     assert f"crdt-merge-node --data-dir {data} invite" in result.stdout
+    assert re.search(r"crdt-merge-node init --join cmn1-[a-z2-7]+\n", result.stdout)
+
+
+def test_the_join_line_that_init_prints_is_in_the_book_that_the_daemon_will_read(tmp_path: Path) -> None:
+    result = _run("init", "--data-dir", str(tmp_path), "--advertise", "node.example:7946", "--json")
+
+    answer = json.loads(result.stdout)
+    token = Token.from_text(answer["join"].rpartition(" ")[2])
+    assert token.addresses == ("node.example:7946",)
+    assert token.cluster.hex() == answer["cluster"]
+
+    async def verdicts() -> list[str]:
+        data = DataDir.open(tmp_path, fs=SystemFs())
+        store = await Store.open(data, clock=SystemClock(), rng=SystemRng())
+        book, digest = StoredInvites(store), invite_digest(token.secret)
+        try:
+            times = (token.expires_at - 1, token.expires_at)
+            return [await book.consume(digest, bytes(32), now=now) for now in times]
+        finally:
+            await store.close()
+            data.close()
+
+    assert asyncio.run(verdicts()) == ["ok", "expired"]
+
+
+def test_init_promises_no_join_line_for_an_address_that_only_the_daemon_will_know(tmp_path: Path) -> None:
+    result = _run("init", "--data-dir", str(tmp_path), "--port", "0", "--json")
+
+    answer = json.loads(result.stdout)
+    assert answer["join"] is None
+    assert answer["next"][-1].endswith(" invite")
 
 
 def test_init_never_overwrites_a_node(tmp_path: Path) -> None:
