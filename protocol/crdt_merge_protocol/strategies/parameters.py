@@ -51,6 +51,17 @@ class Parameter:
             return self.mergekit_default
         return self.default
 
+    def values(self) -> str:
+        """Return which values it takes, in one phrase."""
+        if self.type == "choice":
+            return "|".join(self.choices)
+        if self.type == "boolean":
+            return "true|false"
+        if self.low is None and self.high is None:
+            return self.type
+        least, greatest = self.low or "", self.high or ""
+        return "|".join((f"{least}..{greatest}", *self.choices))
+
     def parse(self, text: str) -> Value:
         """Return the typed value of a text.
 
@@ -125,10 +136,14 @@ def validate_parameters(
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ParameterError(
-            "; ".join(problems) + ".", hint=f"`strategy show {strategy}` lists what can be set."
-        )
+        raise ParameterError("; ".join(problems) + ".", hint=_settable(strategy, parameters))
     return values
+
+
+def _settable(strategy: str, parameters: Sequence[Parameter]) -> str:
+    """Return the remedy for a wrong parameter: everything that can be set, and to what."""
+    known = ", ".join(f"{parameter.name} ({parameter.values()})" for parameter in parameters)
+    return f"{strategy} takes: {known}." if known else f"{strategy} takes no parameters."
 
 
 def normalise_parameters(
@@ -164,4 +179,4 @@ def _spell_decimal(value: Fraction) -> str:
 
 def _suggest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -55,14 +55,22 @@ def test_decimals_are_exact():
     assert get("slerp").validate({"tol": "1e-12"})["tol"] == Fraction(1, 10**12)
 
 
+def test_the_hint_for_a_wrong_parameter_lists_what_can_be_set_and_to_what():
+    with pytest.raises(ParameterError) as caught:
+        get("ties").validate({"densty": "0.5"})
+
+    assert "density (0..1)" in caught.value.hint
+    assert "profile (paper|mergekit)" in caught.value.hint
+
+
 def test_all_problems_are_reported_at_once_with_suggestions():
     with pytest.raises(ParameterError) as caught:
         get("ties").validate({"densty": "0.5", "lambda": "9", "scope": "modl", "elect": "sum"})
 
-    message = str(caught.value)
-    assert "no parameter 'densty'; did you mean 'density'?" in message
+    message = caught.value.message
+    assert "no parameter 'densty' (did you mean 'density'?)" in message
     assert "lambda lies in 0..3, not 9" in message
-    assert "'modl'; did you mean 'model'?" in message
+    assert "'modl' (did you mean 'model'?)" in message
     assert "elect" not in message
 
 
