@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +27,13 @@ def demo(invocation: Invocation, *, seed: int) -> None:
     Needs the `demo` extra (scikit-learn, for its digits). Exit status 0 only if all nodes converged, all
     files of a strategy have one SHA-256, and averaging beats both the base and the best individual.
     """
-    try:
-        from crdt_merge_node.demo.story import Story
-    except ImportError as error:
+    # Asked for before anything starts: the story imports it only when five daemons already run.
+    if importlib.util.find_spec("sklearn") is None:
         raise click.UsageError(
-            f"{error.name} is not installed: pip install 'crdt-merge-node[demo]'"
-        ) from None
+            "The digits come from scikit-learn, which is not installed: pip install 'crdt-merge-node[demo]'"
+        )
+    from crdt_merge_node.demo.story import Story
+
     with tempfile.TemporaryDirectory(prefix="cmn-") as directory:
         story = Story(seed=seed, tell=note if invocation.is_json else say, directory=Path(directory))
         outcome = asyncio.run(story.run())

@@ -91,7 +91,9 @@ def show_report(report: ResolveReport) -> None:
 
 def _show_excluded(excluded: tuple[ContributionInfo, ...]) -> None:
     for item in excluded:
-        note(f"not used: {_label(item)}, {item.state}: {clean(item.reason)}")
+        # What would be used is only left out because --without names it.
+        why = "left out by --without" if item.state == "used" else f"{item.state}: {clean(item.reason)}"
+        note(f"not used: {_label(item)}, {why}")
 
 
 def _label(item: ContributionInfo) -> str:

@@ -41,7 +41,9 @@ def show_status(found: Status) -> None:
     """Print one screen."""
     _show_node(found)
     show_alarms(found.alarms, found.now)
+    say("")
     show_peers(found.peers, found.now)
+    say("")
     show_groups(found.groups)
 
 
@@ -79,7 +81,6 @@ def show_alarms(alarms: tuple[Alarm, ...], now: float) -> None:
 
 def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
     """Print peers by state."""
-    say("")
     if not peers:
         say("no peers: `invite` prints what to run on the next machine")
         return
@@ -106,7 +107,6 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
 
 def show_groups(groups: tuple[GroupInfo, ...]) -> None:
     """Print groups with what is missing, never a percentage."""
-    say("")
     if not groups:
         say("no groups: `group create` makes one")
         return

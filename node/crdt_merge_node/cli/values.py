@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -19,18 +20,20 @@ def parse_weight(text: str) -> int:
     """Return a decimal such as ``0.5`` in units of 2^-32, the nearest one.
 
     Raises:
-        click.BadParameter: Not a decimal number of the allowed size.
+        click.BadParameter: Not a decimal number above 0 and of the allowed size.
     """
+    limit = WEIGHT_MAX // WEIGHT_ONE
     try:
         number = Decimal(text.strip())
     except InvalidOperation:
         raise click.BadParameter(f"{text!r} is not a number.") from None
-    if not number.is_finite() or abs(number.adjusted()) > _EXPONENT_MAX:
-        raise click.BadParameter(f"{text!r} is too large or too small.")
+    if not number.is_finite() or number <= 0:
+        raise click.BadParameter(f"{text!r} is not a number above 0.")
+    if abs(number.adjusted()) > _EXPONENT_MAX:
+        raise click.BadParameter(f"{text!r} is too large or too small: at most {limit}, at least 2^-32.")
     units = round(Fraction(number) * WEIGHT_ONE)
-    if abs(units) > WEIGHT_MAX:
-        limit = WEIGHT_MAX // WEIGHT_ONE
-        raise click.BadParameter(f"{text} is not between -{limit} and {limit}.")
+    if not 0 < units <= WEIGHT_MAX:
+        raise click.BadParameter(f"{text} is too large or too small: at most {limit}, at least 2^-32.")
     return units
 
 
@@ -72,5 +75,20 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().absolute())
 
 
-READABLE = click.Path(exists=True, dir_okay=False, readable=True)
+class _Readable(click.Path):
+    """An existing file; whoever names one of another machine is told where it has to be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that the file is here."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if _ELSEWHERE.match(str(value)):
+                error.message = f"{value!r} is not a file of this machine: copy it here first."
+            raise
+
+
+_ELSEWHERE: Final = re.compile(r"(\w+://|[\w.@-]+:)")
+"""How people write a file of another machine: as a URL, or as scp does."""
+READABLE = _Readable(exists=True, dir_okay=False, readable=True)
 OUTPUT = click.Path(dir_okay=False)

@@ -151,7 +151,7 @@ def test_a_relative_path_reaches_the_daemon_as_an_absolute_one(
     assert node.last("resolve")["output_path"] == str(file.parent / "out.safetensors")
 
 
-@pytest.mark.parametrize("weight", ["x", "1e99", "nan", "inf", "2147483649", ""])
+@pytest.mark.parametrize("weight", ["x", "1e99", "nan", "inf", "2147483649", "", "0", "-1"])
 def test_a_weight_that_is_none_is_bad_usage(run: Any, node: FakeNode, file: Path, weight: str) -> None:
     assert run("contribution", "add", "digits", str(file), "--weight", weight).exit_code == 2
     assert node.requests == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -149,9 +151,30 @@ def test_the_banner_says_who_where_and_warns_of_an_address_nobody_can_dial() -> 
 def test_a_weight_is_rounded_to_the_nearest_unit() -> None:
     assert parse_weight("1") == 1 << 32
     assert parse_weight("0.5") == 1 << 31
-    assert parse_weight("-2") == -(2 << 32)
     assert parse_weight("0.1") == round(0.1 * 2**32)
-    assert parse_weight("1e-30") == 0
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e-30", "1e30", "nan", "inf", "1e999999999", "one", ""])
+def test_a_weight_is_a_number_above_0_that_the_wire_can_carry(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        parse_weight(text)
+
+
+@pytest.mark.parametrize("file", ["host:/models/a.safetensors", "https://host/a.safetensors"])
+def test_a_file_of_another_machine_is_refused_with_what_to_do(file: str) -> None:
+    result = _run("contribution", "add", "digits", file)
+
+    assert result.exit_code == 2
+    assert "copy it here first" in result.stderr
+
+
+def test_demo_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+
+    result = _run("demo")
+
+    assert result.exit_code == 2
+    assert "pip install 'crdt-merge-node[demo]'" in result.stderr
 
 
 def test_command_and_daemon_agree_on_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
