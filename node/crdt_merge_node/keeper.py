@@ -66,11 +66,14 @@ class ContentKeeper:
         self._damage = 0
         self._is_closing = False
 
-    async def start(self) -> None:
-        """Begin with all groups that are here."""
+    async def load(self) -> None:
+        """Read what is remembered over restarts; called before anything changes."""
         for key, _ in await self._store.scan_meta("unfollowed/"):
             self._unfollowed.add(bytes.fromhex(key.removeprefix("unfollowed/")))
         await self._scans.load()
+
+    def start(self) -> None:
+        """Begin with all groups that are here."""
         self._changed_all(self._engine.replicas)
 
     async def close(self) -> None:

@@ -18,15 +18,14 @@ from typing import Any
 
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.errors import CrdtMergeError
-from crdt_merge_protocol.genesis import Genesis
 
+from . import boot
 from .alarms import Alarms
 from .allocator import keep_large_buffers
 from .api import LocalNode
-from .attesting import alarm_mismatch, load_attestations
+from .attesting import alarm_mismatch
 from .bulk import BulkServer, Fetcher
 from .config import Config
-from .control.model import Severity
 from .control.service import ControlServer
 from .control.socket_path import control_socket
 from .errors import PeerUnreachableError
@@ -35,7 +34,7 @@ from .imports import ImportDesk
 from .keeper import ContentKeeper
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .services import Services
-from .storage import DataDir, Store, compare_root, replay, save_root
+from .storage import DataDir, Store
 from .telemetry.logging import configure_logging, get_logger
 from .transport import (
     ALPN_BULK,
@@ -49,6 +48,7 @@ from .transport import (
     TlsContexts,
     load_authority,
 )
+from .transport.certificates import CertificateAuthority
 from .version import VERSION
 
 log = get_logger()
@@ -91,30 +91,43 @@ def run(config: Config, *, on_ready: Callable[[Facts], None] = lambda _facts: No
 
 
 async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
-    stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _resolve, stop, signal.Signals(number).name)
-    try:
-        async with running_node(config, World()) as node:
-            on_ready(node.facts())
-            await _first_of(stop, node.failed)
-            error = node.failed.result() if node.failed.done() else None
-    except CrdtMergeError as error_at_start:
-        log.error("node.failed", error=error_at_start)  # noqa: TRY400 - a person reads it; no traceback.
-        raise
-    if error is not None:
-        log.error("node.failed", error=error, exc_info=error)
-        return error.exit_code if isinstance(error, CrdtMergeError) else 1
-    return 0
+        loop.add_signal_handler(number, _resolve, stop)
+    return await serve(config, World(), stop=stop, on_ready=lambda node: on_ready(node.facts()))
 
 
-async def _first_of(*futures: asyncio.Future[Any]) -> None:
-    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _resolve(stop: asyncio.Future[str], value: str) -> None:
+def _resolve(stop: asyncio.Future[None]) -> None:
     if not stop.done():
-        stop.set_result(value)
+        stop.set_result(None)
+
+
+async def serve(
+    config: Config,
+    world: World,
+    *,
+    stop: asyncio.Future[None],
+    on_ready: Callable[[RunningNode], None] = lambda _node: None,
+) -> int:
+    """Run a node until ``stop`` is resolved or it cannot go on; return the exit status of the process.
+
+    Raises:
+        CrdtMergeError: It cannot be opened.
+    """
+    try:
+        async with running_node(config, world) as node:
+            on_ready(node)
+            await asyncio.wait((stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
+    except CrdtMergeError as error:
+        log.error("node.failed", error=error)  # noqa: TRY400 - a person reads it; no traceback.
+        raise
+    if not node.failed.done():
+        return 0
+    failure = node.failed.result()
+    is_bug = not isinstance(failure, CrdtMergeError)
+    log.error("node.failed", error=failure, exc_info=failure if is_bug else None)
+    return failure.exit_code if isinstance(failure, CrdtMergeError) else 1
 
 
 class RunningNode:
@@ -185,61 +198,22 @@ async def _open_services(
     stack.callback(data.close)
     identity = Identity.load(data.path, world.fs)
     keepers: list[ContentKeeper] = []
-    store = await Store.open(
-        data,
-        fs=world.fs,
-        clock=world.clock,
-        rng=world.rng,
-        on_fatal=fail,
-        on_corrupt=lambda _blob, _reason: _look_again(keepers),
-        reserve_bytes=int(config.storage.reserve_bytes),
-        executor=world.executor,
-        vfs=world.vfs,
-    )
+    store = await _open_store(config, world, data, fail, keepers)
     stack.push_async_callback(store.close)
     await store.bind_cluster(identity.cluster)
     engine = Engine(identity.node_key, random_bytes=world.rng.bytes)
     alarms = Alarms(world.clock)
-    await _load(engine, store, config, identity, alarms)
+    await boot.load(engine, store, alarms)
+    for address in (*config.peers.seeds, *identity.introducers):
+        engine.overlay.add_seed(address)
     driver = GossipDriver(engine, store, world.clock, own_name=config.node.name)
-    authority = load_authority(data.path, world.fs)
-    invites = None if authority is None else StoredInvites(store)
-    join_service = None
-    if authority is not None and invites is not None:
-        join_service = JoinService(
-            authority,
-            invites,
-            cluster_name=identity.cluster_name,
-            clock=world.clock,
-            introducers=lambda: _introducers(driver),
-            on_joined=lambda node, remote: log.info("node.admitted", peer=node, remote=remote),
-        )
     bulk_server = BulkServer(store.blobs)
     stack.push_async_callback(bulk_server.close)
-
-    def connected(connection: Connection) -> None:
-        if connection.alpn == ALPN_BULK:
-            bulk_server.serve(connection)
-        else:
-            driver.connected(connection, dialled=None)
-
-    endpoint = Endpoint(
-        identity,
-        EndpointConfig(
-            host=config.listen.host,
-            port=config.listen.port,
-            advertise=config.listen.advertise,
-            agent=f"crdt-merge-node/{VERSION}",
-            features=(f"name={config.node.name}",) if config.node.name else (),
-        ),
-        net=world.net,
-        clock=world.clock,
-        rng=world.rng,
-        admit=lambda peer: engine.overlay.refusal(peer, now=world.clock.monotonic()),
-        on_connection=connected,
-        on_refused=driver.refused,
-        join_service=join_service,
-        contexts=world.contexts,
+    authority = load_authority(data.path, world.fs)
+    invites = None if authority is None else StoredInvites(store)
+    joining = None if authority is None or invites is None else _joining(authority, invites, identity, driver)
+    endpoint = _make_endpoint(
+        config, world, identity, driver=driver, bulk_server=bulk_server, joining=joining
     )
     fetcher = Fetcher(
         store.blobs,
@@ -251,20 +225,7 @@ async def _open_services(
     )
     keeper = ContentKeeper(engine=engine, driver=driver, store=store, fetcher=fetcher)
     keepers.append(keeper)
-    driver.endpoint = endpoint
-    driver.callbacks.group_changed = keeper.changed
-    driver.callbacks.peers_changed = fetcher.peers_changed
-    driver.callbacks.mismatch = lambda effect: alarm_mismatch(alarms, driver, effect)
-    driver.callbacks.fatal = fail
-    await endpoint.start()
-    stack.push_async_callback(endpoint.close)
-    driver.start()
-    stack.push_async_callback(_save_roots, engine, store)
-    stack.push_async_callback(driver.close)
-    stack.push_async_callback(fetcher.close)
-    await keeper.start()
-    stack.push_async_callback(keeper.close)
-    return Services(
+    services = Services(
         config=config,
         identity=identity,
         engine=engine,
@@ -281,51 +242,106 @@ async def _open_services(
         fs=world.fs,
         started=world.clock.now(),
     )
+    await _start(services, stack, fail)
+    return services
 
 
-async def _load(engine: Engine, store: Store, config: Config, identity: Identity, alarms: Alarms) -> None:
-    """Rebuild state, peers, blocks and attestations from the store (SCENARIOS 7, boot)."""
-    for group, genesis in store.groups():
-        state = engine.open_group(Genesis.decode(genesis)).state
-        replayed = replay(store, group, state.apply)
-        damage = await compare_root(store, group, root=state.sync_root, count=len(state))
-        if replayed.quarantined or damage:
-            problem = damage or f"{len(replayed.quarantined)} stored operations are unreadable"
-            log.error("root.mismatched", group=group, reason=problem)
-            alarms.set(
-                f"root.mismatched/{group.hex()}",
-                severity=Severity.DAMAGE,
-                code="E1501",
-                message=f"group {group.hex()[:12]}: {problem}.",
-                hint="Peers send again what is missing. Check the disk.",
-            )
-    for address in (*config.peers.seeds, *identity.introducers):
-        engine.overlay.add_seed(address)
-    for key, value in await store.scan_meta("peer/"):
-        engine.overlay.learn(bytes.fromhex(key.removeprefix("peer/")), value.decode().split("\n"))
-    for key, _ in await store.scan_meta("blocked/"):
-        engine.overlay.block(bytes.fromhex(key.removeprefix("blocked/")))
-    await load_attestations(store, engine.attestations, engine.node)
+async def _open_store(
+    config: Config,
+    world: World,
+    data: DataDir,
+    fail: Callable[[BaseException], None],
+    keepers: list[ContentKeeper],
+) -> Store:
+    def damaged(_blob: bytes, _reason: str) -> None:
+        for keeper in keepers:  # None yet while the store is being opened.
+            keeper.look_again()
+
+    return await Store.open(
+        data,
+        fs=world.fs,
+        clock=world.clock,
+        rng=world.rng,
+        on_fatal=fail,
+        on_corrupt=damaged,
+        reserve_bytes=int(config.storage.reserve_bytes),
+        executor=world.executor,
+        vfs=world.vfs,
+    )
 
 
-def _look_again(keepers: list[ContentKeeper]) -> None:
-    """Fetch again what was set aside as damaged."""
-    for keeper in keepers:
-        keeper.look_again()
+async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[BaseException], None]) -> None:
+    """Connect the parts to each other and set them going; they stop in the reverse order."""
+    driver, keeper, endpoint = services.driver, services.keeper, services.endpoint
+    driver.endpoint = endpoint
+    driver.callbacks.group_changed = keeper.changed
+    driver.callbacks.peers_changed = services.fetcher.peers_changed
+    driver.callbacks.mismatch = lambda effect: alarm_mismatch(services.alarms, driver, effect)
+    driver.callbacks.fatal = fail
+    await keeper.load()
+    await endpoint.start()
+    stack.push_async_callback(endpoint.close)
+    driver.start()
+    stack.push_async_callback(boot.save_roots, services.engine, services.store)
+    stack.push_async_callback(driver.close)
+    stack.push_async_callback(services.fetcher.close)
+    keeper.start()
+    stack.push_async_callback(keeper.close)
 
 
-async def _save_roots(engine: Engine, store: Store) -> None:
-    """Remember the roots, for the next start to compare with what it rebuilds."""
-    if store.health.failure is None:
-        for group, replica in engine.replicas.items():
-            await save_root(store, group, root=replica.state.sync_root, count=len(replica.state))
+def _make_endpoint(
+    config: Config,
+    world: World,
+    identity: Identity,
+    *,
+    driver: GossipDriver,
+    bulk_server: BulkServer,
+    joining: JoinService | None,
+) -> Endpoint:
+    def connected(connection: Connection) -> None:
+        if connection.alpn == ALPN_BULK:
+            bulk_server.serve(connection)
+        else:
+            driver.connected(connection, dialled=None)
+
+    return Endpoint(
+        identity,
+        EndpointConfig(
+            host=config.listen.host,
+            port=config.listen.port,
+            advertise=config.listen.advertise,
+            agent=f"crdt-merge-node/{VERSION}",
+            features=(f"name={config.node.name}",) if config.node.name else (),
+        ),
+        net=world.net,
+        clock=world.clock,
+        rng=world.rng,
+        admit=lambda peer: driver.engine.overlay.refusal(peer, now=world.clock.monotonic()),
+        on_connection=connected,
+        on_refused=driver.refused,
+        join_service=joining,
+        contexts=world.contexts,
+    )
+
+
+def _joining(
+    authority: CertificateAuthority, invites: StoredInvites, identity: Identity, driver: GossipDriver
+) -> JoinService:
+    return JoinService(
+        authority,
+        invites,
+        cluster_name=identity.cluster_name,
+        clock=driver.clock,
+        introducers=lambda: _introducers(driver),
+        on_joined=lambda node, remote: log.info("node.admitted", peer=node, remote=remote),
+    )
 
 
 async def _open_bulk(endpoint: Endpoint, driver: GossipDriver, peer: bytes) -> Connection:
     """Open a bulk connection to a peer with whom there is a gossip connection."""
-    addresses = driver.engine.overlay.peers[peer].addresses
+    target = driver.engine.overlay.peers.get(peer)
     error: CrdtMergeError | None = None
-    for address in addresses:
+    for address in target.addresses if target else ():
         try:
             return await endpoint.dial(address, alpn=ALPN_BULK, expect=peer)
         except CrdtMergeError as failed:
@@ -337,5 +353,4 @@ def _introducers(driver: GossipDriver) -> tuple[str, ...]:
     """Return addresses of members for a new node to dial, this node's own first."""
     assert driver.endpoint is not None, "joiners come through the endpoint"
     own = driver.endpoint.advertised or local_addresses(driver.endpoint.address[1])
-    peers = sorted(driver.engine.overlay.peers.items())
-    return own + tuple(target.addresses[0] for _, target in peers if target.addresses)
+    return own + tuple(addresses[0] for _, addresses in driver.engine.overlay.introductions())

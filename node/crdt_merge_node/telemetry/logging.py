@@ -107,6 +107,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "root.mismatched": Event(
         "error", ("group", "reason"), "The rebuilt trie is not the one saved at shutdown."
     ),
+    "root.forgotten": Event("debug", ("error",), "A root could not be saved for the next start to check."),
     # control
     "control.failed": Event("error", ("method", "error"), "A command met a bug; the line has the traceback."),
     # resolve
