@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 import click
 
 from crdt_merge_node.control.model import Alarm, GroupInfo, PeerInfo, PeerState, Severity, Status
@@ -15,19 +18,42 @@ _COLOURS: dict[str, str] = {Severity.WARNING: "yellow", Severity.ERROR: "red", S
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval-s",
+    type=click.FloatRange(min=0.1, max=3600.0),
+    default=2.0,
+    show_default=True,
+    help="Between two screens of --watch.",
+)
 @command
-def status(invocation: Invocation) -> None:
+def status(invocation: Invocation, *, watch: bool, interval_s: float) -> None:
     """Show the health of the node, its peers and its groups.
 
     Exit status 0 if healthy, 7 if data is damaged or two nodes computed different outputs, else 1.
     """
     with invocation.client() as client:
         found = client.status()
+        _show(invocation, found)
+        while watch:
+            pause(interval_s)
+            found = client.status()
+            if sys.stdout.isatty() and not invocation.is_json:
+                click.clear()
+            _show(invocation, found)
+    raise click.exceptions.Exit(exit_status(found))
+
+
+def pause(seconds: float) -> None:
+    """Wait between two screens."""
+    time.sleep(seconds)
+
+
+def _show(invocation: Invocation, found: Status) -> None:
     if invocation.is_json:
         say_json("status/1", found)
     else:
         show_status(found)
-    raise click.exceptions.Exit(exit_status(found))
 
 
 def exit_status(found: Status) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,26 @@ def test_status_is_one_screen_with_health_first(run: Any) -> None:
         r"digits +c3c3c3c3c3c3 +ties +2 \(1 pending\) +2 blobs, 3.0 MiB +181818181818 +0 of 1 peer",
         result.stdout,
     )
+
+
+def test_status_watches_until_it_is_interrupted(
+    run: Any, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+        node.status_answer = dataclasses.replace(nodes.STATUS, name=f"screen-{len(pauses)}")
+
+    monkeypatch.setattr(importlib.import_module("crdt_merge_node.cli.status"), "pause", pause)
+
+    result = run("status", "--watch", "--interval-s", "5")
+
+    assert result.exit_code == 130
+    assert pauses == [5.0, 5.0, 5.0]
+    assert re.findall(r'node a1a1a1a1a1a1 "(.*)"', result.stdout) == ["alpha", "screen-1", "screen-2"]
 
 
 def test_status_of_an_unhealthy_node_names_the_alarm_and_fails(run: Any, node: FakeNode) -> None:
