@@ -16,11 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 from crdt_merge_protocol.blobs import blob_digest
+from crdt_merge_protocol.limits import WEIGHT_ONE
+from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.contract import Key
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
+from crdt_merge_node.version import VERSION
 
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .output import OutputWriter
@@ -206,6 +209,7 @@ def _provenance(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str,
     return {
         "schema": PROVENANCE_SCHEMA,
         "resolve_key": result.resolve_key.hex(),
+        "used_root": used_root(model.digest for model in job.inputs).hex(),
         "output_digest": result.output_digest.hex(),
         "file": {
             "name": result.output_path.name,
@@ -216,6 +220,7 @@ def _provenance(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str,
         "recipe": {
             "digest": job.recipe_digest.hex(),
             "strategy": job.strategy,
+            "strategy_version": result.decisions.get("version"),
             "params": dict(sorted(job.params.items())),
             "effective_params": {name: str(value) for name, value in sorted(plan.context.params.items())},
             "schema": job.schema.id.hex(),
@@ -227,9 +232,11 @@ def _provenance(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str,
             {"digest": model.digest.hex(), "content": model.content.hex(), "weight": model.weight}
             for model in job.inputs
         ],
+        "weight_one": WEIGHT_ONE,
         "decisions": dict(result.decisions),
         "numerics": {
             "class": result.profile,
+            "release": VERSION,
             "numpy": np.__version__,
             "python": platform.python_version(),
             "machine": platform.machine(),

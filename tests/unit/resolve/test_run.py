@@ -26,6 +26,7 @@ from crdt_merge_protocol.canonical import digest, encode
 from crdt_merge_protocol.errors import OverflowRefusedError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.policy import Policy
+from crdt_merge_protocol.resolve_key import used_root
 
 SPECS = (
     TensorSpec(name="b.weight", dtype="F32", shape=(4, 3)),
@@ -101,7 +102,11 @@ def test_the_account_beside_the_output_says_what_was_done(tmp_path: Path):
     assert account["output_digest"] == result.output_digest.hex()
     assert account["file"]["sha256"] == result.file_sha256.hex()
     assert [item["digest"] for item in account["inputs"]] == [model.digest.hex() for model in job.inputs]
+    assert account["used_root"] == used_root(model.digest for model in job.inputs).hex()
+    assert account["weight_one"] == 1 << 32
     assert account["recipe"]["strategy"] == "weight_average"
+    assert account["recipe"]["strategy_version"] == 1
+    assert account["numerics"].keys() == {"class", "release", "numpy", "python", "machine"}
     assert account["recipe"]["seed"] == job.seed.hex()
     assert account["decisions"]["determinism"] == "bitwise"
     assert account["facts"] == {"group": "g"}
