@@ -140,7 +140,7 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
                     since=info.since,
                     waiting=f"dialling {', '.join(info.addresses) or 'nothing: no address is known'}"
                     + (f"; last error: {info.last_error}" if info.last_error else ""),
-                    remedy="start it, or repair the network between the two",
+                    remedy=_remedy(services, info),
                 )
             )
         else:
@@ -148,6 +148,16 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
             if root != state.sync_root:
                 reasons.append(_root_reason(services, info, count - len(state)))
     return reasons
+
+
+def _remedy(services: Services, info: PeerInfo) -> str:
+    """Return what helps against a peer that cannot be reached: it refuses, or it does not answer."""
+    if "blocked by the operator" in info.last_error:
+        own = services.config.node.name or services.engine.node.hex()[:12]
+        return f"on {info.name or 'that node'}: crdt-merge-node peer unblock {own}"
+    if "refused this node" in info.last_error:
+        return "nothing here: remove what it names as its reason"
+    return "start it, or repair the network between the two"
 
 
 def _root_reason(services: Services, info: PeerInfo, difference: int) -> Reason:
