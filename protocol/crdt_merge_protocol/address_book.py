@@ -1,4 +1,4 @@
-"""Whom to be connected to. Up to 12 nodes: everybody (PROTOCOL 3).
+"""Who there is, where it answers, and when to dial it again.
 
 Rules of the file:
 
@@ -11,9 +11,6 @@ Rules of the file:
    alone for a while that doubles with every offence (PROTOCOL R18: this steers connections, nothing else).
 5. Waiting times double from 0.25 s to 5 s (30 s after a refusal) with +-20 % jitter, so that a healed network
    is noticed soon and nodes do not retry in step. A connection resets them. At most 8 dials run at a time.
-
-The class is the full-mesh case of an interface: ``connected``, ``disconnected``, ``learn``, ``hear``, ``due``
-and ``next_due`` are all that the engine uses, so that a partial view can take its place.
 """
 
 from __future__ import annotations
@@ -93,8 +90,8 @@ class Offences:
 
 
 @dataclass(slots=True)
-class FullMesh:
-    """Keeps every known, unblocked peer connected."""
+class AddressBook:
+    """Every known peer and seed; :meth:`due` keeps all that are not blocked connected."""
 
     node: bytes
     jitter: Callable[[], float]

@@ -25,11 +25,11 @@ class Announcer:
         self._due: float | None = None
         self._all_due: float | None = None
 
-    def changed(self, group: bytes, *, now: float) -> None:
+    def changed(self, group: bytes, *, now: float, wait_s: float = ANNOUNCE_DELAY_S) -> None:
         """Note that the root of a group is another one."""
         self._changed.add(group)
         if self._due is None:
-            self._due = now + ANNOUNCE_DELAY_S
+            self._due = now + wait_s
 
     def next_due(self) -> float | None:
         """Return when :meth:`take` has something."""

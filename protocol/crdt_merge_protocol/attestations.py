@@ -42,6 +42,14 @@ class Attestations:
             if other != node and theirs.get(key, attest.output_digest) != attest.output_digest
         }
 
+    def mismatches(self, node: bytes, attest: Attest) -> list[tuple[bytes, bytes, bytes]]:
+        """Note what ``node`` wrote; return (peer, its output, ours) for every disagreement with this node."""
+        differing = self.record(node, attest)
+        if node == self._node:
+            return [(peer, output, attest.output_digest) for peer, output in differing.items()]
+        ours = differing.get(self._node)
+        return [] if ours is None else [(node, attest.output_digest, ours)]
+
     def own(self, *, newest: int) -> Iterator[Attest]:
         """Return this node's newest attestations of every group."""
         for group, writers in sorted(self._by_group.items()):

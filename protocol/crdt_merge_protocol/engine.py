@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from .address_book import Dial
 from .announcer import Announcer, announcements
 from .attestations import Attestations
-from .broadcast import FullMeshBroadcast
+from .broadcast import TREE_MESSAGES, Broadcast
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .events import (
     AttestationMismatch,
@@ -48,20 +49,27 @@ from .events import (
     Tick,
 )
 from .genesis import Genesis
+from .hyparview import Close, Tell
 from .identity import NodeKey
 from .limits import GROUPS_MAX, IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
 from .messages.membership import Goodbye, Peers, Roots, peers_messages
+from .messages.overlay import VIEW_MESSAGES, Graft, IHave
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
-from .overlay import FullMesh
+from .overlay import Action, Overlay
 from .reconciler import Outgoing, Reconciler
 from .replica import Replica
 from .state import CRDTMergeState
 from .strangers import Strangers
 
 ATTESTATIONS_ON_CONNECT: Final = 16
+SYNCED_DELAY_S: Final = 1.0
+"""In a partial view roots are announced now and then; after a session that brought something, within this."""
+SESSION_SPREAD_S: Final = 1.0
+ORPHAN_GRACE_S: Final = 0.5
+"""Two links of the tree are not in order with each other: what an operation builds on is on its way."""
 FULL_RETRY_S: Final = 5.0
 """After the disk was full, how long nothing is taken from peers. What they offered stays with them."""
 
@@ -73,11 +81,11 @@ class Engine:
         self.node = key.node_id
         self._key = key
         self._random_bytes = random_bytes
-        self.overlay = FullMesh(self.node, self._jitter)
+        self.overlay = Overlay(self.node, self._jitter, random_bytes=random_bytes)
         self.replicas: dict[bytes, Replica] = {}
         self.attestations = Attestations(self.node)
         self.reconciler = Reconciler(node=self.node, states=self.state, random_bytes=random_bytes)
-        self._broadcast = FullMeshBroadcast()
+        self._broadcast = Broadcast(self.node)
         self._announcer = Announcer(self._jitter)
         self._strangers = Strangers()
         self._storing: set[bytes] = set()
@@ -94,7 +102,12 @@ class Engine:
 
     def deadline(self, *, now: float) -> float | None:
         """Return when :class:`Tick` is due, in the caller's seconds; None: not before another event."""
-        times = [self._announcer.next_due(), self.overlay.next_due(now=now), self.reconciler.next_due()]
+        times = [
+            self._announcer.next_due(),
+            self.overlay.next_due(now=now),
+            self._broadcast.tree.next_due(),
+            self.reconciler.next_due(),
+        ]
         return min((time for time in times if time is not None), default=None)
 
     def open_group(self, genesis: Genesis) -> Replica:
@@ -132,10 +145,10 @@ class Engine:
         return signed, [StoreOperations(group=group, operations=(signed,))]
 
     def attest(self, attest: Attest) -> list[Effect]:
-        """Tell all peers what this node wrote for a resolve key, and compare with what they wrote."""
+        """Tell all neighbours what this node wrote for a resolve key, and compare with what they wrote."""
         effects = self._compare(self.node, attest)
         return effects + [
-            Send(peer=peer, message=attest, lane=Lane.OPERATIONS) for peer in sorted(self.overlay.active)
+            Send(peer=peer, message=attest, lane=Lane.OPERATIONS) for peer in self.overlay.neighbours
         ]
 
     # --- what happens ---------------------------------------------------------------------------------
@@ -143,7 +156,12 @@ class Engine:
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Apply one event and return what the driver must do, in order. ``now``: seconds, monotonic."""
         effects = self._handle(event, now=now)
-        return effects + list(self.reconciler.take_ended())
+        effects += self._neighbours_changed()
+        for ended in self.reconciler.take_ended():
+            effects.append(ended)
+            if ended.received_count and not self.overlay.is_mesh:
+                self._announcer.changed(ended.group, now=now, wait_s=SYNCED_DELAY_S * self._jitter())
+        return effects
 
     def _handle(self, event: Event, *, now: float) -> list[Effect]:  # noqa: PLR0911 - one answer per kind.
         match event:
@@ -156,7 +174,7 @@ class Engine:
             case NotStored():
                 return self._not_stored(event.groups, now=now)
             case PeerUp():
-                return self._peer_up(event)
+                return self._peer_up(event, now=now)
             case PeerDown():
                 return self._peer_down(event.peer, now=now)
             case PeerBlocked():
@@ -164,67 +182,95 @@ class Engine:
             case Tick():
                 return self._tick(now=now)
             case DialAnswered():
-                self.overlay.reached(event.dial.address, event.peer)
-                return []
+                return self._perform(self.overlay.dial_answered(event.dial, event.peer, now=now))
             case DialFailed(dial=dial):
-                self.overlay.failed(
-                    dial.address, dial.expect, event.reason, now=now, is_refusal=event.is_refused
+                return self._perform(
+                    self.overlay.dial_failed(dial, event.reason, now=now, is_refusal=event.is_refused)
                 )
-                return []
 
     def _tick(self, *, now: float) -> list[Effect]:
-        effects: list[Effect] = [DialPeer(dial=dial) for dial in self.overlay.due(now=now)]
-        effects += self._announce(sorted(self.overlay.active), self._announcer.take(self.replicas, now=now))
+        effects = self._perform(self.overlay.tick(now=now))
+        effects += self._tree_sends(self._broadcast.tree.tick(self._is_in_flight, now=now))
+        effects += self._announce(self.overlay.neighbours, self._announcer.take(self.replicas, now=now))
         return effects + self._sync_sends(self.reconciler.tick(now=now))
 
     # --- peers ----------------------------------------------------------------------------------------
 
-    def _peer_up(self, event: PeerUp) -> list[Effect]:
+    def _peer_up(self, event: PeerUp, *, now: float) -> list[Effect]:
         peer = event.peer
         if peer in self.overlay.active:
             self.reconciler.peer_down(peer)  # A new connection took the place of one that sessions ran on.
         if event.dialled is not None:
             self.overlay.reached(event.dialled, peer)
         self.overlay.learn(peer, event.addresses)
-        self.overlay.connected(peer)
+        actions = self.overlay.peer_up(peer, event.dialled, now=now)
         known = tuple(self.overlay.peers[peer].addresses)
-        others = [(node, addresses) for node, addresses in self.overlay.introductions() if node != peer]
         effects: list[Effect] = [RememberPeer(peer=peer, addresses=known)] if known else []
-        effects += [
+        if self.overlay.is_mesh:
+            effects += self._introduce(peer, known)
+        return effects + self._perform(actions)
+
+    def _introduce(self, peer: bytes, known: tuple[str, ...]) -> list[Effect]:
+        """Tell a new peer of all others, and all others of it: in a full mesh all know all."""
+        others = [(node, addresses) for node, addresses in self.overlay.introductions() if node != peer]
+        effects: list[Effect] = [
             Send(peer=peer, message=message, lane=Lane.MEMBERSHIP) for message in peers_messages(others)
         ]
-        effects += [
+        return effects + [
             Send(peer=other, message=message, lane=Lane.MEMBERSHIP)
             for message in peers_messages([(peer, known)] if known else [])
             for other in sorted(self.overlay.active - {peer})
         ]
-        effects += self._announce([peer], sorted(self.replicas))
+
+    def _neighbours_changed(self) -> list[Effect]:
+        """Tell new neighbours what is here, and forget what those said who are none any more."""
+        added, removed = self.overlay.take_changes()
+        for peer in removed:
+            self._broadcast.tree.neighbour_down(peer)
+            self.reconciler.peer_down(peer)
+        for peer in added:
+            self._broadcast.tree.neighbour_up(peer)
+        if added or removed:
+            self.reconciler.spread_s = 0.0 if self.overlay.is_mesh else SESSION_SPREAD_S
+        effects = self._announce(added, sorted(self.replicas)) if added else []
         return effects + [
             Send(peer=peer, message=attest, lane=Lane.OPERATIONS)
+            for peer in added
             for attest in self.attestations.own(newest=ATTESTATIONS_ON_CONNECT)
         ]
 
+    def _perform(self, actions: Iterable[Action]) -> list[Effect]:
+        """Return the effects that do what the overlay wants."""
+        effects: list[Effect] = []
+        for action in actions:
+            match action:
+                case Tell():
+                    effects.append(Send(peer=action.peer, message=action.message, lane=Lane.MEMBERSHIP))
+                case Dial():
+                    effects.append(DialPeer(dial=action))
+                case Close():
+                    effects.append(
+                        Disconnect(peer=action.peer, code="", reason=action.reason, is_routine=True)
+                    )
+        return effects
+
     def _peer_down(self, peer: bytes, *, now: float) -> list[Effect]:
-        self.overlay.disconnected(peer, now=now)
+        actions = self.overlay.peer_down(peer, now=now)
         self.reconciler.peer_down(peer)
         self._strangers.forget_peer(peer)
         for replica in self.replicas.values():
             replica.forget_peer(peer)
-        return []
+        return self._perform(actions)
 
     def _peer_blocked(self, peer: bytes, *, is_blocked: bool) -> list[Effect]:
         if not is_blocked:
             self.overlay.unblock(peer)
             return []
         self.overlay.block(peer)
+        self.overlay.closing(peer)
         if peer not in self.overlay.active:
             return []
         return [Disconnect(peer=peer, code="E1602", reason="blocked by the operator of this node")]
-
-    def _heard_of_peers(self, informant: bytes, message: Peers) -> list[Effect]:
-        for peer, addresses in message.peers:
-            self.overlay.hear(peer, addresses, informant)
-        return []
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -232,12 +278,16 @@ class Engine:
         if peer not in self.overlay.active:
             return []
         try:
-            return self._dispatch(peer, message, now=now)
+            effects = self._dispatch(peer, message, now=now)
         except RemoteProtocolError as error:
             return [self._offence(peer, error, now=now)]
+        if isinstance(message, Gossip | Roots | IHave) and not self.overlay.is_neighbour(peer):
+            effects += self._perform(self.overlay.view.not_a_neighbour(peer, now=now))
+        return effects
 
     def _offence(self, peer: bytes, error: RemoteProtocolError, *, now: float) -> Disconnect:
         self.overlay.offended(peer, now=now)
+        self.overlay.closing(peer)
         return Disconnect(peer=peer, code=type(error).code, reason=error.message)
 
     def _dispatch(  # noqa: PLR0911 - one answer per kind.
@@ -255,13 +305,19 @@ class Engine:
             case Attest():
                 return self._compare(peer, message)
             case Peers():
-                return self._heard_of_peers(peer, message)
+                return self._perform(self.overlay.introduced(message.peers, peer, now=now))
             case Goodbye():
                 return []
+        if isinstance(message, VIEW_MESSAGES):
+            return self._perform(self.overlay.received(peer, message, now=now))
+        if isinstance(message, TREE_MESSAGES):
+            group = message.group if isinstance(message, IHave | Graft) else b""
+            replica = self.replicas.get(group)
+            return self._tree_sends(self._broadcast.told(peer, message, replica, now=now))
         if isinstance(message, SYNC_MESSAGES):
             outgoing, group, wires = self.reconciler.receive(peer, message, now=now)
             effects = self._sync_sends(outgoing)
-            return effects + (self._ingest(peer, group, wires, now=now) if wires else [])
+            return effects + (self._ingest(peer, group, wires, is_push=False, now=now) if wires else [])
         raise MalformedMessageError(f"{type(message).__name__} does not belong on a gossip connection")
 
     # --- operations -----------------------------------------------------------------------------------
@@ -271,20 +327,27 @@ class Engine:
             return self._want_genesis(peer, [message.group])
         if self._in_flight_bytes > IN_FLIGHT_BYTES_MAX:
             return []  # Shed. The roots differ then, and anti-entropy fetches it (DESIGN 3.6).
-        return self._ingest(peer, message.group, message.operations, now=now)
+        return self._ingest(peer, message.group, message.operations, is_push=True, now=now)
 
-    def _ingest(self, peer: bytes, group: bytes, wires: Iterable[bytes], *, now: float) -> list[Effect]:
+    def _ingest(
+        self, peer: bytes, group: bytes, wires: Iterable[bytes], *, is_push: bool, now: float
+    ) -> list[Effect]:
         if now < self._full_until:
             return []
         replica = self.replicas[group]
         before = replica.in_flight_bytes
         receipt = replica.receive(wires, peer)
         self._in_flight_bytes += replica.in_flight_bytes - before
-        effects: list[Effect] = []
+        effects = self._tree_sends(
+            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh)
+        )
         if receipt.accepted:
             effects.append(StoreOperations(group=group, operations=receipt.accepted))
         if receipt.is_waiting:
-            self.reconciler.hasten(peer, group, now=now)
+            wait_s = 0.0 if self.overlay.is_mesh else ORPHAN_GRACE_S
+            self.reconciler.hasten(peer, group, now=now, wait_s=wait_s)
+        elif not replica.orphan_count:
+            self.reconciler.relax(group)
         if receipt.durable:
             effects += self._sync_sends(self.reconciler.stored(group, receipt.durable, now=now))
         if receipt.refused is not None:
@@ -297,15 +360,11 @@ class Engine:
         applied = replica.stored(ids)
         self._in_flight_bytes += replica.in_flight_bytes - before
         effects: list[Effect] = [GroupChanged(group=group)] if applied else []
-        for signed in applied:
-            is_own = signed.operation.author == self.node
-            message = Gossip(group=group, operations=(signed.wire(),))
-            effects += [
-                Send(peer=peer, message=message, lane=Lane.OPERATIONS)
-                for peer in self._broadcast.targets(is_own=is_own, active=self.overlay.active)
-            ]
+        mesh = self.overlay.neighbours if self.overlay.is_mesh else None
+        effects += self._tree_sends(self._broadcast.stored(group, applied, mesh=mesh, now=now))
         effects += self._sync_sends(self.reconciler.stored(group, ids, now=now))
-        self._root_changed(group, now=now)
+        if mesh is not None:
+            self._root_changed(group, now=now)
         return effects
 
     def _not_stored(self, groups: Iterable[bytes], *, now: float) -> list[Effect]:
@@ -372,18 +431,11 @@ class Engine:
     def _compare(self, node: bytes, attest: Attest) -> list[Effect]:
         if attest.group not in self.replicas:
             return []
-        differing = self.attestations.record(node, attest)
-        if node == self.node:
-            pairs = [(peer, output, attest.output_digest) for peer, output in differing.items()]
-        elif self.node in differing:
-            pairs = [(node, attest.output_digest, differing[self.node])]
-        else:
-            pairs = []
         return [
             AttestationMismatch(
                 group=attest.group, resolve_key=attest.resolve_key, peer=peer, theirs=theirs, ours=ours
             )
-            for peer, theirs, ours in pairs
+            for peer, theirs, ours in self.attestations.mismatches(node, attest)
         ]
 
     # --- helpers --------------------------------------------------------------------------------------
@@ -395,6 +447,14 @@ class Engine:
     def _announce(self, peers: Iterable[bytes], groups: Iterable[bytes]) -> list[Effect]:
         messages = announcements(self.replicas, groups)
         return [Send(peer=peer, message=message, lane=Lane.SYNC) for peer in peers for message in messages]
+
+    def _is_in_flight(self, group: bytes, operation_id: bytes) -> bool:
+        replica = self.replicas.get(group)
+        return replica is not None and replica.is_in_flight(operation_id)
+
+    @staticmethod
+    def _tree_sends(outgoing: Outgoing) -> list[Effect]:
+        return [Send(peer=peer, message=message, lane=Lane.OPERATIONS) for peer, message in outgoing]
 
     @staticmethod
     def _sync_sends(outgoing: Outgoing) -> list[Effect]:

@@ -144,6 +144,8 @@ class Disconnect:
     peer: bytes
     code: str
     reason: str
+    is_routine: bool = False
+    """The connection has served its purpose; nobody did anything wrong, and ``code`` is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

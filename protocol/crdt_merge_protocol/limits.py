@@ -108,6 +108,33 @@ HEARSAY_PER_PEER_MAX: Final = 128
 """Peers that we know of only because one other told us. Who tells of more loses the oldest it told of."""
 DIALS_MAX: Final = 8
 """Attempts to connect at a time, so that made-up addresses cannot use up sockets and name look-ups."""
+
+# --- partial view and tree (PROTOCOL 3) -----------------------------------------------------------------
+FULL_MESH_NODES_MIN: Final = 10
+"""A partial view goes back to a full mesh at this many nodes; between the two nothing changes."""
+ACTIVE_MAX: Final = 8
+ACTIVE_MIN: Final = 4
+"""With fewer links a node is urgent: whom it asks makes room for it."""
+CHOSEN_MAX: Final = 4
+"""Links kept for peers that this node chose itself at random. Whoever dials us gets the others (T27)."""
+PASSIVE_MAX: Final = 48
+WALK_STEPS_MAX: Final = 6
+"""Active random walk length of HyParView: how far a newcomer is carried."""
+WALK_NOTE_STEP: Final = 3
+"""Passive random walk length: where on that walk it is noted, and how far a shuffle is carried."""
+SAMPLE_PEERS_MAX: Final = 8
+"""Peers named by one message of the overlay."""
+SAMPLE_ADDRESSES_MAX: Final = 2
+SHUFFLES_ROUTED_MAX: Final = 256
+"""Shuffles whose answer this node will pass back. The oldest is forgotten; its origin asks again in 10 s."""
+LOST_PEERS_MAX: Final = 16
+"""Neighbours whose connection broke, and that are dialled until they answer."""
+IHAVE_IDS_MAX: Final = 1024
+ANNOUNCED_MAX: Final = 8192
+"""Operations heard of by IHAVE and not here. Beyond it an IHAVE is not heeded; anti-entropy repairs."""
+ANNOUNCED_PER_PEER_MAX: Final = ANNOUNCED_MAX // 8
+RECENT_IDS_MAX: Final = 8192
+"""Operations of which is remembered who brought them first, and who has them as well."""
 ATTESTATIONS_PER_GROUP_MAX: Final = 1024
 """Of this node, in one group; the newest are kept."""
 ATTESTATIONS_PER_PEER_MAX: Final = 256

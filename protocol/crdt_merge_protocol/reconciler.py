@@ -97,7 +97,11 @@ class Reconciler:
         """Where the listing of a group by a peer broke off, to be resumed there."""
         self._fruitless: Counter[Place] = Counter()
         """Sessions in a row that brought nothing."""
+        self._hastened: set[Place] = set()
+        """Places that are due only because something waited for its past."""
         self._paused_until = 0.0
+        self.spread_s = 0.0
+        """How much sessions are put off at random, so that neighbours do not all fetch the same at once."""
         self._ended: list[Ended] = []
 
     @property
@@ -123,6 +127,7 @@ class Reconciler:
 
     def announced(self, peer: bytes, group: bytes, root: bytes, count: int, *, now: float) -> None:
         """Note a root that a peer announced for a group that is here."""
+        self._hastened.discard((peer, group))
         self._roots.setdefault(group, {})[peer] = (root, count)
         self._consider(peer, group, now=now)
 
@@ -131,9 +136,19 @@ class Reconciler:
         for peer in self.roots(group):
             self._consider(peer, group, now=now)
 
-    def hasten(self, peer: bytes, group: bytes, *, now: float) -> None:
-        """Reconcile at once, if the peer is worth it: something is known to be missing."""
-        self._due[peer, group] = now + self._penalty_s((peer, group))
+    def hasten(self, peer: bytes, group: bytes, *, now: float, wait_s: float = 0.0) -> None:
+        """Reconcile soon, if the peer is worth it: something is known to be missing."""
+        place = (peer, group)
+        if wait_s and place not in self._due:
+            self._hastened.add(place)
+        due = now + max(wait_s, self._penalty_s(place))
+        self._due[place] = min(due, self._due.get(place, due)) if wait_s else due
+
+    def relax(self, group: bytes) -> None:
+        """Take back what :meth:`hasten` put off and nothing else asked for: nothing is missing any more."""
+        for place in [place for place in self._hastened if place[1] == group]:
+            self._hastened.discard(place)
+            self._due.pop(place, None)
 
     def pause(self, until: float) -> None:
         """Open no session before a time, and break off those under way: nothing can be stored meanwhile."""
@@ -152,6 +167,7 @@ class Reconciler:
                 self._forget(running)
         for place in [place for place in self._due if place[0] == peer]:
             del self._due[place]
+            self._hastened.discard(place)
         for place in [place for place in self._fruitless if place[0] == peer]:
             del self._fruitless[place]
 
@@ -161,6 +177,8 @@ class Reconciler:
             self._fruitless.pop((peer, group), None)
         elif (peer, group) not in self._due:
             wait_s = GRACE_S if self._node < peer else GRACE_S + YIELD_S
+            if self.spread_s:
+                wait_s += self.spread_s * int.from_bytes(self._random_bytes(2), "little") / 2**16
             self._due[peer, group] = now + max(wait_s, self._penalty_s((peer, group)))
 
     def _penalty_s(self, place: Place) -> float:
@@ -193,6 +211,7 @@ class Reconciler:
                 break
             if not self._running_at(*place):
                 del self._due[place]
+                self._hastened.discard(place)
                 outgoing += self._open(*place, now=now)
         return outgoing
 

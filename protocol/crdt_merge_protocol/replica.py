@@ -35,6 +35,8 @@ class Receipt:
     """New and complete in their past: to be stored in this order."""
     durable: tuple[bytes, ...]
     """Ids that were in the state already."""
+    in_flight: tuple[bytes, ...]
+    """Ids that were on their way to the disk already."""
     is_waiting: bool
     """Some miss their past; a sync with the sender will bring it."""
     refused: RemoteProtocolError | None
@@ -72,6 +74,14 @@ class Replica:
         """Operations waiting for their past."""
         return len(self._orphans)
 
+    def is_in_flight(self, operation_id: bytes) -> bool:
+        """Tell whether an operation is verified and on its way to the disk."""
+        return operation_id in self._in_flight
+
+    def is_here(self, operation_id: bytes) -> bool:
+        """Tell whether an operation is durable, or verified and on its way to the disk."""
+        return operation_id in self.state or operation_id in self._in_flight
+
     def author(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
         """Sign this node's next operation and put it in flight.
 
@@ -102,6 +112,7 @@ class Replica:
         """Verify operations sent by a peer and sort them into known, acceptable and waiting. Never raises."""
         accepted: list[SignedOperation] = []
         durable: list[bytes] = []
+        in_flight: list[bytes] = []
         is_waiting = False
         refused: RemoteProtocolError | None = None
         for wire in wires:
@@ -110,7 +121,7 @@ class Replica:
                 if signed.id in self.state:
                     durable.append(signed.id)
                 elif signed.id in self._in_flight:
-                    continue
+                    in_flight.append(signed.id)
                 elif missing := self._missing(signed):
                     self._orphans.add(signed, peer, missing)
                     is_waiting = True
@@ -120,7 +131,11 @@ class Replica:
                 refused = error
                 break
         return Receipt(
-            accepted=tuple(accepted), durable=tuple(durable), is_waiting=is_waiting, refused=refused
+            accepted=tuple(accepted),
+            durable=tuple(durable),
+            in_flight=tuple(in_flight),
+            is_waiting=is_waiting,
+            refused=refused,
         )
 
     def stored(self, ids: Iterable[bytes]) -> list[SignedOperation]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgpack
 from crdt_merge_protocol.blobs import chunk_bytes, chunk_count
 from crdt_merge_protocol.limits import CHUNK_BYTES, MIB
-from crdt_merge_protocol.messages import bulk, gossip, join, membership, sync
+from crdt_merge_protocol.messages import bulk, gossip, join, membership, overlay, sync
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.walk import Children, Halved, Leaf, Wanted
 from crdt_merge_protocol.operations import SignedOperation
@@ -40,6 +40,23 @@ def sample_operations() -> list[SignedOperation]:
         author.add(slot="main"),
         author.hold(*author.state.heads()),
         author.change_policy([author.key], strategy="ties"),
+    ]
+
+
+def _overlay_messages(group: bytes) -> list[Message]:
+    contacts = ((_ID, ("127.0.0.1:7946",)), (KEYS[1].node_id, ("[::1]:7946", "n1.example:7946")))
+    return [
+        overlay.Join(),
+        overlay.ForwardJoin(contact=contacts[0], steps=6),
+        overlay.Neighbor(is_urgent=True),
+        overlay.Accepted(peers=contacts),
+        overlay.Leave(peers=contacts[:1]),
+        overlay.Shuffle(nonce=_NONCE[:8], population=100, steps=3, peers=contacts),
+        overlay.ShuffleReply(nonce=_NONCE[:8], peers=contacts),
+        overlay.View(population=100),
+        overlay.IHave(group=group, ids=(_ID, KEYS[1].node_id)),
+        overlay.Graft(group=group, ids=(_ID,)),
+        overlay.Prune(),
     ]
 
 
@@ -71,6 +88,7 @@ def sample_messages(*, group: bytes = _ID, session: bytes = b"sess") -> list[Mes
         membership.Peers(peers=((_ID, ("127.0.0.1:7946",)), (KEYS[1].node_id, ()))),
         membership.Goodbye(reason="shutting down"),
         membership.Roots(roots=((group, _ID, 12), (_ID, bytes(32), 0))),
+        *_overlay_messages(group),
         gossip.Gossip(group=group, operations=wires),
         gossip.WantGenesis(groups=(group, _ID)),
         gossip.GenesisFound(genesis=make_genesis().encode()),
