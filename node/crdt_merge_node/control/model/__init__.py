@@ -1,0 +1,69 @@
+"""What the daemon tells a person: plain, frozen values, the same in the API, in gRPC and in ``--json``.
+
+Ids are 64 lower-case hex digits here, never bytes: this is an edge. Times are Unix seconds, weights are
+integers over 2^32 as in the operations (PROTOCOL R1), so that nothing is rounded on the way. Field names
+are the field names of ``crdt_merge_proto.v1``; ``codec`` relies on it and a test compares them.
+"""
+
+from __future__ import annotations
+
+from crdt_merge_protocol.limits import WEIGHT_ONE
+
+from .contributions import (
+    ContributionAdded,
+    ContributionInfo,
+    ContributionPlan,
+    ContributionsRemoved,
+    ContributionState,
+)
+from .groups import (
+    GroupDetail,
+    GroupInfo,
+    OutputInfo,
+    PolicyChanges,
+    PolicyInfo,
+)
+from .peers import (
+    Alarm,
+    Invite,
+    PeerInfo,
+    PeerState,
+    Reason,
+    Severity,
+    VersionInfo,
+    WhyGroup,
+    WhyReport,
+)
+from .status import Status
+from .work import (
+    Progress,
+    ResolvePlan,
+    ResolveReport,
+)
+
+__all__ = [
+    "WEIGHT_ONE",
+    "Alarm",
+    "ContributionAdded",
+    "ContributionInfo",
+    "ContributionPlan",
+    "ContributionState",
+    "ContributionsRemoved",
+    "GroupDetail",
+    "GroupInfo",
+    "Invite",
+    "OutputInfo",
+    "PeerInfo",
+    "PeerState",
+    "PolicyChanges",
+    "PolicyInfo",
+    "Progress",
+    "Reason",
+    "ResolvePlan",
+    "ResolveReport",
+    "Severity",
+    "Status",
+    "VersionInfo",
+    "WhyGroup",
+    "WhyReport",
+]
