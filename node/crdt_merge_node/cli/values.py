@@ -82,9 +82,9 @@ class _Readable(click.Path):
         """Check that the file is here."""
         try:
             return super().convert(value, param, ctx)
-        except click.BadParameter as error:
+        except click.BadParameter:
             if _ELSEWHERE.match(str(value)):
-                error.message = f"{value!r} is not a file of this machine: copy it here first."
+                self.fail(f"{value!r} is not a file of this machine: copy it here first.", param, ctx)
             raise
 
 
