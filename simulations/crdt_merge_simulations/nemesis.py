@@ -116,7 +116,12 @@ class Nemesis:
             async with daemon.lock:
                 if self._peace.is_set() or daemon.starts == 0:
                     self._history.record(
-                        self._clock(), node, "fail", fault.kind, fault.index, text="came too late or too early"
+                        self._clock(),
+                        node,
+                        "fail",
+                        fault.kind,
+                        fault.index,
+                        text="came too late or too early",
                     )
                     return
                 await strike(fault, daemon)

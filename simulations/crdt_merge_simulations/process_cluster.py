@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ POLL_S: Final = 0.05
 STARTS_AT_ONCE: Final = 4
 PORT: Final = 7946
 SEEDS_PER_NODE: Final = 3
+RESOLVE_BYTES: Final = 4 << 30
+"""Address space that a resolve may plan with: 1 MiB per contribution, of which small tensors touch little."""
 _LOG_TAIL_BYTES: Final = 2000
 
 
@@ -51,6 +53,8 @@ class Daemon:
     starts: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who starts, stops or freezes it."""
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while it answers."""
     _client: AsyncClient | None = field(default=None, repr=False)
 
     @property
@@ -79,6 +83,24 @@ class Daemon:
             raise DaemonNotRunningError(f"{self.name} is down.")
         return self._client
 
+    @contextlib.asynccontextmanager
+    async def asking(self, timeout_s: float) -> AsyncIterator[AsyncClient]:
+        """Give a client for one question, which ends with an error if the daemon does meanwhile.
+
+        Raises:
+            DaemonNotRunningError: It is down or frozen, or was stopped before it answered.
+            TimeoutError: It did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield self.client
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # gRPC cancels who waits when a channel is closed.
+            raise DaemonNotRunningError(f"{self.name} was stopped before it answered.") from None
+
     async def spawn(self) -> None:
         """Start the process; it is not ready yet."""
         assert self.process is None, "a daemon is started when it is down"
@@ -103,7 +125,7 @@ class Daemon:
             "CRDT_MERGE_NODE_LISTEN__ADVERTISE": f"{self.address}:{PORT}",
             "CRDT_MERGE_NODE_PEERS__SEEDS": ",".join(f"{seed}:{PORT}" for seed in self.seeds),
             "CRDT_MERGE_NODE_STORAGE__RESERVE_BYTES": str(4 << 20),
-            "CRDT_MERGE_NODE_RESOLVE__MEMORY_BYTES": str(64 << 20),
+            "CRDT_MERGE_NODE_RESOLVE__MEMORY_BYTES": str(RESOLVE_BYTES),
             "CRDT_MERGE_NODE_RESOLVE__WORKERS": "1",
             "CRDT_MERGE_NODE_LOG__FORMAT": "json",
         }
@@ -122,6 +144,7 @@ class Daemon:
                     raise ControlError(f"{self.name} exited with {process.returncode}:\n{self.log_tail()}")
                 if (client := await self._try_client()) is not None:
                     self._client = client
+                    self.up.set()
                     return
                 await asyncio.sleep(POLL_S)
 
@@ -142,6 +165,7 @@ class Daemon:
         process, self.process = self.process, None
         client, self._client = self._client, None
         self.is_frozen = False
+        self.up.clear()
         if client is not None:
             with contextlib.suppress(CrdtMergeError):
                 await client.close()
@@ -164,11 +188,15 @@ class Daemon:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGSTOP)
-                self.is_frozen = not is_short
+                if not is_short:
+                    self.is_frozen = True
+                    self.up.clear()
 
     def thaw(self) -> None:
         """SIGCONT."""
         self.is_frozen = False
+        if self._client is not None:
+            self.up.set()
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGCONT)

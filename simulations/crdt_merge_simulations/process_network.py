@@ -30,6 +30,7 @@ from .process_cluster import ProcessCluster
 Cut = tuple[int, int]
 """Nothing from the first node to the second passes."""
 
+BLOCKING_TIMEOUT_S: Final = 30.0
 _NAMESPACES: Final = Path("/run/netns")
 _UNSHARE: Final = (
     *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -109,15 +110,15 @@ class LoopbackNetwork:
     async def started(self, number: int, cluster: ProcessCluster) -> None:
         """Compare the blocks of a node with what they shall be, and change them."""
         try:
-            client = cluster[number].client
-            present = {peer.id for peer in await client.peer_list() if peer.state == PeerState.BLOCKED}
-            wanted = {cluster[peer].id for peer in self._blocks[number]}
-            for peer in sorted(wanted - present):
-                with contextlib.suppress(NotFoundError):  # Never met: nothing to cut yet.
-                    await client.peer_block(peer)
-            for peer in sorted(present - wanted):
-                await client.peer_unblock(peer)
-        except CrdtMergeError:
+            async with cluster[number].asking(BLOCKING_TIMEOUT_S) as client:
+                present = {peer.id for peer in await client.peer_list() if peer.state == PeerState.BLOCKED}
+                wanted = {cluster[peer].id for peer in self._blocks[number]}
+                for peer in sorted(wanted - present):
+                    with contextlib.suppress(NotFoundError):  # Never met: nothing to cut yet.
+                        await client.peer_block(peer)
+                for peer in sorted(present - wanted):
+                    await client.peer_unblock(peer)
+        except (CrdtMergeError, TimeoutError):
             return  # It is down, and will be told when it is up again.
 
 

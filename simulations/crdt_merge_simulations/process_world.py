@@ -326,7 +326,7 @@ class ProcessWorld:
         check = self.result.checks["I14"]
         for key, digests in sorted((await self.workload.resolve_on_two()).items()):
             check.checked += len(digests)
-            if len(set(digests.values())) > 1:
+            if len(set(digests.values())) > 1 or any("error" in digest for digest in digests.values()):
                 check.violations.append(f"key {key[:12]}: {digests}")
 
     async def _judge_history(self) -> None:
