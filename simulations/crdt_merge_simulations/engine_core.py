@@ -58,7 +58,8 @@ class World:
         """Root over all groups -> how many living honest nodes have it; empty bytes: not all groups."""
         self.culprits: set[int] = set()
         """Nodes that lie at some time in this run; they need not agree."""
-        self.forkers: set[bytes] = set()
+        self.twins: list[tuple[bytes, bytes, bytes]] = []
+        """(author, id, id) of the forks that were sent."""
         self.groups: list[bytes] = []
         self._queue: list[
             tuple[float, int, SimulatedNode | None, int, Callable[..., None], tuple[Any, ...]]

@@ -234,8 +234,7 @@ def _forker(world: World, args: dict[str, Any], until: float) -> None:  # noqa: 
     for number, line in enumerate(list(node.lines.values())):
         signed = twins[number % 2]
         world.send(line, Gossip(group=state.group, operations=(signed.wire(),)))
-    if len(node.lines) > 1:
-        world.forkers.add(node.id)
+    world.twins.append((node.id, *(signed.id for signed in twins)))
 
 
 def _mischief(kind: str) -> Callable[[World, dict[str, Any], float], None]:

@@ -137,9 +137,12 @@ class Checker:
         states: Mapping[int, Mapping[bytes, CRDTMergeState]],
         *,
         is_converged: bool,
-        forkers: Collection[bytes],
+        twins: Iterable[tuple[bytes, bytes, bytes]],
     ) -> None:
-        """Look at all honest nodes after the peace (I13, I14, I15); ``states``: node -> group -> state."""
+        """Look at all honest nodes after the peace (I13, I14, I15); ``states``: node -> group -> state.
+
+        ``twins``: (author, id, id) of forks. One whose other half no honest node ever stored is not a fork to them.
+        """
         self.expect("I13", is_converged, "the roots differ")
         groups = sorted({group for of_node in states.values() for group in of_node})
         for group in groups:
@@ -152,13 +155,19 @@ class Checker:
         for group in groups:
             keys = {key_of(of_node[group].view) for of_node in states.values() if group in of_node}
             self.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys in group {group.hex()[:8]}")
-        for forker in sorted(forkers):
+        for forker, *pair in sorted(twins):
+            if not all(any(id_ in ids for ids in self._held(states)) for id_ in pair):
+                continue
+            self.sometimes["a fork was seen"] += 1
             free = [
                 node
                 for node, of_node in states.items()
                 if not any(forker in state.view.forked for state in of_node.values())
             ]
             self.expect("I15", not free, f"{forker.hex()[:8]} forked and {len(free)} nodes do not know")
+
+    def _held(self, nodes: Collection[int]) -> list[set[bytes]]:
+        return [ids for (node, _), ids in sorted(self._stored.items()) if node in nodes]
 
 
 def key_of(view: View) -> bytes:
