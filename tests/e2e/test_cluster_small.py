@@ -1,0 +1,117 @@
+"""Real processes: a seeded nemesis, nothing acknowledged lost, nothing left running (SCENARIOS 5)."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from crdt_merge_simulations import process_world
+from crdt_merge_simulations.plan import Plan
+from crdt_merge_simulations.planning import make_plan
+from crdt_merge_simulations.process_network import isolation
+from crdt_merge_simulations.result import Result
+from crdt_merge_simulations.scenario_file import find
+
+SEED = 3
+
+
+def _plan() -> Plan:
+    return make_plan(find("processes-5"), SEED)
+
+
+def _left_over() -> list[str]:
+    """Command lines of daemons that a run has started and that are still there."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "crdt_merge_simulations.process_launch" in words:
+            lines.append(" ".join(words))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    history = tmp_path_factory.mktemp("history") / "history.jsonl"
+    return process_world.run(_plan(), history=history), history
+
+
+def test_daemons_agree_after_faults_of_every_kind(outcome: tuple[Result, Path]) -> None:
+    result, _ = outcome
+
+    assert {id_: check.violations for id_, check in result.checks.items()} == {
+        id_: [] for id_ in process_world.CLAIMS
+    }
+    assert result.is_success
+
+
+def test_the_verdict_rests_on_something(outcome: tuple[Result, Path]) -> None:
+    result, _ = outcome
+
+    assert result.checks["I1"].checked >= 5
+    assert result.checks["I14"].checked == 2
+    assert sum(count for name, count in result.sometimes.items() if name.startswith("fault ")) >= 7
+
+
+def test_the_history_has_an_end_for_every_beginning(outcome: tuple[Result, Path]) -> None:
+    lines = [json.loads(line) for line in outcome[1].read_text().splitlines()]
+    invoked = {(line["what"], line["index"]) for line in lines if line["phase"] == "invoke"}
+    ended = {(line["what"], line["index"]) for line in lines if line["phase"] != "invoke"}
+
+    assert ended == invoked
+
+
+def test_faults_that_processes_cannot_suffer_are_named() -> None:
+    plan = _plan()
+    supported = set(plan.scenario.faults.counts)
+    world = process_world.ProcessWorld(plan, Path("/nowhere"), has_namespaces=False, is_quiet=True)
+
+    assert {text.split()[1] for text in world.result.unsupported} == supported & {"one_way", "full"}
+
+
+def test_a_run_without_namespaces_cuts_by_blocking() -> None:
+    scenario = replace(find("processes-5"), nodes=3, duration_s=3.0)
+    plan = make_plan(scenario, SEED)
+    cuts = frozenset(fault.index for fault in plan.faults if fault.kind in {"partition", "isolate"})
+    short = plan.reduced(faults=cuts)
+
+    result = process_world.run(short, network="loopback")
+
+    assert result.is_success
+
+
+def test_nothing_survives_a_command_that_is_killed() -> None:
+    """SIGKILL leaves it no chance to clean up; the kernel does."""
+    before = set(_left_over())
+    program = "from crdt_merge_simulations.cli.cluster import cluster; cluster()"
+    command = subprocess.Popen(
+        [sys.executable, "-c", program, "processes-5", "--nodes", "3"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stderr is not None
+    for line in command.stderr:
+        if "know" in line:
+            break
+    running = set(_left_over()) - before
+
+    command.kill()
+    command.wait()
+    command.stderr.read()  # Ends when the last process that could write to it has ended.
+    command.stderr.close()
+
+    assert len(running) >= 3
+    assert not set(_left_over()) - before
+    assert not os.path.exists("/run/netns/n0")
+
+
+def test_the_probe_of_namespaces_leaves_nothing() -> None:
+    isolation()
+
+    assert not os.path.exists("/run/netns/n0")
