@@ -107,6 +107,11 @@ class SimulatedDisk:
         """Return the files below a directory, sorted."""
         return sorted(_paths(self._find(under), under))
 
+    def nbytes(self, path: Path) -> int:
+        """Return the size of a file; 0 if there is none."""
+        node = self._find(path)
+        return len(node.data) if isinstance(node, _FileNode) else 0
+
     def rot(self, path: Path, offset: int) -> None:
         """Change a stored byte behind everybody's back."""
         node = self.node(path)

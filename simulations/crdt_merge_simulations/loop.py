@@ -24,11 +24,13 @@ import heapq
 import itertools
 import struct
 import sys
+import traceback
 import warnings
 from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextvars import Context, ContextVar
+from pathlib import Path
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -39,6 +41,8 @@ STEPS_WITHOUT_TIME_MAX: Final = 2_000_000
 EXECUTOR_S: Final = (0.0002, 0.004)
 """How long work in a thread takes, before a slow machine is taken into account."""
 _CANCELLED_TIMERS_MIN: Final = 1024
+_AWAITS_MAX: Final = 100
+"""In ``finally`` blocks of one coroutine."""
 
 
 class DeadlockError(RuntimeError):
@@ -310,7 +314,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         process = PROCESS.get()
         if not self._is_closed and (process is None or process.is_alive):
             error = context.get("exception")
-            self.problems.append(f"{context.get('message')}: {error!r}")
+            self.problems.append(f"{context.get('message')}: {error!r}{_place(error)}")
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """Note what nobody caught."""
@@ -338,8 +342,12 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for task in asyncio.all_tasks(self):
+                dead = [each for each in self._graveyard if isinstance(each, SimulatedTask)]
+                for task in (*dead, *asyncio.all_tasks(self)):
                     _let_die(task)
+                    _unwind(task)
+                dead.clear()
+                del task
                 self._graveyard.clear()
                 self._ready.clear()
                 self._timers.clear()
@@ -348,9 +356,26 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             sys.unraisablehook = hook
 
 
+def _place(error: object) -> str:
+    """Return where an exception was raised."""
+    trace = traceback.extract_tb(error.__traceback__) if isinstance(error, BaseException) else []
+    return f" at {Path(trace[-1].filename).name}:{trace[-1].lineno}" if trace else ""
+
+
 def _let_die(task: asyncio.Task[Any]) -> None:
     """Let asyncio not complain that a task was never finished."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  (there is no other way)
+
+
+def _unwind(task: asyncio.Task[Any]) -> None:
+    """End a coroutine that nothing waits for. What it awaits on its way out is not granted either."""
+    coroutine = task.get_coro()
+    for _ in range(_AWAITS_MAX):
+        try:
+            coroutine.close()  # type: ignore[union-attr]  # A coroutine, for create_task took it.
+        except BaseException:  # noqa: BLE001, S112  (whatever the dead say is of no interest)
+            continue
+        return
 
 
 def _run_for(future: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -372,11 +397,13 @@ def simulated_loop() -> Generator[SimulatedLoop]:
     loop = SimulatedLoop()  # type: ignore[abstract]  # What it lacks, daemons do not use.
     was_enabled = gc.isenabled()
     gc.collect()
+    gc.freeze()  # What was there before is not looked through again and again.
     gc.disable()
     try:
         yield loop
     finally:
         loop.close()
         loop.bury()
+        gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -115,13 +115,17 @@ class PlaintextObject:
                 record = bytes(self._raw[_HEADER_BYTES : _HEADER_BYTES + nbytes])
                 del self._raw[: _HEADER_BYTES + nbytes]
                 if zlib.crc32(record) != checksum:
-                    raise ssl.SSLError(
-                        ssl.SSL_ERROR_SSL, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] changed"
-                    )
+                    raise _error("DECRYPTION_FAILED_OR_BAD_RECORD_MAC")
                 return record
         if self._incoming.eof:
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
         return None
+
+
+def _error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(ssl.SSL_ERROR_SSL, f"[SSL: {reason}]")
+    error.library, error.reason = "SSL", reason
+    return error
 
 
 @dataclass(frozen=True, slots=True)
