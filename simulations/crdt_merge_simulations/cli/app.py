@@ -18,6 +18,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "shrink": f"{_CLI}.shrink:shrink",
     "sweep": f"{_CLI}.sweep:sweep",
     "compare": f"{_CLI}.compare:compare",
+    "tier3": f"{_CLI}.tier3:tier3",
 }
 """In the order in which one comes to need them."""
 
