@@ -157,7 +157,7 @@ class GossipDriver:
     def known(self) -> frozenset[bytes]:
         """Every peer that can be named: met, heard of, or decided about."""
         overlay = self.engine.overlay
-        return frozenset(overlay.peers.keys() | self.connections.keys() | overlay.blocked)
+        return frozenset(overlay.known | self.connections.keys())
 
     @staticmethod
     def loop_time() -> float:
@@ -308,7 +308,7 @@ class GossipDriver:
     def _disconnect(self, effect: Disconnect) -> None:
         connection = self.connections.get(effect.peer)
         if connection is not None:
-            if effect.peer not in self.engine.overlay.blocked:
+            if not effect.is_routine and effect.peer not in self.engine.overlay.blocked:
                 self.refused(connection.remote, effect.reason, peer=effect.peer, code=effect.code)
             connection.close(effect.reason)
 

@@ -54,8 +54,8 @@ SHUFFLE_INTERVAL_S: Final = 10.0
 SHUFFLE_JITTER: Final = 0.2
 SHUFFLE_HASTE_S: Final = 1.0
 """When there are too few neighbours and nobody to ask."""
-SHUFFLE_PEERS: Final = 5
-"""Of a sample that walks; with its origin, which the first on the way adds, six contacts of ~60 bytes."""
+SHUFFLE_PEERS: Final = 4
+"""Of a sample that walks; with its origin, which the first on the way adds, five contacts of ~60 bytes."""
 ISOLATED_S: Final = 10.0
 """Without any neighbour for this long, every known address is dialled, with backoff, for ever."""
 ANSWER_S: Final = 5.0
@@ -63,7 +63,7 @@ ANSWER_S: Final = 5.0
 DIAL_S: Final = 15.0
 """By then the outcome of a dial was reported."""
 SEEK_INTERVAL_MIN_S: Final = 0.5
-SEEK_INTERVAL_MAX_S: Final = 60.0
+SEEK_INTERVAL_MAX_S: Final = 240.0
 """Between requests of a node that has enough links, only not all that it would choose itself."""
 SEEK_NOBODY_S: Final = 3.0
 LOST_INTERVAL_MIN_S: Final = 0.5
@@ -75,7 +75,7 @@ FAILED_S: Final = 60.0
 FAILED_PEERS_MAX: Final = 256
 WALKS_PER_PEER_MAX: Final = 256
 """Messages of walks that one neighbour may have passed on in one shuffle interval."""
-ROUTINE: Final = "not neighbours"
+ROUTINE: Final = "not a neighbour in the partial view"
 """Why connections are closed here; said to the peer."""
 
 
@@ -244,6 +244,10 @@ class HyParView:
             lost.interval_s = min(2 * lost.interval_s, LOST_INTERVAL_MAX_S)
             lost.due = now + self._spread(lost.interval_s, 0.2)
         return self._seek(now=now)
+
+    def is_lost(self, peer: bytes) -> bool:
+        """Tell whether the connection to a neighbour broke, and it has not been found again."""
+        return peer in self._lost
 
     def closing(self, peer: bytes) -> None:
         """Note that this node ends the connection to a peer and does not want it back."""

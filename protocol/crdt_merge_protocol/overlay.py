@@ -69,6 +69,17 @@ class Overlay(AddressBook):
             return "active"
         return "passive" if peer in self.view.passive or peer in self.peers else ""
 
+    @property
+    def known(self) -> set[bytes]:
+        """Every peer that was met, heard of or blocked."""
+        return self.peers.keys() | self.view.passive.keys() | self.blocked
+
+    def is_at_rest(self, peer: bytes) -> bool:
+        """Tell whether a peer is not connected because it need not be, and nothing is known against it."""
+        target = self.peers.get(peer)
+        has_failed = target is not None and target.attempts > 0
+        return not (self.is_mesh or peer in self.active or has_failed or self.view.is_lost(peer))
+
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Return (new neighbours, neighbours no more) since the last call."""
         present = self.active if self.is_mesh else self.view.links.keys()

@@ -34,6 +34,8 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
         silent_s = services.driver.loop_time() - connection.last_received
         last_received = services.clock.now() - silent_s
         state = PeerState.SUSPECT if silent_s > SUSPECT_S else PeerState.ALIVE
+    elif overlay.is_at_rest(peer):
+        state = PeerState.KNOWN
     if peer in overlay.blocked:
         state = PeerState.BLOCKED
     reconciler = services.engine.reconciler
@@ -52,6 +54,7 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
         bytes_out=record.bytes_out + (connection.bytes_out if connection else 0),
         is_converged=converged,
         last_error=record.last_error or (target.last_error if target else ""),
+        view=overlay.view_of(peer),
     )
 
 
@@ -131,6 +134,8 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
                     remedy=f"crdt-merge-node peer unblock {info.id[:12]}",
                 )
             )
+        elif info.state == PeerState.KNOWN.value:
+            continue  # Its neighbours see to it that it lacks nothing.
         elif info.direction == "":
             reasons.append(
                 Reason(

@@ -115,6 +115,7 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
     rows = [
         (
             peer.state,
+            peer.view or "-",
             short(peer.id),
             peer.name or "-",
             peer.addresses[0] if peer.addresses else "-",
@@ -127,7 +128,10 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
         for peer in sorted(peers, key=lambda peer: (_state_order(peer.state), peer.name, peer.id))
     ]
     say(
-        table(("STATE", "PEER", "NAME", "ADDRESS", "DIRECTION", "SINCE", "SYNC", "CONVERGED", "REASON"), rows)
+        table(
+            ("STATE", "VIEW", "PEER", "NAME", "ADDRESS", "DIRECTION", "SINCE", "SYNC", "CONVERGED", "REASON"),
+            rows,
+        )
     )
 
 

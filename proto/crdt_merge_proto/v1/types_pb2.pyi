@@ -73,6 +73,7 @@ class PeerInfo(google.protobuf.message.Message):
     BYTES_OUT_FIELD_NUMBER: builtins.int
     IS_CONVERGED_FIELD_NUMBER: builtins.int
     LAST_ERROR_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
     id: builtins.str
     name: builtins.str
     state: builtins.str
@@ -91,6 +92,8 @@ class PeerInfo(google.protobuf.message.Message):
     """Whether its roots of all groups equalled ours when last compared; none: never compared."""
     last_error: builtins.str
     """Why the last connection ended or could not be made."""
+    view: builtins.str
+    """A PeerView."""
     @property
     def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -108,9 +111,10 @@ class PeerInfo(google.protobuf.message.Message):
         bytes_out: builtins.int = ...,
         is_converged: builtins.bool | None = ...,
         last_error: builtins.str = ...,
+        view: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "is_converged", b"is_converged", "last_received", b"last_received", "last_sync", b"last_sync"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "addresses", b"addresses", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "direction", b"direction", "id", b"id", "is_converged", b"is_converged", "last_error", b"last_error", "last_received", b"last_received", "last_sync", b"last_sync", "name", b"name", "since", b"since", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "addresses", b"addresses", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "direction", b"direction", "id", b"id", "is_converged", b"is_converged", "last_error", b"last_error", "last_received", b"last_received", "last_sync", b"last_sync", "name", b"name", "since", b"since", "state", b"state", "view", b"view"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_is_converged", b"_is_converged"]) -> typing.Literal["is_converged"] | None: ...
     @typing.overload

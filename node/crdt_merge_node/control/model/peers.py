@@ -15,10 +15,23 @@ class PeerState(StrEnum):
     """Connected, but silent for longer than one ping."""
     FAILED = "failed"
     """Known, wanted, and not reachable; dialled again with backoff."""
+    KNOWN = "known"
+    """Known, and not dialled at present: a partial view has a few neighbours only."""
     LEFT = "left"
     """Said goodbye and is not dialled."""
     BLOCKED = "blocked"
     """Refused by a person on this node."""
+
+
+class PeerView(StrEnum):
+    """What a peer is to this node in the overlay (PROTOCOL 3)."""
+
+    MESH = "mesh"
+    """All nodes are to be connected to all others."""
+    ACTIVE = "active"
+    """A neighbour in a partial view."""
+    PASSIVE = "passive"
+    """May become a neighbour when one is needed."""
 
 
 class Severity(StrEnum):
@@ -70,6 +83,8 @@ class PeerInfo:
     """Whether its roots of all groups equalled ours when last compared; none: never compared."""
     last_error: str = ""
     """Why the last connection ended or could not be made."""
+    view: str = ""
+    """A :class:`PeerView`; empty for a peer that is nothing of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
