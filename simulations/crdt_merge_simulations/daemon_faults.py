@@ -66,7 +66,8 @@ class Faults:
         self._world.loop.call_later(fault.args["for_s"], once, context=OUTSIDE)
 
     def _node(self, fault: Fault) -> Machine:
-        return self._world.machines[fault.args["node"]]
+        number: int = fault.args["node"]
+        return self._world.machines[number]
 
     def _rng(self, fault: Fault) -> Random:
         return stream(self._world.plan.seed, "moment", fault.kind, fault.index)
@@ -240,10 +241,12 @@ class Faults:
         self._adjust(fault, "loss", fault.args["ratio"])
 
     def _adjust(self, fault: Fault, name: str, value: float) -> None:
-        both = self._both(fault)
-        for direction in both:
-            setattr(direction, name, value)
-        self._for(fault, lambda: [setattr(direction, name, 0.0) for direction in both] and None)
+        def set_all(value: float) -> None:
+            for direction in self._both(fault):
+                setattr(direction, name, value)
+
+        set_all(value)
+        self._for(fault, lambda: set_all(0.0))
 
     def do_corrupt(self, fault: Fault) -> None:
         """Change a byte of the next segment."""

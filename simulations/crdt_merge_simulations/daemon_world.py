@@ -119,7 +119,8 @@ class DaemonWorld:
         self._directory = directory
         self._origin = 0.0
         self._converged_after_s: float | None = None
-        self._delivered: dict[bytes, float] = {}
+        self._counts: dict[tuple[int, bytes], int] = {}
+        """Operations that a node held in a group when last looked at."""
         scenario = plan.scenario
         self._late = {act.node for act in plan.acts if act.kind == "start"}
         self._unsupported = sorted({fault.kind for fault in plan.faults} - self.faults.kinds())
@@ -386,6 +387,10 @@ class DaemonWorld:
                 continue
             replicas = machine.node.services.engine.replicas
             for group in sorted(replicas):
+                state = replicas[group].state
+                if self._counts.get((machine.number, group)) != len(state):
+                    self._counts[machine.number, group] = len(state)
+                    self.checker.stored(machine.number, group, list(state.trie))
                 self.checker.look(machine.number, replicas[group], honest, thoroughly=False)
                 contents = machine.node.services.keeper.contents(group)
                 if contents is not None and contents.is_complete:
@@ -475,14 +480,16 @@ class DaemonWorld:
 
     async def _compare_outputs(self, group: bytes) -> None:
         """Resolve on two nodes and compare (I14)."""
+        used: set[tuple[bytes, ...]] = set()
         keys = set()
         for machine in self.machines:
             assert machine.node is not None, "all are ready, for they agree"
             contents = machine.node.services.keeper.contents(group)
             assert contents is not None, "all have compared, for they agree"
             keys.add(contents.keys()[1])
+            used.add(tuple(item.visible.tag for item in contents.used))
         self.checker.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys with all bytes there")
-        if not contents.used:
+        if used == {()}:
             self.sometimes["nothing to resolve"] += 1
             return
         chosen = stream(self.plan.seed, "resolve", group.hex()).sample(

@@ -336,18 +336,19 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """End the run; whatever a destructor schedules from now on is ignored."""
         self._is_closed = True
 
+    def _unwind(self) -> None:
+        dead = [each for each in self._graveyard if isinstance(each, SimulatedTask)]
+        for task in (*dead, *asyncio.all_tasks(self)):
+            _let_die(task)
+            _unwind(task)
+
     def bury(self) -> None:
         """Drop all that is left, with closed eyes: destructors of the dead may complain."""
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                dead = [each for each in self._graveyard if isinstance(each, SimulatedTask)]
-                for task in (*dead, *asyncio.all_tasks(self)):
-                    _let_die(task)
-                    _unwind(task)
-                dead.clear()
-                del task
+                self._unwind()
                 self._graveyard.clear()
                 self._ready.clear()
                 self._timers.clear()
@@ -372,7 +373,7 @@ def _unwind(task: asyncio.Task[Any]) -> None:
     coroutine = task.get_coro()
     for _ in range(_AWAITS_MAX):
         try:
-            coroutine.close()  # type: ignore[union-attr]  # A coroutine, for create_task took it.
+            coroutine.close()
         except BaseException:  # noqa: BLE001, S112  (whatever the dead say is of no interest)
             continue
         return

@@ -170,7 +170,7 @@ class Machine:
         Raises:
             OSError: No room.
         """
-        disk, disk.fault = self.disk, None  # type: ignore[assignment]
+        disk, disk.fault = self.disk, None
         try:
             if disk.stat(path) is not None:
                 disk.unlink(path)
