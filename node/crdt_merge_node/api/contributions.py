@@ -180,11 +180,15 @@ async def _plan(
 ) -> ContributionPlan:
     name, policy = services.engine.replicas[group].state.genesis.name, contents.view.policy
     if not is_name(slot):
-        raise InvalidRequestError(f'"{slot}" is no name of a slot.')
+        raise InvalidRequestError(
+            f'"{slot}" is no name of a slot.',
+            hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
+        )
     if not 0 < weight <= policy.weight_cap:
         raise ParameterError(
-            f"weight {weight / WEIGHT_ONE:g} is not within 0 and {policy.weight_cap / WEIGHT_ONE:g},"
-            f' the cap of group "{name}".'
+            f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {policy.weight_cap / WEIGHT_ONE:g},"
+            f' the cap of group "{name}".',
+            hint="Weights only count relative to each other; an administrator can raise --weight-cap.",
         )
     if contents.schema is None:
         raise MissingBlobError(
@@ -233,7 +237,10 @@ def _payload(services: Services, meta: Mapping[str, str]) -> bytes:
         return b""
     payload = encode([services.rng.bytes(16), notes(meta.items())])
     if len(payload) > PAYLOAD_BYTES_MAX:
-        raise InvalidRequestError(f"{len(payload)} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.")
+        raise InvalidRequestError(
+            f"{len(payload)} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.",
+            hint="Keep the rest elsewhere and note where.",
+        )
     return payload
 
 

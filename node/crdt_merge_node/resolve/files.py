@@ -31,7 +31,10 @@ def naming(path: Path | str, verb: str) -> Iterator[None]:
             raise FullError(
                 f"{path} cannot be {verb}: {reason}.", hint="Make room, or name another place."
             ) from error
-        raise StorageError(f"{path} cannot be {verb}: {reason}.") from error
+        raise StorageError(
+            f"{path} cannot be {verb}: {reason}.",
+            hint="The directory has to be there, and this user, or the daemon's, has to be allowed to.",
+        ) from error
 
 
 def read_header(fs: Fs, path: Path) -> TensorFile:

@@ -81,9 +81,12 @@ def merge_files(
     started = clock.monotonic()
     weights = _check_weights(files, weights)
     if not files:
-        raise EmptySetError("There are no files, hence nothing to merge.")
+        raise EmptySetError("There are no files, hence nothing to merge.", hint="Name one at least.")
     if dtype and dtype not in FLOAT_DTYPES:
-        raise ParameterError(f"Element type {dtype!r} is none of {', '.join(sorted(FLOAT_DTYPES))}.")
+        raise ParameterError(
+            f"Element type {dtype!r} is none of those of an output.",
+            hint=f"Known: {', '.join(sorted(FLOAT_DTYPES))}.",
+        )
     recipe = get(strategy)
     normalised = sorted_params(recipe.normalise(dict(params or {})))
     paths = [*files, *([] if base is None else [base])]
@@ -144,9 +147,13 @@ def _check_weights(files: Sequence[Path], weights: Sequence[int] | None) -> Sequ
     if weights is None:
         return [WEIGHT_ONE] * len(files)
     if len(weights) != len(files):
-        raise ParameterError(f"{len(weights)} weights for {len(files)} files.")
-    if any(abs(weight) > WEIGHT_MAX for weight in weights):
-        raise ParameterError(f"A weight lies between -{WEIGHT_MAX >> 32} and {WEIGHT_MAX >> 32}.")
+        raise ParameterError(f"{len(weights)} weights for {len(files)} files.", hint="Give one per file.")
+    # As in a group (PROTOCOL R14): a file that shall not count is left out, not weighted with 0.
+    if any(not 0 < weight <= WEIGHT_MAX for weight in weights):
+        raise ParameterError(
+            f"A weight lies above 0, up to {WEIGHT_MAX >> 32}.",
+            hint="Leave out the files that shall not count.",
+        )
     return weights
 
 

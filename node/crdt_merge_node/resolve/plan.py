@@ -218,7 +218,8 @@ def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> 
         return base or sources[0]
     if not job.group_mode:
         raise IntegerTensorDiffersError(
-            f"Tensor {spec.name} ({spec.dtype}) is not the same in all inputs; such tensors are never merged."
+            f"Tensor {spec.name} ({spec.dtype}) is not the same in all inputs, and such are never merged.",
+            hint="Make them equal first, for instance by copying them from one of the files.",
         )
     if base is not None:
         warnings.append(f"{spec.name} ({spec.dtype}) differs between inputs; the base's was kept.")

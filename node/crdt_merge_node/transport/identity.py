@@ -38,6 +38,7 @@ from .certificates import (
     spki,
 )
 
+_RESTORE: Final = "Put back a copy of these files, or make a new node with another --data-dir."
 FILE_BYTES_MAX: Final = 64 * 1024
 _FORMAT: Final = 1
 
@@ -126,16 +127,19 @@ class Identity:
             ca = certificate_from_pem(_read(directory / "ca.crt", fs))
             peer = read_peer_certificate(certificate.public_bytes(Encoding.DER), cluster_id(ca))
         except CertificateError as error:
-            raise CorruptError(f"{directory}: {error.message}") from None
+            raise CorruptError(f"{directory}: {error.message}", hint=_RESTORE) from None
         if spki(tls_key.public_key()) != spki(certificate.public_key()):
-            raise ConfigError(f"{directory}: tls.key is not the key of tls.crt.")
+            raise ConfigError(f"{directory}: tls.key is not the key of tls.crt.", hint=_RESTORE)
         if peer.node != node_key.node_id:
             raise ConfigError(
                 f"{directory}: node.key is the key of node {node_key.node_id.hex()[:12]} and tls.crt the "
-                f"certificate of node {peer.node.hex()[:12]}."
+                f"certificate of node {peer.node.hex()[:12]}.",
+                hint=_RESTORE,
             )
         if facts["cluster"] != cluster_id(ca).hex():
-            raise ConfigError(f"{directory}: cluster.json and ca.crt are of different clusters.")
+            raise ConfigError(
+                f"{directory}: cluster.json and ca.crt are of different clusters.", hint=_RESTORE
+            )
         introducers = tuple(facts["introducers"])
         return cls(directory, node_key, cluster_id(ca), facts["name"], introducers, peer.expires_at)
 
@@ -195,13 +199,13 @@ def load_authority(data_dir: Path, fs: Fs) -> CertificateAuthority | None:
             _read_private(directory / "ca.key", fs), _read(directory / "ca.crt", fs)
         )
     except CertificateError as error:
-        raise CorruptError(f"{directory}: {error.message}") from None
+        raise CorruptError(f"{directory}: {error.message}", hint=_RESTORE) from None
 
 
 def _load_node_key(path: Path, fs: Fs) -> NodeKey:
     seed = _read_private(path, fs)
     if len(seed) != PUBLIC_KEY_BYTES:
-        raise CorruptError(f"{path}: {len(seed)} bytes, a node key has {PUBLIC_KEY_BYTES}.")
+        raise CorruptError(f"{path}: {len(seed)} bytes, a node key has {PUBLIC_KEY_BYTES}.", hint=_RESTORE)
     return NodeKey(seed)
 
 
@@ -215,9 +219,9 @@ def _read_facts(path: Path, fs: Fs) -> dict[str, Any]:
             and all(isinstance(address, str) for address in facts["introducers"])
         )
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CorruptError(f"{path}: not what this release writes.") from None
+        raise CorruptError(f"{path}: not what this release writes.", hint=_RESTORE) from None
     if not is_known:
-        raise CorruptError(f"{path}: not what this release writes.")
+        raise CorruptError(f"{path}: not what this release writes.", hint=_RESTORE)
     return dict(facts)
 
 
@@ -235,7 +239,9 @@ def _read(path: Path, fs: Fs) -> bytes:
         with fs.open_read(path) as file:
             nbytes = file.size()
             if nbytes > FILE_BYTES_MAX:
-                raise CorruptError(f"{path}: {nbytes} bytes are too many for an identity file.")
+                raise CorruptError(
+                    f"{path}: {nbytes} bytes are too many for an identity file.", hint=_RESTORE
+                )
             return file.read_at(0, nbytes)
     except OSError as error:
-        raise CorruptError(f"{path}: {error.strerror or error}.") from None
+        raise CorruptError(f"{path}: {error.strerror or error}.", hint=_RESTORE) from None
