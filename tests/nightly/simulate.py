@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from crdt_merge_simulations.scenario import Settings, run
+from crdt_merge_simulations import engine_world, planning, scenario_file
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -15,16 +15,20 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 def main(first: int, count: int) -> int:
     """Run the seeds; return 1 if any of them did not converge or violated an invariant."""
+    scenario = scenario_file.find("swarm-10")
     failures = 0
     for seed in range(first, first + count):
-        verdict = run(Settings(seed=seed))
-        agreed = verdict.converged_after_s
+        result = engine_world.run(planning.make_plan(scenario, seed))
+        agreed = result.converged_after_s
         outcome = "NOT converged" if agreed is None else f"converged {agreed:.3f} s after the last fault"
-        console.print(f"seed {seed}: {verdict.operations} operations, {verdict.events:,} events, {outcome}")
-        if not verdict.is_success:
+        console.print(f"seed {seed}: {result.operations} operations, {result.events:,} events, {outcome}")
+        if not result.is_success:
             failures += 1
-            console.print("\n".join([*verdict.log, *(f"  violated {one}" for one in verdict.violations)]))
-            console.print(f"  replay: python -m tests.nightly.simulate {seed} 1")
+            violated = [
+                f"{check.id}: {text}" for check in result.checks.values() for text in check.violations
+            ]
+            console.print("\n".join([*result.log, *(f"  violated {one}" for one in violated)]))
+            console.print(f"  replay: crdt-merge-sim run swarm-10 --seed {seed}")
     return 1 if failures else 0
 
 
