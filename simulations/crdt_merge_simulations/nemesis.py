@@ -159,7 +159,7 @@ class Nemesis:
         moments = stream(self.plan.seed, "crash", fault.index)
         await daemon.signal(signal.SIGKILL)
         for _ in range(fault.args["times"]):
-            await daemon.spawn()
+            await daemon.spawn(self._cluster.nursery)
             await self._pause(moments.uniform(0.1, 2.0))
             await daemon.signal(signal.SIGKILL)
         await self._start(daemon)

@@ -1,18 +1,16 @@
 """Real daemons on this machine, by the dozen: made, started, killed, frozen, asked.
 
-Every daemon is an own process with an own address, an own directory and mutual TLS, started as an operator
-would start it. Only the identities are made in bulk, by the functions that ``init`` and ``init --join`` use:
-one hundred take half a second instead of minutes. Starts are staggered, because a start is mostly imports and
-one hundred of them at once on few cores would all be late.
+Every daemon is an own process with an own address, an own directory and mutual TLS, and runs the command line
+that an operator would type. Two things are done in bulk: identities are made by the functions that ``init``
+and ``init --join`` use, one hundred in half a second instead of minutes; and processes come from a
+:class:`~crdt_merge_simulations.process_nursery.Nursery`. Starts are staggered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,8 @@ from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
 from crdt_merge_node.transport.certificates import CertificateAuthority
 from crdt_merge_node.transport.identity import prepare_keys, write_membership
 from crdt_merge_protocol.errors import CrdtMergeError
+
+from .process_nursery import Child, Nursery
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
@@ -48,7 +48,7 @@ class Daemon:
     namespace: str
     seeds: tuple[str, ...]
     id: str = ""
-    process: asyncio.subprocess.Process | None = None
+    process: Child | None = None
     is_frozen: bool = False
     starts: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -101,20 +101,16 @@ class Daemon:
             # gRPC cancels who waits when a channel is closed.
             raise DaemonNotRunningError(f"{self.name} was stopped before it answered.") from None
 
-    async def spawn(self) -> None:
+    async def spawn(self, nursery: Nursery) -> None:
         """Start the process; it is not ready yet."""
         assert self.process is None, "a daemon is started when it is down"
         control_socket(self.data_dir).unlink(missing_ok=True)
-        with self.log_path.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "crdt_merge_simulations.process_launch"),
-                *(str(os.getpid()), self.namespace, "--data-dir", str(self.data_dir), "run"),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self._settings(),
-                start_new_session=True,
-            )
+        self.process = await nursery.bear(
+            ["--data-dir", str(self.data_dir), "run"],
+            settings=self._settings(),
+            namespace=self.namespace,
+            log=self.log_path,
+        )
         self.starts += 1
 
     def _settings(self) -> dict[str, str]:
@@ -171,12 +167,11 @@ class Daemon:
                 await client.close()
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+        process.send_signal(number)
         try:
             await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             await process.wait()
 
     def freeze(self, *, is_short: bool = False) -> None:
@@ -186,11 +181,10 @@ class Daemon:
             is_short: The node is only slow: whoever asks it something shall wait for the answer.
         """
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGSTOP)
-                if not is_short:
-                    self.is_frozen = True
-                    self.up.clear()
+            self.process.send_signal(signal.SIGSTOP)
+            if not is_short:
+                self.is_frozen = True
+                self.up.clear()
 
     def thaw(self) -> None:
         """SIGCONT."""
@@ -198,8 +192,7 @@ class Daemon:
         if self._client is not None:
             self.up.set()
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGCONT)
 
     def rss_bytes(self) -> int:
         """Return the resident memory of the process, 0 if it is down."""
@@ -222,6 +215,7 @@ class ProcessCluster:
     def __init__(self, daemons: list[Daemon], *, on_death: Callable[[Daemon, int], None]) -> None:
         self.daemons = daemons
         self.clones: list[Daemon] = []
+        self.nursery = Nursery()
         self._on_death = on_death
         self._watches: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
@@ -263,7 +257,7 @@ class ProcessCluster:
     async def start(self, daemon: Daemon) -> None:
         """Start a daemon that is down; return when it answers. Who calls holds its lock."""
         async with self._starting:
-            await daemon.spawn()
+            await daemon.spawn(self.nursery)
             self._watch(daemon)
             await daemon.ready()
 
@@ -287,11 +281,12 @@ class ProcessCluster:
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*(daemon.signal(signal.SIGKILL) for daemon in (*self.daemons, *self.clones)))
+        await self.nursery.close()
 
     def _watch(self, daemon: Daemon) -> None:
         """Notice a daemon that ends by itself."""
 
-        async def wait(process: asyncio.subprocess.Process) -> None:
+        async def wait(process: Child) -> None:
             status = await process.wait()
             if daemon.process is process and not self.is_closing:
                 self._on_death(daemon, status)

@@ -90,7 +90,7 @@ def run(plan: Plan, *, network: str = "auto", history: Path | None = None, is_qu
     job, answer = directory / "job", directory / "answer"
     job.write_bytes(pickle.dumps((plan, bool(prefix), history and history.absolute(), is_quiet)))
     me = [sys.executable, "-m"]
-    launch = [*me, "crdt_merge_simulations.process_launch", str(os.getpid()), "--"]
+    launch = [*me, "crdt_merge_simulations.process_launch", str(os.getpid())]
     child = subprocess.Popen(  # noqa: S603  Our own program.
         [*launch, *prefix, *me, "crdt_merge_simulations.process_world", str(directory)],
         start_new_session=True,
@@ -218,6 +218,7 @@ class ProcessWorld:
             path = self.cluster[number].data_dir
             path.mkdir(mode=0o700)
             _call("mount", "-t", "tmpfs", "-o", f"size={FULL_BYTES},mode=0700", "tmpfs", str(path))
+        await self.cluster.nursery.open()
         self.cluster.make_identities()
         late = {act.node for act in self.plan.acts if act.kind == "start"}
         first = [daemon for daemon in self.cluster.daemons if daemon.number not in late]

@@ -22,17 +22,17 @@ def _plan() -> Plan:
     return make_plan(find("processes-5"), SEED)
 
 
-def _left_over() -> list[str]:
-    """Command lines of daemons that a run has started and that are still there."""
-    lines = []
+def _daemons() -> set[str]:
+    """Process ids of daemons that some run has started, and of their nurseries."""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if "crdt_merge_simulations.process_launch" in words:
-            lines.append(" ".join(words))
-    return lines
+        if "crdt_merge_simulations.process_nursery" in words:
+            found.add(path.parent.name)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_run_without_namespaces_cuts_by_blocking() -> None:
 
 def test_nothing_survives_a_command_that_is_killed() -> None:
     """SIGKILL leaves it no chance to clean up; the kernel does."""
-    before = set(_left_over())
+    before = _daemons()
     program = "from crdt_merge_simulations.cli.cluster import cluster; cluster()"
     command = subprocess.Popen(
         [sys.executable, "-c", program, "processes-5", "--nodes", "3"],
@@ -99,15 +99,15 @@ def test_nothing_survives_a_command_that_is_killed() -> None:
     for line in command.stderr:
         if "know" in line:
             break
-    running = set(_left_over()) - before
+    running = _daemons() - before
 
     command.kill()
     command.wait()
     command.stderr.read()  # Ends when the last process that could write to it has ended.
     command.stderr.close()
 
-    assert len(running) >= 3
-    assert not set(_left_over()) - before
+    assert len(running) >= 4
+    assert not running & _daemons()
     assert not os.path.exists("/run/netns/n0")
 
 
