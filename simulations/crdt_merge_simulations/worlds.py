@@ -19,6 +19,10 @@ def run(plan: Plan) -> Result:
             from . import engine_world
 
             return engine_world.run(plan)
+        case "daemon":
+            from . import daemon_world
+
+            return daemon_world.run(plan)
         case "process":
             raise ConfigError(
                 "Real processes run in real time and do not replay.", hint="Use: crdt-merge-sim cluster."

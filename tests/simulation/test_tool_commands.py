@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from crdt_merge_simulations import scenario_file, worlds
+from crdt_merge_simulations import process_world, scenario_file, worlds
 from crdt_merge_simulations.cli.app import COMMANDS, root
 from crdt_merge_simulations.documents import plan_document, plan_in, read_plan
 from crdt_merge_simulations.plan import Plan
@@ -89,6 +89,34 @@ def test_run_leaves_a_page_and_a_file_that_replays(small: str, tmp_path: Path) -
     assert "the trace is that of then" in replayed.stderr
 
 
+def test_the_same_scenario_runs_on_whole_daemons(small: str) -> None:
+    outcome = _type("run", small, "--fidelity", "daemon", "--nodes", "3", "--json")
+    answer = json.loads(outcome.stdout)
+
+    assert outcome.exit_code == 0
+    assert answer["fidelity"] == "daemon"
+    assert answer["checks"]["I1"]["verdict"] == "held"
+
+
+def test_cluster_takes_scenarios_to_real_processes(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the processes do is tested where they are; here, that the command hands the right plan on."""
+    asked: list[tuple[Plan, str]] = []
+
+    def run(plan: Plan, *, network: str, history: Path | None, is_quiet: bool) -> object:
+        asked.append((plan, network))
+        return make_result(plan)
+
+    monkeypatch.setattr(process_world, "run", run)
+    outcome = _type("cluster", small, "--nodes", "5", "--duration", "6", "--network", "loopback")
+    [(plan, network)] = asked
+
+    assert outcome.exit_code == 0
+    assert (plan.scenario.fidelity, plan.scenario.nodes, plan.scenario.duration_s) == ("process", 5, 6.0)
+    assert len(plan.faults) == 4
+    assert network == "loopback"
+    assert f"crdt-merge-sim cluster {small} --seed 1 --nodes 5 --duration 6" in outcome.output
+
+
 def test_no_faults_at_all_can_be_asked_for(small: str) -> None:
     assert json.loads(_type("run", small, "--only", "none", "--json").stdout)["plan"]["faults"] == []
 
@@ -102,6 +130,7 @@ def test_no_faults_at_all_can_be_asked_for(small: str) -> None:
         (("run", "kills-10", "--events", "some"), 2, "neither a number"),
         (("replay", "no-such-file.json"), 2, "does not exist"),
         (("sweep", "kills-11"), 78, "kills-10"),
+        (("run", "processes-5"), 78, "crdt-merge-sim cluster"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_reason(
