@@ -1,4 +1,4 @@
-"""SCENARIOS S1 to S9: what the published reference fails, on copies, across the wire and after a restart."""
+"""SCENARIOS S1 to S9, S11: what the published reference fails; on copies, over the wire, after a restart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec, contribution_digest
+from crdt_merge_protocol.blobs import Manifest, ManifestEntry, Schema, TensorSpec, contribution_digest
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.merkle import root_of
 from crdt_merge_protocol.operations import Add, Kind, SignedOperation
@@ -229,6 +229,22 @@ def test_s8_shape_and_dtype_are_part_of_a_content_id() -> None:
     ]
 
     assert len({content(*variant) for variant in variants}) == len(variants)
+
+
+def test_s11_a_renamed_tensor_or_swapped_tensors_change_the_roots() -> None:
+    """Down to the used root: what is merged under another name is another model."""
+
+    def named(*names: str) -> list[TensorSpec]:
+        return [TensorSpec(name=name, dtype="F32", shape=(2, 3)) for name in names]
+
+    def root(*names: str) -> bytes:
+        blobs = (hash_of("first"), hash_of("second"))
+        pairs = zip(named(*names), blobs, strict=True)
+        content = Manifest.of([ManifestEntry(spec=spec, blob=blob) for spec, blob in pairs]).content
+        return used_root([contribution_digest(kind="model", content=content, weight=ONE)])
+
+    assert len({root("a", "b"), root("a", "c"), root("b", "a")}) == 3
+    assert Schema.of(named("a", "b")).id != Schema.of(named("a", "c")).id
 
 
 def test_s8_weight_and_type_are_part_of_a_contribution_digest() -> None:
