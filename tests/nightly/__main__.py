@@ -29,6 +29,7 @@ console = Console(highlight=False, soft_wrap=True)
 def main() -> int:
     """Run what was asked for, else everything."""
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that a step under way is ended, too.
     os.chdir(ROOT)
     version = tree_version(ROOT)
     console.print(f"version {version}")
