@@ -139,7 +139,7 @@ class Faults:
         machine = self._node(fault)
         if machine.is_wanted and (copy := self._world.backups.pop(fault.index, None)):
             machine.kill(restart_s=0.2)
-            machine.has_lost_disk = True
+            machine.disks_lost += 1
             machine.use_disk(copy)
 
     def do_freeze(self, fault: Fault) -> None:

@@ -26,6 +26,7 @@ from unittest import mock
 
 import numpy as np
 import structlog
+from crdt_merge_node.contents import GroupContents
 from crdt_merge_node.control.model import (
     ContributionAdded,
     GroupInfo,
@@ -119,6 +120,8 @@ class DaemonWorld:
         self._directory = directory
         self._origin = 0.0
         self._converged_after_s: float | None = None
+        self._disks_lost: dict[int, int] = {}
+        """How often the checker was told that a node's disk was lost."""
         self._counts: dict[tuple[int, bytes], int] = {}
         """Operations that a node held in a group when last looked at."""
         scenario = plan.scenario
@@ -184,13 +187,17 @@ class DaemonWorld:
         if not recovery.is_clean:
             self.sometimes["recovery repaired"] += 1
         states = self.states(machine)
-        if machine.has_lost_disk:
-            machine.has_lost_disk = False
+        if self._disks_lost.get(machine.number, 0) != machine.disks_lost:
+            self._disks_lost[machine.number] = machine.disks_lost
             self.checker.disk_lost(
                 machine.number,
                 {group: [signed.id for signed in state.causal()] for group, state in states.items()},
             )
         self.checker.kept(machine.number, states.values())
+
+    @property
+    def _has_lost_disk(self) -> bool:
+        return any(machine.disks_lost for machine in self.machines)
 
     def _ended(self, machine: Machine, error: BaseException) -> None:
         self.note(f"{machine.name} ended: {type(error).__name__}")
@@ -421,11 +428,37 @@ class DaemonWorld:
         return all(self._is_complete(machine, group) for machine in self.machines for group in first)
 
     def _is_complete(self, machine: Machine, group: bytes) -> bool:
-        """Whether all bytes are here, judged from the newest view."""
+        """Whether all bytes that still exist are here, judged from the newest view."""
         node = machine.node
         if node is None or (contents := node.services.keeper.contents(group)) is None:
             return False
-        return contents.is_complete and contents.view == node.services.engine.replicas[group].state.view
+        if contents.view != node.services.engine.replicas[group].state.view:
+            return False
+        lost = self._lost_bytes()
+        return contents.is_ready(frozenset(self._without(contents, lost)))
+
+    def _lost_bytes(self) -> frozenset[bytes]:
+        """Return what is wanted and on no disk: possible only where a disk was lost before it was fetched."""
+        if not self._has_lost_disk:
+            return frozenset()
+        wanted: set[bytes] = set()
+        stores = []
+        for machine in self.machines:
+            if machine.node is not None:
+                stores.append(machine.node.services.store.blobs)
+                for group in self.states(machine):
+                    if (contents := machine.node.services.keeper.contents(group)) is not None:
+                        wanted.update(contents.missing)
+        return frozenset(
+            id_
+            for id_ in wanted
+            if not any(store.has(id_) or store.get_object(id_) is not None for store in stores)
+        )
+
+    @staticmethod
+    def _without(contents: GroupContents, lost: frozenset[bytes]) -> list[bytes]:
+        """Return the contributions that nobody will ever see the bytes of."""
+        return sorted(item.visible.tag for item in contents.awaited() if lost & item.missing.keys())
 
     # --- peace --------------------------------------------------------------------------------------
 
@@ -480,13 +513,15 @@ class DaemonWorld:
 
     async def _compare_outputs(self, group: bytes) -> None:
         """Resolve on two nodes and compare (I14)."""
+        lost = self._lost_bytes()
         used: set[tuple[bytes, ...]] = set()
-        keys = set()
+        keys, without = set(), []
         for machine in self.machines:
             assert machine.node is not None, "all are ready, for they agree"
             contents = machine.node.services.keeper.contents(group)
             assert contents is not None, "all have compared, for they agree"
-            keys.add(contents.keys()[1])
+            without = self._without(contents, lost)
+            keys.add(contents.keys(frozenset(without))[1])
             used.add(tuple(item.visible.tag for item in contents.used))
         self.checker.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys with all bytes there")
         if used == {()}:
@@ -495,16 +530,22 @@ class DaemonWorld:
         chosen = stream(self.plan.seed, "resolve", group.hex()).sample(
             range(len(self.machines)), min(2, len(self.machines))
         )
-        digests = [await self._on(self.machines[number], self._resolve(number, group)) for number in chosen]
+        self.sometimes["bytes lost with a disk"] += len(without)
+        digests = [
+            await self._on(self.machines[number], self._resolve(number, group, without)) for number in chosen
+        ]
         self.note(f"outputs {' '.join(digest[:8] for digest in digests)}")
         self.checker.expect("I14", len(set(digests)) == 1, f"nodes {chosen} wrote different outputs")
 
-    async def _resolve(self, number: int, group: bytes) -> str:
+    async def _resolve(self, number: int, group: bytes, without: list[bytes]) -> str:
         node = self.machines[number].node
         assert node is not None, "all are ready, for they agree"
         output = str(USER / "merged.safetensors")
         report = await _last(
-            node.api.resolve(group.hex(), output_path=output, wait_s=5.0, without=()), ResolveReport
+            node.api.resolve(
+                group.hex(), output_path=output, wait_s=5.0, without=tuple(tag.hex() for tag in without)
+            ),
+            ResolveReport,
         )
         return report.output_digest
 

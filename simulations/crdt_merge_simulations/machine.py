@@ -94,8 +94,8 @@ class Machine:
         """While it is ready."""
         self.is_wanted = False
         """Whether the supervisor keeps the daemon running."""
-        self.has_lost_disk = False
-        """Since the daemon was last ready."""
+        self.disks_lost = 0
+        """How often the disk was lost, or went back in time."""
         self.is_full = False
         self.cut_in: tuple[int, Callable[[], None]] | None = None
         """After so many more disk calls, do this in the middle of the next."""
@@ -140,7 +140,7 @@ class Machine:
         disk = SimulatedDisk()
         prepare_keys(DATA, fs=disk, rng=SeededRng(f"{self._around.seed}/keys/{self.number}"))
         self._complete(disk)
-        self.has_lost_disk = True
+        self.disks_lost += 1
         self.use_disk(disk)
 
     def set_full(self, *, is_full: bool) -> None:
