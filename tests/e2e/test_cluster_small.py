@@ -16,6 +16,13 @@ from crdt_merge_simulations.result import Result
 from crdt_merge_simulations.scenario_file import find
 
 SEED = 3
+LONG_RUN = """
+from crdt_merge_simulations import process_world
+from crdt_merge_simulations.planning import make_plan
+from crdt_merge_simulations.scenario_file import find
+plan = make_plan(process_world.scaled(find("processes-5"), nodes=3, duration_s=60.0), 1)
+process_world.run(plan, is_quiet=False)
+"""
 
 
 def _plan() -> Plan:
@@ -88,12 +95,8 @@ def test_a_run_without_namespaces_cuts_by_blocking() -> None:
 def test_nothing_survives_a_command_that_is_killed() -> None:
     """SIGKILL leaves it no chance to clean up; the kernel does."""
     before = _daemons()
-    program = "from crdt_merge_simulations.cli.cluster import cluster; cluster()"
     command = subprocess.Popen(
-        [sys.executable, "-c", program, "processes-5", "--nodes", "3"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", LONG_RUN], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert command.stderr is not None
     for line in command.stderr:
