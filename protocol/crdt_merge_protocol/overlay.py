@@ -24,7 +24,7 @@ from .messages.overlay import Accepted, Contact, Join, Neighbor, Shuffle, View
 
 __all__ = ["Action", "Dial", "Overlay", "is_address"]
 
-REVIEW_INTERVAL_S: Final = 5.0
+REVIEW_INTERVAL_S: Final = 10.0
 CALM_S: Final = 60.0
 """This long few nodes must be known before a partial view goes back to a full mesh."""
 UNANSWERED_MAX: Final = 8
@@ -47,6 +47,9 @@ class Overlay(AddressBook):
         self._review_due = 0.0
         self._few_since: float | None = None
         self._follow_until = 0.0
+        self._next_due: float | None = None
+        self._is_due_known = False
+        """:attr:`_next_due` holds, as long as nothing that concerns the view happens."""
         self._neighbours: set[bytes] = set()
         """As last told by :meth:`take_changes`."""
 
@@ -92,6 +95,7 @@ class Overlay(AddressBook):
 
     def peer_up(self, peer: bytes, dialled: str | None, *, now: float) -> list[Action]:
         """Note a connection that is open and proved who the peer is."""
+        self._is_due_known = False
         self._partial_peers.discard(peer)
         self._neighbours.discard(peer)
         if dialled is None:
@@ -105,6 +109,7 @@ class Overlay(AddressBook):
 
     def peer_down(self, peer: bytes, *, now: float) -> list[Action]:
         """Note that a connection is gone."""
+        self._is_due_known = False
         self._dialled.discard(peer)
         self._partial_peers.discard(peer)
         self.disconnected(peer, now=now)
@@ -112,16 +117,19 @@ class Overlay(AddressBook):
 
     def dial_answered(self, dial: Dial, peer: bytes, *, now: float) -> list[Action]:
         """Note a dial that found a peer to whom there is a connection already."""
+        self._is_due_known = False
         self.reached(dial.address, peer)
         return [] if self.is_mesh else self.view.answered(peer, dial.address, now=now)
 
     def dial_failed(self, dial: Dial, error: str, *, now: float, is_refusal: bool) -> list[Action]:
         """Note a dial that led to no connection."""
+        self._is_due_known = False
         self.failed(dial.address, dial.expect, error, now=now, is_refusal=is_refusal)
         return [] if self.is_mesh else self.view.failed(dial, now=now)
 
     def introduced(self, contacts: Iterable[Contact], informant: bytes, *, now: float) -> list[Action]:
         """Take in what a peer says of others."""
+        self._is_due_known = False
         if not self.is_mesh:
             self.view.note(contacts, now=now)
             return []
@@ -131,12 +139,14 @@ class Overlay(AddressBook):
 
     def closing(self, peer: bytes) -> None:
         """Note that this node ends a connection because of what the peer did."""
+        self._is_due_known = False
         self.view.closing(peer)
 
     # --- messages ---------------------------------------------------------------------------------------
 
     def received(self, peer: bytes, message: Message, *, now: float) -> list[Action]:
         """Take in a message of the partial view from a connected peer."""
+        self._is_due_known = False
         if isinstance(message, View | Shuffle) and message.population > FULL_MESH_NODES_MAX:
             self._follow_until = now + CALM_S
         if isinstance(message, View):
@@ -159,13 +169,17 @@ class Overlay(AddressBook):
         """Return when :meth:`tick` has something to do."""
         if self.is_mesh:
             return super().next_due(now=now)
-        times = [self._review_due, self.view.next_due()]
-        if self.view.is_isolated:
-            times.append(super().next_due(now=now))
-        return min((time for time in times if time is not None), default=None)
+        if not self._is_due_known or self.view.is_isolated:
+            times = [self._review_due, self.view.next_due()]
+            if self.view.is_isolated:
+                times.append(super().next_due(now=now))
+            self._next_due = min((time for time in times if time is not None), default=None)
+            self._is_due_known = True
+        return self._next_due
 
     def tick(self, *, now: float) -> list[Action]:
         """Do what is due."""
+        self._is_due_known = False
         if self.is_mesh:
             return [*self._review(now=now), *(self.due(now=now) if self.is_mesh else ())]
         actions = self._review(now=now) if self._review_due <= now else []
