@@ -248,7 +248,7 @@ def _checks(result: Result) -> str:
     if not result.checks:
         return svg.empty("none was looked at")
     rows = "".join(_check(check) for check in result.checks.values())
-    return f"<table><tr><th>id<th>claim<th>verdict<th>checked</tr>{rows}</table>"
+    return f'<table><tr><th>id<th>claim<th>verdict<th class="number">checked</tr>{rows}</table>'
 
 
 def _check(check: Check) -> str:

@@ -1,4 +1,4 @@
-"""Where the nodes of a topology are drawn: on a circle, or where springs pull them.
+"""Where the nodes of a topology are drawn: on a circle, a circle for each site, or where springs pull them.
 
 The force layout is that of Fruchterman and Reingold 1991 (doi:10.1002/spe.4380211102): neighbours attract,
 all repel, and a falling temperature bounds each step. It starts from a circle, so it draws no random number
@@ -23,6 +23,8 @@ Positions = npt.NDArray[np.float64]
 
 def positions(count: int, links: Sequence[tuple[int, int]], sites: Sequence[int] = ()) -> Positions:
     """Return the place of each node, ``(count, 2)`` float64 within the unit square."""
+    if len(set(sites)) > 1:
+        return _circles(count, sites)
     circle = _circle(count, sites)
     pairs = count * (count - 1) / 2
     if count < 3 or count > FORCE_NODES_MAX or not links or len(links) > DENSE_SHARE * pairs:
@@ -36,6 +38,18 @@ def _circle(count: int, sites: Sequence[int]) -> Positions:
     places = np.empty((count, 2))
     angles = np.arange(count) * (2 * np.pi / max(count, 1)) - np.pi / 2
     places[order] = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 0.5 + 0.5
+    return places
+
+
+def _circles(count: int, sites: Sequence[int]) -> Positions:
+    """Return places on a circle of circles, one for each site."""
+    names = sorted(set(sites))
+    radius = min(0.5 / (len(names) / np.pi + 1), 0.25)
+    centres = 0.5 + (_circle(len(names), ()) - 0.5) * (1 - 2 * radius)
+    places = np.empty((count, 2))
+    for centre, name in zip(centres, names, strict=True):
+        members = [node for node in range(count) if sites[node] == name]
+        places[members] = centre + (_circle(len(members), ()) - 0.5) * 2 * radius * 0.85
     return places
 
 

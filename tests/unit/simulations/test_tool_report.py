@@ -181,6 +181,17 @@ def test_nodes_are_drawn_apart_and_inside(count: int) -> None:
     assert len({tuple(np.round(place, 4)) for place in places}) == count
 
 
+def test_nodes_of_one_site_are_drawn_together() -> None:
+    sites = [node % 4 for node in range(24)]
+    places = positions(24, [], sites)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+    is_together = np.equal.outer(sites, sites)
+
+    assert apart[is_together].max() < apart[~is_together].max() / 2
+    assert (places >= 0).all()
+    assert (places <= 1).all()
+
+
 def test_equal_topologies_are_drawn_equally() -> None:
     ring = [(node, (node + 1) % 20) for node in range(20)]
 
