@@ -20,31 +20,38 @@ def parse_weight(text: str) -> int:
     """Return a decimal such as ``0.5`` in units of 2^-32, the nearest one.
 
     Raises:
-        click.BadParameter: Not a decimal number above 0 and of the allowed size.
+        click.BadParameter: Not a decimal number of the allowed size.
     """
     limit = WEIGHT_MAX // WEIGHT_ONE
     try:
         number = Decimal(text.strip())
     except InvalidOperation:
         raise click.BadParameter(f"{text!r} is not a number.") from None
-    if not number.is_finite() or number <= 0:
-        raise click.BadParameter(f"{text!r} is not a number above 0.")
+    if not number.is_finite():
+        raise click.BadParameter(f"{text!r} is not a number.")
     if abs(number.adjusted()) > _EXPONENT_MAX:
-        raise click.BadParameter(f"{text!r} is too large or too small: at most {limit}, at least 2^-32.")
+        raise click.BadParameter(
+            f"{text!r} is too large or too small: weights are units of 2^-32 up to {limit}."
+        )
     units = round(Fraction(number) * WEIGHT_ONE)
-    if not 0 < units <= WEIGHT_MAX:
-        raise click.BadParameter(f"{text} is too large or too small: at most {limit}, at least 2^-32.")
+    if abs(units) > WEIGHT_MAX:
+        raise click.BadParameter(f"{text} is not between -{limit} and {limit}.")
     return units
 
 
 class Weight(click.ParamType[int]):
-    """A weight as decimal; its value is an integer over 2^32."""
+    """A weight in a group as decimal, above 0 (PROTOCOL R14); its value is an integer over 2^32."""
 
     name = "weight"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ARG002
         """Read one weight."""
-        return value if isinstance(value, int) else parse_weight(value)
+        if isinstance(value, int):
+            return value
+        units = parse_weight(value)
+        if units <= 0:
+            raise click.BadParameter(f"{value} is not above 0, or rounds to 0.")
+        return units
 
 
 def parse_pairs(pairs: Iterable[str], *, option: str) -> dict[str, str]:

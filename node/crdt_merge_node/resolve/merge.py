@@ -148,11 +148,11 @@ def _check_weights(files: Sequence[Path], weights: Sequence[int] | None) -> Sequ
         return [WEIGHT_ONE] * len(files)
     if len(weights) != len(files):
         raise ParameterError(f"{len(weights)} weights for {len(files)} files.", hint="Give one per file.")
-    # As in a group (PROTOCOL R14): a file that shall not count is left out, not weighted with 0.
-    if any(not 0 < weight <= WEIGHT_MAX for weight in weights):
+    # More than a group takes (PROTOCOL R14): negative ones make some strategies forget.
+    if any(abs(weight) > WEIGHT_MAX for weight in weights):
+        limit = WEIGHT_MAX >> 32
         raise ParameterError(
-            f"A weight lies above 0, up to {WEIGHT_MAX >> 32}.",
-            hint="Leave out the files that shall not count.",
+            f"A weight lies between -{limit} and {limit}.", hint="Weights only count relative to each other."
         )
     return weights
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from crdt_merge_node.cli.app import root
 from crdt_merge_node.cli.place import find_data_dir
 from crdt_merge_node.cli.run import banner
-from crdt_merge_node.cli.values import parse_weight
+from crdt_merge_node.cli.values import Weight, parse_weight
 from crdt_merge_node.config import load_config
 from crdt_merge_node.config.loading import default_data_dir
 from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
@@ -154,10 +154,18 @@ def test_a_weight_is_rounded_to_the_nearest_unit() -> None:
     assert parse_weight("0.1") == round(0.1 * 2**32)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1e-30", "1e30", "nan", "inf", "1e999999999", "one", ""])
-def test_a_weight_is_a_number_above_0_that_the_wire_can_carry(text: str) -> None:
+@pytest.mark.parametrize("text", ["1e30", "-1e30", "nan", "inf", "1e999999999", "one", ""])
+def test_a_weight_is_a_number_that_the_wire_can_carry(text: str) -> None:
     with pytest.raises(click.BadParameter):
         parse_weight(text)
+
+
+def test_only_merge_takes_weights_that_are_not_above_0() -> None:
+    """PROTOCOL R14 quarantines them; offline, a negative weight makes some strategies forget."""
+    assert [parse_weight(text) for text in ("-2", "0", "1e-30")] == [-(2 << 32), 0, 0]
+    for text in ("-2", "0", "1e-30"):
+        with pytest.raises(click.BadParameter):
+            Weight().convert(text, None, None)
 
 
 @pytest.mark.parametrize("file", ["host:/models/a.safetensors", "https://host/a.safetensors"])
