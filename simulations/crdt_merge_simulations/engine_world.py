@@ -23,7 +23,7 @@ from .engine_node import Disk, SimulatedNode
 from .invariants import key_of
 from .plan import Act, Plan
 from .result import Result, Sample
-from .sharing import shared_work
+from .sharing import no_collector, shared_work
 
 MEETING_S: Final = 30.0
 """Within which all nodes must have met and know of the groups, before the work begins."""
@@ -44,7 +44,7 @@ def run(plan: Plan) -> Result:
     result.sites = list(plan.sites)
     world.culprits = {fault.args["node"] for fault in plan.faults if fault.kind in CULPRITS}
     world.settle_honesty()
-    with shared_work():
+    with shared_work(), no_collector():
         _meet(world)
         _work(world, result)
         _make_peace(world, result)

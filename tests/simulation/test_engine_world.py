@@ -37,6 +37,15 @@ def test_every_small_scenario_ends_in_agreement(name: str, seed: int) -> None:
     assert_success(run(make_plan(scenario_file.find(name), seed)))
 
 
+@pytest.mark.parametrize("name", ["hundred", "partition-10x10"])
+def test_a_hundred_nodes_end_in_agreement(name: str) -> None:
+    result = run(make_plan(scenario_file.find(name), 1))
+
+    assert_success(result)
+    assert result.converged_after_s is not None
+    assert result.converged_after_s <= 5.0  # TARGETS A14
+
+
 @pytest.mark.parametrize("kind", sorted(FAULT_KINDS))
 def test_each_kind_of_fault_is_survived_alone(kind: str) -> None:
     """And it happens: a world that leaves a fault out says so."""
