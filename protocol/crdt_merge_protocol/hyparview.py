@@ -18,27 +18,21 @@ Pure: time is an argument, randomness a function, and what is to be done is retu
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from .address_book import AddressBook, Dial, is_address
+from .address_book import AddressBook, Dial
 from .limits import (
     ACTIVE_MAX,
     ACTIVE_MIN,
     CHOSEN_MAX,
     LOST_PEERS_MAX,
-    PASSIVE_MAX,
-    SAMPLE_ADDRESSES_MAX,
     SAMPLE_PEERS_MAX,
-    SHUFFLES_ROUTED_MAX,
-    WALK_NOTE_STEP,
-    WALK_STEPS_MAX,
 )
 from .messages.base import Message
 from .messages.overlay import (
-    NONCE_BYTES,
     Accepted,
     Contact,
     ForwardJoin,
@@ -49,13 +43,13 @@ from .messages.overlay import (
     ShuffleReply,
     View,
 )
+from .passive_view import PassiveView
+from .walks import Steps, Walks
 
 SHUFFLE_INTERVAL_S: Final = 10.0
 SHUFFLE_JITTER: Final = 0.2
 SHUFFLE_HASTE_S: Final = 1.0
 """When there are too few neighbours and nobody to ask."""
-SHUFFLE_PEERS: Final = 4
-"""Of a sample that walks; with its origin, which the first on the way adds, five contacts of ~60 bytes."""
 ISOLATED_S: Final = 10.0
 """Without any neighbour for this long, every known address is dialled, with backoff, for ever."""
 ANSWER_S: Final = 5.0
@@ -71,10 +65,6 @@ LOST_INTERVAL_MAX_S: Final = 15.0
 CROSS_INTERVAL_MIN_S: Final = 2.0
 CROSS_INTERVAL_MAX_S: Final = 900.0
 URGENT_DIALS_MAX: Final = 4
-FAILED_S: Final = 60.0
-FAILED_PEERS_MAX: Final = 256
-WALKS_PER_PEER_MAX: Final = 256
-"""Messages of walks that one neighbour may have passed on in one shuffle interval."""
 ROUTINE: Final = "not a neighbour in the partial view"
 """Why connections are closed here; said to the peer."""
 
@@ -132,34 +122,34 @@ class HyParView:
     ) -> None:
         self.links: dict[bytes, Link] = {}
         """The active view."""
-        self.passive: dict[bytes, tuple[str, ...]] = {}
         self.population = 1
         """Nodes known, as the overlay counts them; told to others."""
         self.is_small = False
         """So few that nobody needs to be turned away."""
         self._book = book
+        self._passive = PassiveView(book, jitter)
+        self._walks = Walks(book.node, lambda: list(self.links), self._passive, random_bytes)
         self._jitter = jitter
-        self._random_bytes = random_bytes
         self._wishes: dict[bytes, Wish] = {}
         self._seed_dials: dict[str, Wish] = {}
         self._idle: dict[bytes, float] = {}
         """Connected peers that are no neighbours, and when to close."""
         self._lost: OrderedDict[bytes, Lost] = OrderedDict()
-        self._routes: OrderedDict[bytes, bytes] = OrderedDict()
-        self._own_shuffle = b""
-        self._walks: Counter[bytes] = Counter()
         self._told_off: dict[bytes, float] = {}
         self._shuffle_due: float | None = None
         self._seek_due = 0.0
         self._seek_interval_s = SEEK_INTERVAL_MIN_S
         self._cross_due: float | None = None
         self._cross_interval_s = CROSS_INTERVAL_MIN_S
-        self._failed: OrderedDict[bytes, float] = OrderedDict()
-        """Peers that did not answer, and until when nobody's word for them is heeded."""
         self._alone_since: float | None = None
         self._had_links = False
         self.is_isolated = True
         """No neighbour since the start, or for 10 s: the address book dials everybody."""
+
+    @property
+    def passive(self) -> dict[bytes, tuple[str, ...]]:
+        """The passive view: peers and where they are said to answer."""
+        return self._passive.contacts
 
     # --- begin and end ----------------------------------------------------------------------------------
 
@@ -192,8 +182,7 @@ class HyParView:
 
     def connected(self, peer: bytes, dialled: str | None, *, now: float) -> list[Action]:
         """Note a new connection; ask to become neighbours if this node wants to."""
-        self.passive.pop(peer, None)
-        self._failed.pop(peer, None)
+        self._passive.connected(peer)
         self._lost.pop(peer, None)
         self.links.pop(peer, None)  # A connection that took another's place begins anew.
         self._idle[peer] = now + ANSWER_S
@@ -217,7 +206,7 @@ class HyParView:
         """Note the end of a connection; a neighbour lost that way is worth finding again."""
         self._idle.pop(peer, None)
         self._told_off.pop(peer, None)
-        self._walks.pop(peer, None)
+        self._walks.forget_peer(peer)
         wish = self._wishes.get(peer)
         if wish is not None and wish.until <= now + ANSWER_S:
             del self._wishes[peer]
@@ -236,10 +225,7 @@ class HyParView:
             self._seed_dials.pop(dial.address, None)
             return self._seek(now=now)
         self._wishes.pop(peer, None)
-        self.passive.pop(peer, None)
-        self._failed[peer] = now + FAILED_S
-        if len(self._failed) > FAILED_PEERS_MAX:
-            self._failed.popitem(last=False)
+        self._passive.failed(peer, now=now)
         if lost := self._lost.get(peer):
             lost.interval_s = min(2 * lost.interval_s, LOST_INTERVAL_MAX_S)
             lost.due = now + self._spread(lost.interval_s, 0.2)
@@ -273,9 +259,9 @@ class HyParView:
             case Leave():
                 return self._left(peer, message, now=now)
             case Shuffle():
-                return self._shuffled(peer, message, now=now)
+                return self._tell(self._walks.pass_shuffle(peer, message, now=now))
             case ShuffleReply():
-                return self._shuffle_answered(message, now=now)
+                return self._tell(self._walks.pass_answer(message, now=now))
             case _:
                 return []
 
@@ -298,28 +284,14 @@ class HyParView:
         return [Tell(peer, Neighbor(is_urgent=wish.is_urgent or len(self.links) < ACTIVE_MIN))]
 
     def _joined(self, peer: bytes, *, now: float) -> list[Action]:
-        actions = self._asked(peer, is_urgent=True, now=now)
-        contact = self._contact(peer)
-        self._walks[peer] += 1
-        if contact is None or self._walks[peer] > 4:
-            return actions
-        walk = ForwardJoin(contact=contact, steps=WALK_STEPS_MAX)
-        return actions + [Tell(other, walk) for other in self.links if other != peer]
+        return self._asked(peer, is_urgent=True, now=now) + self._tell(self._walks.begin_join(peer))
 
     def _walked(self, peer: bytes, message: ForwardJoin, *, now: float) -> list[Action]:
-        newcomer, addresses = message.contact
-        if newcomer == self._book.node or not self._may_walk(peer):
-            return []
-        others = [other for other in self.links if other not in (peer, newcomer)]
-        if message.steps > 0 and others:
-            if message.steps == WALK_NOTE_STEP:
-                self._note(newcomer, addresses, now=now)
-            walk = ForwardJoin(contact=message.contact, steps=message.steps - 1)
-            return [Tell(self._choice(others), walk)]
-        self._note(newcomer, addresses, now=now)
-        if newcomer in self.passive and self._accepted_count() < ACTIVE_MAX - CHOSEN_MAX:
+        steps, is_end = self._walks.pass_join(peer, message, now=now)
+        newcomer = message.contact[0]
+        if is_end and newcomer in self.passive and self._accepted_count() < ACTIVE_MAX - CHOSEN_MAX:
             return self._call(newcomer, Wish(is_chosen=False, is_urgent=False, until=now + DIAL_S))
-        return []
+        return self._tell(steps)
 
     def _asked(self, peer: bytes, *, is_urgent: bool, now: float) -> list[Action]:
         if peer in self.links:
@@ -328,10 +300,10 @@ class HyParView:
         accepted = [other for other, link in self.links.items() if not link.is_chosen]
         has_room = self._accepted_count() < ACTIVE_MAX - CHOSEN_MAX or self.is_small or wish is not None
         if not has_room and not is_urgent:
-            return [Tell(peer, Leave(peers=self._sample(SAMPLE_PEERS_MAX, besides=peer)))]
-        evicted = [] if has_room or not accepted else self._evict(self._choice(accepted), now=now)
+            return [Tell(peer, Leave(peers=self._sample(peer)))]
+        evicted = [] if has_room or not accepted else self._evict(self._passive.choice(accepted), now=now)
         self._link(peer, is_chosen=wish is not None and wish.is_chosen)
-        return [*evicted, Tell(peer, Accepted(peers=self._sample(SAMPLE_PEERS_MAX, besides=peer)))]
+        return [*evicted, Tell(peer, Accepted(peers=self._sample(peer)))]
 
     def _accepted(self, peer: bytes, message: Accepted, *, now: float) -> list[Action]:
         wish = self._wishes.pop(peer, None)
@@ -351,39 +323,12 @@ class HyParView:
         wish = self._wishes.pop(peer, None)
         link = self.links.pop(peer, None)
         if link is not None:
-            self._note_met(peer)
+            self._passive.note_met(peer)
             self._hurry(now=now)
         elif wish is not None and wish.is_chosen and len(self.links) >= ACTIVE_MIN:
             self._seek_interval_s = min(2 * self._seek_interval_s, SEEK_INTERVAL_MAX_S)
             self._seek_due = now + self._spread(self._seek_interval_s, 0.5)
         return [Close(peer, ROUTINE), *self._seek(now=now)]
-
-    def _shuffled(self, peer: bytes, message: Shuffle, *, now: float) -> list[Action]:
-        if not self._may_walk(peer) or message.nonce in self._routes or message.nonce == self._own_shuffle:
-            return []
-        peers = message.peers
-        if message.steps == WALK_NOTE_STEP and (contact := self._contact(peer)):
-            peers = (contact, *peers)[:SAMPLE_PEERS_MAX]
-        others = [other for other in self.links if other != peer]
-        if message.steps > 0 and others:
-            self._routes[message.nonce] = peer
-            if len(self._routes) > SHUFFLES_ROUTED_MAX:
-                self._routes.popitem(last=False)
-            walk = Shuffle(
-                nonce=message.nonce, population=message.population, steps=message.steps - 1, peers=peers
-            )
-            return [Tell(self._choice(others), walk)]
-        answer = ShuffleReply(nonce=message.nonce, peers=self._sample(SHUFFLE_PEERS, besides=peer))
-        self.note(peers, now=now)
-        return [Tell(peer, answer)]
-
-    def _shuffle_answered(self, message: ShuffleReply, *, now: float) -> list[Action]:
-        if message.nonce == self._own_shuffle:
-            self._own_shuffle = b""
-            self.note(message.peers, now=now)
-            return []
-        before = self._routes.pop(message.nonce, None)
-        return [Tell(before, message)] if before in self.links and before is not None else []
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -414,7 +359,8 @@ class HyParView:
         for peer in [peer for peer, lost in self._lost.items() if lost.due <= now]:
             actions += self._find_again(peer, now=now)
         if self._shuffle_due is not None and self._shuffle_due <= now:
-            actions += self._shuffle(now=now)
+            self._shuffle_due = now + self._spread(SHUFFLE_INTERVAL_S, SHUFFLE_JITTER)
+            actions += self._tell(self._walks.begin_shuffle(self.population))
         if self._cross_due is not None and self._cross_due <= now:
             actions += self._cross(now=now)
         actions += self._trim(now=now)
@@ -428,20 +374,6 @@ class HyParView:
         if self._alone_since is None:
             self._alone_since = now
         self.is_isolated = not self._had_links or now >= self._alone_since + ISOLATED_S
-
-    def _shuffle(self, *, now: float) -> list[Action]:
-        self._shuffle_due = now + self._spread(SHUFFLE_INTERVAL_S, SHUFFLE_JITTER)
-        self._walks.clear()
-        if not self.links:
-            return []
-        self._own_shuffle = self._random_bytes(NONCE_BYTES)
-        message = Shuffle(
-            nonce=self._own_shuffle,
-            population=self.population,
-            steps=WALK_NOTE_STEP,
-            peers=self._sample(SHUFFLE_PEERS),
-        )
-        return [Tell(self._choice(list(self.links)), message)]
 
     def _find_again(self, peer: bytes, *, now: float) -> list[Action]:
         lost = self._lost[peer]
@@ -466,7 +398,7 @@ class HyParView:
             if met:
                 return self._call(met[place - len(seeds)], wish)
         others = [peer for peer in self.passive if self._may_call(peer)]
-        return self._call(self._choice(others), wish) if others else []
+        return self._call(self._passive.choice(others), wish) if others else []
 
     # --- links ------------------------------------------------------------------------------------------
 
@@ -479,8 +411,8 @@ class HyParView:
     def _evict(self, peer: bytes, *, now: float) -> list[Action]:
         del self.links[peer]
         self._idle[peer] = now + ANSWER_S
-        self._note_met(peer)
-        return [Tell(peer, Leave(peers=self._sample(SAMPLE_PEERS_MAX, besides=peer)))]
+        self._passive.note_met(peer)
+        return [Tell(peer, Leave(peers=self._sample(peer)))]
 
     def _trim(self, *, now: float) -> list[Action]:
         """Leave neighbours that are too many, as after a full mesh."""
@@ -489,7 +421,7 @@ class HyParView:
         actions = self._trim_chosen(CHOSEN_MAX, now=now)
         while len(self.links) > ACTIVE_MAX:
             accepted = [peer for peer, link in self.links.items() if not link.is_chosen]
-            actions += self._evict(self._choice(accepted), now=now)
+            actions += self._evict(self._passive.choice(accepted), now=now)
         return actions
 
     def _trim_chosen(self, count: int, *, now: float) -> list[Action]:
@@ -553,49 +485,17 @@ class HyParView:
 
     # --- contacts ---------------------------------------------------------------------------------------
 
-    def _may_walk(self, peer: bytes) -> bool:
-        self._walks[peer] += 1
-        return peer in self.links and self._walks[peer] <= WALKS_PER_PEER_MAX
-
     def note(self, contacts: Iterable[Contact], *, now: float) -> None:
         """Take in contacts that somebody told of."""
         for peer, addresses in contacts:
-            self._note(peer, addresses, now=now)
+            self._passive.note(peer, addresses, now=now)
 
-    def _note(self, peer: bytes, addresses: tuple[str, ...], *, now: float) -> None:
-        is_elsewhere = peer == self._book.node or peer in self.links or peer in self._idle
-        if is_elsewhere or peer in self._book.blocked or now < self._failed.get(peer, 0.0):
-            return
-        usable = tuple(address for address in addresses if is_address(address))[:SAMPLE_ADDRESSES_MAX]
-        if not usable:
-            return
-        if peer not in self.passive and len(self.passive) >= PASSIVE_MAX:
-            del self.passive[self._choice(list(self.passive))]
-        self.passive[peer] = usable
+    def _sample(self, besides: bytes) -> tuple[Contact, ...]:
+        return self._passive.sample(self.links, SAMPLE_PEERS_MAX, besides=besides)
 
-    def _note_met(self, peer: bytes) -> None:
-        target = self._book.peers.get(peer)
-        if target is not None and target.addresses and peer not in self._book.blocked:
-            if len(self.passive) >= PASSIVE_MAX:
-                del self.passive[self._choice(list(self.passive))]
-            self.passive[peer] = tuple(target.addresses[:SAMPLE_ADDRESSES_MAX])
-
-    def _contact(self, peer: bytes) -> Contact | None:
-        target = self._book.peers.get(peer)
-        if target is None or not target.addresses:
-            return None
-        return peer, tuple(target.addresses[:SAMPLE_ADDRESSES_MAX])
-
-    def _sample(self, count: int, *, besides: bytes = b"") -> tuple[Contact, ...]:
-        contacts = [contact for peer in self.links if peer != besides and (contact := self._contact(peer))]
-        contacts += [(peer, addresses) for peer, addresses in self.passive.items() if peer != besides]
-        chosen: list[Contact] = []
-        while contacts and len(chosen) < count:
-            chosen.append(contacts.pop(int(self._jitter() * len(contacts))))
-        return tuple(chosen)
-
-    def _choice(self, values: Sequence[T]) -> T:
-        return values[int(self._jitter() * len(values))]
+    @staticmethod
+    def _tell(steps: Steps) -> list[Action]:
+        return [Tell(peer, message) for peer, message in steps]
 
     def _spread(self, interval_s: float, ratio: float) -> float:
         return interval_s * (1 + ratio * (2 * self._jitter() - 1))

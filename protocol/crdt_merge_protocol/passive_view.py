@@ -1,0 +1,82 @@
+"""Peers that could become neighbours: what a node has heard lately, in bounded memory (PROTOCOL 3).
+
+Contacts come from anybody, so they are worth a dial and no more. Whoever did not answer is not taken in again
+for a minute, whatever others still say: after a crash of most nodes the dead would otherwise come back with
+every shuffle.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from .address_book import AddressBook, is_address
+from .limits import PASSIVE_MAX, SAMPLE_ADDRESSES_MAX
+from .messages.overlay import Contact
+
+FAILED_S: Final = 60.0
+FAILED_PEERS_MAX: Final = 256
+
+T = TypeVar("T")
+
+
+class PassiveView:
+    """Contacts that are no neighbours."""
+
+    def __init__(self, book: AddressBook, jitter: Callable[[], float]) -> None:
+        self.contacts: dict[bytes, tuple[str, ...]] = {}
+        self._book = book
+        self._jitter = jitter
+        self._failed: OrderedDict[bytes, float] = OrderedDict()
+        """Peers that did not answer, and until when nobody's word for them is heeded."""
+
+    def note(self, peer: bytes, addresses: tuple[str, ...], *, now: float) -> None:
+        """Take in what somebody says of a peer that is not connected; a random contact makes room."""
+        if peer == self._book.node or peer in self._book.active or peer in self._book.blocked:
+            return
+        usable = tuple(address for address in addresses if is_address(address))[:SAMPLE_ADDRESSES_MAX]
+        if usable and now >= self._failed.get(peer, 0.0):
+            self._put(peer, usable)
+
+    def note_met(self, peer: bytes) -> None:
+        """Take in a peer that was a neighbour until now."""
+        if peer not in self._book.blocked and (contact := self.contact(peer)):
+            self._put(*contact)
+
+    def failed(self, peer: bytes, *, now: float) -> None:
+        """Drop a peer that did not answer."""
+        self.contacts.pop(peer, None)
+        self._failed[peer] = now + FAILED_S
+        if len(self._failed) > FAILED_PEERS_MAX:
+            self._failed.popitem(last=False)
+
+    def connected(self, peer: bytes) -> None:
+        """Drop a peer that is connected now."""
+        self.contacts.pop(peer, None)
+        self._failed.pop(peer, None)
+
+    def contact(self, peer: bytes) -> Contact | None:
+        """Return a peer that was met with the addresses that it gave."""
+        target = self._book.peers.get(peer)
+        if target is None or not target.addresses:
+            return None
+        return peer, tuple(target.addresses[:SAMPLE_ADDRESSES_MAX])
+
+    def sample(self, links: Iterable[bytes], count: int, *, besides: bytes = b"") -> tuple[Contact, ...]:
+        """Return random contacts out of neighbours and passive peers, to tell somebody of."""
+        contacts = [contact for peer in links if peer != besides and (contact := self.contact(peer))]
+        contacts += [(peer, addresses) for peer, addresses in self.contacts.items() if peer != besides]
+        chosen: list[Contact] = []
+        while contacts and len(chosen) < count:
+            chosen.append(contacts.pop(int(self._jitter() * len(contacts))))
+        return tuple(chosen)
+
+    def choice(self, values: Sequence[T]) -> T:
+        """Return one of some values at random."""
+        return values[int(self._jitter() * len(values))]
+
+    def _put(self, peer: bytes, addresses: tuple[str, ...]) -> None:
+        if peer not in self.contacts and len(self.contacts) >= PASSIVE_MAX:
+            del self.contacts[self.choice(list(self.contacts))]
+        self.contacts[peer] = addresses
