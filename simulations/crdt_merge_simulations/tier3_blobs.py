@@ -25,6 +25,8 @@ UPLINK_BYTES_PER_S: Final = 125_000_000
 """1 Gbit/s for each node."""
 SPREAD_S: Final = 600.0
 MANIFEST_GUESS_BYTES: Final = 256
+UNDER_WAY_MAX: Final = 16
+"""Contributions that a node fetches at once; the planner looks at each whenever anything happens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,10 @@ class _Party:
         self.has: set[bytes] = set()
         self.missing = 0
         self._spreading = spreading
-        self._planner = FetchPlanner(rng=spreading.world.stream("fetch", node.index))
+        self._rng = spreading.world.stream("fetch", node.index)
+        self._planner = FetchPlanner(rng=self._rng)
+        self._backlog: list[bytes] = []
+        self._under_way = 0
         self._links: dict[bytes, tuple[_Party, float]] = {}
         """Peer -> (party, one-way delay). Bulk connections stay, whatever becomes of those for gossip."""
         self._busy_until = 0.0
@@ -66,11 +71,18 @@ class _Party:
         now = self._spreading.world.now
         for peer in sorted(self._links):
             self._planner.add_provider(peer, now=now)
-        for content in manifests:
-            if content not in self.has:
-                self.missing += 1
-                self._planner.add(Item(ItemKind.OBJECT, content), nbytes=MANIFEST_GUESS_BYTES, now=now)
+        self._backlog = [content for content in manifests if content not in self.has]
+        self.missing = len(self._backlog)
+        self._admit()
         self.pump()
+
+    def _admit(self) -> None:
+        """Want a few contributions at a time, as the daemon's fetcher does; each node in its own order."""
+        now = self._spreading.world.now
+        while self._backlog and self._under_way < UNDER_WAY_MAX:
+            self._under_way += 1
+            content = self._backlog.pop(self._rng.randrange(len(self._backlog)))
+            self._planner.add(Item(ItemKind.OBJECT, content), nbytes=MANIFEST_GUESS_BYTES, now=now)
 
     def pump(self) -> None:
         """Ask what the planner wants asked."""
@@ -130,6 +142,8 @@ class _Party:
             planner.add(Item(ItemKind.BLOB, blob), nbytes=nbytes, now=now)
         else:
             self.missing -= 1
+            self._under_way -= 1
+            self._admit()
             self._spreading.missing -= 1
 
 

@@ -44,7 +44,9 @@ def _circle(count: int, sites: Sequence[int]) -> Positions:
 def _circles(count: int, sites: Sequence[int]) -> Positions:
     """Return places on a circle of circles, one for each site."""
     names = sorted(set(sites))
-    radius = min(0.5 / (len(names) / np.pi + 1), 0.25)
+    # As large as neighbours on the great circle leave room for.
+    share = np.sin(np.pi / len(names))
+    radius = 0.5 * share / (1 + share)
     centres = 0.5 + (_circle(len(names), ()) - 0.5) * (1 - 2 * radius)
     places = np.empty((count, 2))
     for centre, name in zip(centres, names, strict=True):
