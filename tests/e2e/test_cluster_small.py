@@ -92,11 +92,15 @@ def test_a_run_without_namespaces_cuts_by_blocking() -> None:
     assert result.is_success
 
 
-def test_nothing_survives_a_command_that_is_killed() -> None:
+def test_nothing_survives_a_command_that_is_killed(tmp_path: Path) -> None:
     """SIGKILL leaves it no chance to clean up; the kernel does."""
     before = _daemons()
     command = subprocess.Popen(
-        [sys.executable, "-c", LONG_RUN], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", LONG_RUN],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},  # The directory is all that it cannot take along.
     )
     assert command.stderr is not None
     for line in command.stderr:
