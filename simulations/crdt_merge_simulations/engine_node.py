@@ -209,8 +209,8 @@ class SimulatedNode:
                 case Disconnect():
                     line = self.lines.get(effect.peer)
                     if line is not None:
-                        if not effect.is_routine:
-                            world.checker.sometimes["a peer was disconnected for what it sent"] += 1
+                        deserved = int(not effect.is_routine)
+                        world.checker.sometimes["a peer was disconnected for what it sent"] += deserved
                         world.hang_up(line, effect.reason)
                 case GroupChanged():
                     world.root_changed(self)
