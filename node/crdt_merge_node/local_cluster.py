@@ -65,7 +65,12 @@ class Member:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        output, errors = await process.communicate()
+        try:
+            output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:  # Nobody waits for it any more.
+                process.kill()
+                await process.wait()
         if process.returncode:
             raise ControlError(f"{' '.join(arguments[:2])} on {self.name}: {errors.decode().strip()}")
         answer: dict[str, Any] = json.loads(output.decode().strip().split("\n")[-1])
@@ -116,21 +121,32 @@ class Member:
 
     async def _wait_ready(self) -> None:
         assert self.process is not None, "it has just been started"
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            while True:
-                if self.process.returncode is not None:
-                    tail = self.log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
-                    raise ControlError(f"{self.name} exited with {self.process.returncode}:\n{tail}")
-                try:
-                    status = await self.client.status()
-                except DaemonNotRunningError:
-                    if self._client is not None:
-                        await self._client.close()
-                        self._client = None
-                    await asyncio.sleep(POLL_S)
-                    continue
-                self.id, self.port = status.node, int(status.listen.rpartition(":")[2])
-                return
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not await self._is_ready():
+                    if self.process.returncode is not None:
+                        raise ControlError(
+                            f"{self.name} exited with {self.process.returncode}:\n{self._log_tail()}"
+                        )
+                    await asyncio.sleep(POLL_S)  # The socket that would tell is not there yet.
+        except TimeoutError:
+            raise ControlError(
+                f"{self.name} did not answer within {READY_TIMEOUT_S:g} s:\n{self._log_tail()}"
+            ) from None
+
+    async def _is_ready(self) -> bool:
+        try:
+            status = await self.client.status()
+        except DaemonNotRunningError:
+            if self._client is not None:
+                await self._client.close()
+                self._client = None
+            return False
+        self.id, self.port = status.node, int(status.listen.rpartition(":")[2])
+        return True
+
+    def _log_tail(self) -> str:
+        return self.log_path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
 
 class LocalCluster:

@@ -13,8 +13,10 @@ from crdt_merge_node.control.model import (
     WhyGroup,
     WhyReport,
 )
+from crdt_merge_node.errors import FullError
 from crdt_merge_node.ports import process_id
 from crdt_merge_node.services import Services
+from crdt_merge_node.storage.health import RESERVE_SHARE
 from crdt_merge_node.version import VERSION
 
 from .groups import group_info
@@ -149,9 +151,10 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
                 )
             )
         else:
-            root, count = services.engine.reconciler.roots(group).get(peer, (b"", 0))
-            if root != state.sync_root:
-                reasons.append(_root_reason(services, info, count - len(state)))
+            announced = services.engine.reconciler.roots(group).get(peer)
+            if announced is None or announced[0] != state.sync_root:
+                difference = None if announced is None else announced[1] - len(state)
+                reasons.append(_root_reason(services, info, difference))
     return reasons
 
 
@@ -165,8 +168,10 @@ def _remedy(services: Services, info: PeerInfo) -> str:
     return "start it, or repair the network between the two"
 
 
-def _root_reason(services: Services, info: PeerInfo, difference: int) -> Reason:
-    if difference > 0:
+def _root_reason(services: Services, info: PeerInfo, difference: int | None) -> Reason:
+    if difference is None:
+        subject, lacks = info.id, "the group, as far as we know: it has not announced it"
+    elif difference > 0:
         subject, lacks = services.engine.node.hex(), f"at least {difference} operations that the peer has"
     elif difference < 0:
         subject, lacks = info.id, f"at least {-difference} operations that we have"
@@ -215,14 +220,15 @@ async def _own_reasons(services: Services, group: bytes) -> list[Reason]:
 
 
 def _check_space(services: Services) -> None:
-    free = services.fs.disk_space(services.config.node.data_dir).free_bytes
-    reserve = int(services.config.storage.reserve_bytes)
-    if free < reserve:
+    space = services.fs.disk_space(services.config.node.data_dir)
+    reserve = min(int(services.config.storage.reserve_bytes), space.total_bytes // RESERVE_SHARE)
+    if space.free_bytes < reserve:
         services.alarms.set(
             "store.full",
             severity=Severity.ERROR,
-            code="E1502",
-            message=f"{free} bytes are free, {reserve} are kept in reserve: nothing new is accepted.",
+            code=FullError.code,
+            message=f"{space.free_bytes} bytes are free, {reserve} are kept in reserve:"
+            " nothing large is accepted.",
             hint="Make room; the node goes on by itself.",
         )
     else:

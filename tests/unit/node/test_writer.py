@@ -1,0 +1,139 @@
+"""What the engine wants stored: in order, shared commits, and a full disk that is no end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from crdt_merge_node.errors import FullError, StorageError, StoreFailedError
+from crdt_merge_node.storage import OpRow
+from crdt_merge_node.writer import StoreWriter
+from crdt_merge_protocol.events import GroupStored, NotStored, OperationsStored, StoreGroup, StoreOperations
+from support.authors import Author, make_genesis
+
+pytestmark = pytest.mark.asyncio
+
+GENESIS = make_genesis()
+AUTHOR = Author(GENESIS)
+OPERATIONS = [AUTHOR.add(f"content {number}") for number in range(4)]
+NEW_GROUP = StoreGroup(group=GENESIS.group, genesis=GENESIS.encode())
+
+
+def effect(number: int) -> StoreOperations:
+    return StoreOperations(group=GENESIS.group, operations=(OPERATIONS[number],))
+
+
+class FakeStore:
+    """A store whose commits wait at a gate and fail as told."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[bytes]] = []
+        self.groups: list[bytes] = []
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def add_group(self, _genesis: bytes, group: bytes) -> None:
+        self.groups.append(group)
+
+    async def append(self, rows: list[OpRow]) -> None:
+        await self.gate.wait()
+        if rows and self.failure is not None:
+            raise self.failure
+        self.commits.append([row.id for row in rows])
+
+
+class World:
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.reports: list[Any] = []
+        self.fatal: list[BaseException] = []
+        store: Any = self.store
+        self.writer = StoreWriter(store, report=self.reports.append, fatal=self.fatal.append)
+        self.writer.start()
+
+
+async def test_what_queues_up_during_a_commit_shares_the_next() -> None:
+    world = World()
+    world.store.gate.clear()
+    world.writer.put(effect(0))
+    await asyncio.sleep(0)
+    for number in (1, 2, 3):
+        world.writer.put(effect(number))
+    world.store.gate.set()
+    await world.writer.close()
+
+    assert world.store.commits == [[OPERATIONS[0].id], [signed.id for signed in OPERATIONS[1:]]]
+    assert [report.ids for report in world.reports] == [(signed.id,) for signed in OPERATIONS]
+
+
+async def test_a_group_is_stored_before_its_operations() -> None:
+    world = World()
+    world.writer.put(effect(0))
+    world.writer.put(NEW_GROUP)
+    await world.writer.close()
+
+    assert [type(report) for report in world.reports] == [GroupStored, OperationsStored]
+
+
+async def test_who_waits_is_told_when_it_is_durable() -> None:
+    world = World()
+    world.store.gate.clear()
+    waiting = asyncio.create_task(world.writer.put_and_wait(effect(0)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    world.store.gate.set()
+    await waiting
+
+    assert world.store.commits
+    await world.writer.close()
+
+
+async def test_a_full_disk_refuses_what_is_queued_and_goes_on() -> None:
+    """What came later may build upon what found no room."""
+    world = World()
+    world.store.failure = FullError("no room.")
+    waiting = [asyncio.create_task(world.writer.put_and_wait(effect(number))) for number in (0, 1)]
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    world.store.failure = None
+    await world.writer.put_and_wait(effect(2))
+    await world.writer.close()
+
+    assert [type(outcome) for outcome in outcomes] == [FullError, FullError]
+    assert isinstance(world.reports[0], NotStored)
+    assert world.reports[0].groups == (GENESIS.group,)
+    assert world.reports[-1].ids == (OPERATIONS[2].id,)
+    assert world.fatal == []
+
+
+@pytest.mark.parametrize("failure", [StoreFailedError("the disk failed."), KeyError("a bug")])
+async def test_any_other_failure_ends_the_node_and_keeps_nobody_waiting(failure: Exception) -> None:
+    world = World()
+    world.store.failure = failure
+    with pytest.raises(type(failure)):
+        await world.writer.put_and_wait(effect(0))
+    with pytest.raises(type(failure)):
+        await world.writer.put_and_wait(effect(1))
+    await world.writer.close()
+
+    assert world.fatal == [failure]
+
+
+async def test_who_stops_waiting_does_not_stop_the_storing() -> None:
+    world = World()
+    world.store.gate.clear()
+    waiting = asyncio.create_task(world.writer.put_and_wait(effect(0)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    world.store.gate.set()
+    await world.writer.close()
+
+    assert world.store.commits == [[OPERATIONS[0].id]]
+    assert len(world.reports) == 1
+
+
+async def test_after_the_end_nothing_is_taken() -> None:
+    world = World()
+    await world.writer.close()
+    with pytest.raises(StorageError, match="closed"):
+        await world.writer.put_and_wait(effect(0))
