@@ -125,10 +125,12 @@ class ContentKeeper:
 
     def remaining(self, missing: Mapping[bytes, int]) -> int:
         """Return how many bytes of these are still to come, those on disk of unfinished ones aside."""
-        if not missing:
-            return 0
-        underway = {want.id: want.missing_bytes for want in self._fetcher.missing()}
+        underway = self.underway() if missing else {}
         return sum(underway.get(blob, nbytes) for blob, nbytes in missing.items())
+
+    def underway(self) -> dict[bytes, int]:
+        """Return what is being fetched, with the number of bytes still to come."""
+        return {want.id: want.missing_bytes for want in self._fetcher.missing()}
 
     def is_followed(self, group: bytes) -> bool:
         """Whether the blobs of the group are fetched."""

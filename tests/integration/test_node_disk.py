@@ -98,7 +98,7 @@ async def test_peers_find_each_other_again_without_seeds(tmp_path: Path) -> None
     first_dir, second_dir = site.make(), site.make()
     async with site.running(first_dir) as first:
         async with site.running(second_dir, first.address) as second:
-            await first.connected(second)
+            await second.connected(first)
             await asyncio.gather(*second.services.driver._tasks)  # What it learnt is remembered.
         async with site.running(second_dir) as second:
             await second.connected(first)

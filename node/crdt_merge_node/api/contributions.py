@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import heapq
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,8 @@ from .naming import find_group, find_tag
 
 REMOVE_TAGS_MAX: Final = 512
 """Tags in one REMOVE; they stand in the body and in the references."""
+HIDDEN_MAX: Final = 1000
+"""Superseded and removed contributions in one listing."""
 _ORDER = (
     ContributionState.USED,
     ContributionState.MISSING,
@@ -50,28 +53,40 @@ _ORDER = (
 
 
 async def contribution_list(services: Services, group: bytes) -> tuple[ContributionInfo, ...]:
-    """Return the contributions of a group: used ones first, then by state, author, slot."""
+    """Return the contributions of a group: used ones first, then by state, author, slot.
+
+    Of the hidden ones only the newest: a group keeps every contribution that was ever superseded.
+    """
     contents = await services.keeper.current(group)
-    infos = [_shown(services, group, item) for item in contents.items.values()]
-    hidden = services.engine.replicas[group].state.adds - contents.items.keys()
-    infos += [_hidden(services, group, contents, tag) for tag in sorted(hidden)]
+    state = services.engine.replicas[group].state
+    hidden = heapq.nlargest(HIDDEN_MAX, state.adds - contents.items.keys(), key=state.depth)
+    infos = [*shown_contributions(services, group, contents)]
+    infos += [_hidden(services, group, contents, tag) for tag in hidden]
     return tuple(
         sorted(infos, key=lambda i: (_ORDER.index(ContributionState(i.state)), i.author, i.slot, i.tag))
     )
 
 
+def shown_contributions(
+    services: Services, group: bytes, contents: GroupContents
+) -> Iterator[ContributionInfo]:
+    """Yield the contributions that are visible or pending."""
+    underway = services.keeper.underway()
+    for item in contents.items.values():
+        yield _shown(services, group, item, underway)
+
+
 async def contribution_show(services: Services, group: bytes, text: str) -> ContributionInfo:
     """Return one contribution, named by tag, digest, or one's own slot."""
-    infos = await contribution_list(services, group)
-    own = [info for info in infos if info.is_own and info.slot == text and info.state != "hidden"]
-    if own:
-        return own[0]
-    by_digest = [info for info in infos if info.digest == text.lower()]
-    if by_digest:
-        return by_digest[0]
-    name = services.engine.replicas[group].state.genesis.name
-    tag = find_tag(text, (bytes.fromhex(info.tag) for info in infos), group_name=name).hex()
-    return next(info for info in infos if info.tag == tag)
+    contents = await services.keeper.current(group)
+    infos = {bytes.fromhex(info.tag): info for info in shown_contributions(services, group, contents)}
+    own = [info for info in infos.values() if info.is_own and info.slot == text]
+    named = own or [info for info in infos.values() if info.digest == text.lower()]
+    if named:
+        return named[0]
+    state = services.engine.replicas[group].state
+    tag = find_tag(text, state.adds, group_name=state.genesis.name)
+    return infos.get(tag) or _hidden(services, group, contents, tag)
 
 
 async def add_contribution(
@@ -263,7 +278,7 @@ def _holders(services: Services, group: bytes, tag: bytes) -> int:
     raise NotFoundError(f"contribution {tag.hex()[:12]} was superseded or removed meanwhile.")
 
 
-def _shown(services: Services, group: bytes, item: Item) -> ContributionInfo:
+def _shown(services: Services, group: bytes, item: Item, underway: Mapping[bytes, int]) -> ContributionInfo:
     visible = item.visible
     missing = {blob: size for blob, size in item.missing.items() if blob != visible.content}
     if item.problem:
@@ -293,7 +308,7 @@ def _shown(services: Services, group: bytes, item: Item) -> ContributionInfo:
         tensors=item.tensors,
         nbytes=item.nbytes,
         missing_blobs=len(missing),
-        missing_bytes=services.keeper.remaining(missing),
+        missing_bytes=sum(underway.get(blob, nbytes) for blob, nbytes in missing.items()),
         holders=visible.holders,
         depth=visible.depth,
         meta=item.meta,

@@ -32,7 +32,7 @@ from crdt_merge_node.resolve import (
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
-from .contributions import contribution_list
+from .contributions import shown_contributions
 from .naming import find_group, find_tag
 
 log = get_logger()
@@ -65,7 +65,7 @@ async def resolve_group(
             hint=f"See: crdt-merge-node contribution list {name}",
         )
     job = _job(services, group, contents, inputs)
-    plan = await _plan(services, group, contents, job, inputs)
+    plan = _plan(services, group, contents, job, inputs)
     yield plan
     result: ResolveResult | None = None
     work = partial(_run, services, job, Path(output_path))
@@ -224,10 +224,10 @@ def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
     return sources
 
 
-async def _plan(
+def _plan(
     services: Services, group: bytes, contents: GroupContents, job: ResolveJob, inputs: list[Item]
 ) -> ResolvePlan:
-    infos = await contribution_list(services, group)
+    infos = sorted(shown_contributions(services, group, contents), key=lambda info: (info.digest, info.tag))
     chosen = {item.visible.tag.hex() for item in inputs}
     policy = contents.view.policy
     model_bytes = sum(spec.nbytes for spec in job.schema.specs)
@@ -239,7 +239,7 @@ async def _plan(
         params=dict(policy.params),
         resolve_key=job.resolve_key.hex(),
         inputs=tuple(info for info in infos if info.tag in chosen),
-        excluded=tuple(info for info in infos if info.tag not in chosen and info.state != "hidden"),
+        excluded=tuple(info for info in infos if info.tag not in chosen),
         base=policy.base.hex() if policy.base else "",
         dtype=job.dtype,
         read_bytes=model_bytes * (len(job.inputs) + (job.base is not None)),
