@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from crdt_merge_protocol.engine import Engine
 
@@ -38,3 +39,5 @@ class Services:
     fs: Fs
     started: float
     """Wall time of the start."""
+    merging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One merge at a time: each may use the whole memory budget."""

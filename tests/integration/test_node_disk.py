@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import structlog
-from crdt_merge_node.errors import FullError, StoreFailedError
+from crdt_merge_node.errors import CorruptError, FullError, StoreFailedError
 from crdt_merge_node.ports import DiskSpace, SystemFs
 from crdt_merge_node.runtime import RunningNode, World, serve
 from crdt_merge_protocol import engine as engine_module
@@ -124,6 +124,37 @@ async def test_damage_in_the_facts_keeps_no_node_from_starting(tmp_path: Path) -
             await node.services.store.put_meta(key, b"\xff garbage")
     async with site.running(data_dir) as node:
         assert [info.name for info in await node.api.group_list()] == ["g"]
+
+
+async def test_a_damaged_blob_is_never_merged_and_is_fetched_again(tmp_path: Path) -> None:
+    """SCENARIOS T41: detected, named, healed from a peer."""
+    async with Site(tmp_path).nodes(2) as nodes:
+        sound, damaged = nodes
+        await sound.create_group("g", save_large(tmp_path / "model", 1.0))
+        await sound.add("g", tmp_path / "model")
+        await until_agreed("g", *nodes, used=1)
+        control = await sound.resolve("g", tmp_path / "control")
+        [blob] = damaged.services.store.blobs.digests()
+        path, *_ = damaged.services.store.blobs.source(blob)
+        path.write_bytes(b"\x01" + path.read_bytes()[1:])
+        with pytest.raises(CorruptError, match=blob.hex()[:12]) as raised:
+            await damaged.resolve("g", tmp_path / "out")
+        report = await damaged.resolve("g", tmp_path / "out", wait_s=10.0)
+
+        assert "fetched again" in raised.value.hint
+        assert report.file_sha256 == control.file_sha256
+        assert not damaged.running.failed.done()
+
+
+async def test_two_resolves_at_once_both_end(tmp_path: Path) -> None:
+    """One after the other, since each may use the whole memory budget."""
+    async with Site(tmp_path).nodes(1) as [node]:
+        await node.create_group("g", save_large(tmp_path / "model", 1.0))
+        await node.add("g", tmp_path / "model")
+        reports = await asyncio.gather(*(node.resolve("g", tmp_path / f"out{n}") for n in range(3)))
+
+        assert len({report.file_sha256 for report in reports}) == 1
+        assert not node.services.merging.locked()
 
 
 # --- a full disk --------------------------------------------------------------------------------------------

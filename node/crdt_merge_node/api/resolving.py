@@ -68,23 +68,34 @@ async def resolve_group(
     plan = _plan(services, group, contents, job, inputs)
     yield plan
     result: ResolveResult | None = None
-    work = partial(_run, services, job, Path(output_path))
-    try:
-        async with aclosing(run_with_progress(work)) as steps:
-            async for step in steps:
-                if isinstance(step, Done):
-                    result = step.value
-                else:
-                    yield step
-    except CorruptError as error:
-        await asyncio.to_thread(_set_aside_damage, services, inputs, contents)
-        raise CorruptError(
-            error.message,
-            hint="What is damaged was set aside and is fetched again from peers; try again then.",
-        ) from error
+    async with aclosing(_merge(services, job, Path(output_path))) as steps:
+        async for step in steps:
+            if isinstance(step, Done):
+                result = step.value
+            else:
+                yield step
     assert result is not None, "a resolve ends with its result or raises"
     await _attest(services, group, result)
     yield _report(services, group, contents, plan, result)
+
+
+async def _merge(
+    services: Services, job: ResolveJob, output: Path
+) -> AsyncGenerator[Progress | Done[ResolveResult]]:
+    """Do the work of a job; what turns out to be damaged is set aside, to be fetched again."""
+    if services.merging.locked():
+        yield Progress(step="waiting for another merge to end")
+    async with services.merging:
+        try:
+            async with aclosing(run_with_progress(partial(_run, services, job, output))) as steps:
+                async for step in steps:
+                    yield step
+        except CorruptError as error:
+            await asyncio.to_thread(_set_aside_damage, services, job)
+            raise CorruptError(
+                error.message,
+                hint="What is damaged was set aside and is fetched again from peers; try again then.",
+            ) from error
 
 
 def _run(
@@ -101,13 +112,12 @@ def _run(
     )
 
 
-def _set_aside_damage(services: Services, inputs: list[Item], contents: GroupContents) -> None:
+def _set_aside_damage(services: Services, job: ResolveJob) -> None:
     """Hash every blob that went into a failed resolve, so that the damaged ones are fetched again."""
-    manifests = [item.manifest for item in inputs] + [contents.base]
-    for manifest in manifests:
-        for entry in manifest.entries if manifest else ():
-            with contextlib.suppress(CorruptError):
-                services.store.blobs.verify(entry.blob)
+    for model in (*job.inputs, job.base):
+        for source in model.tensors.values() if model else ():
+            with contextlib.suppress(StorageError):
+                services.store.blobs.verify(source.blob)
 
 
 def _refuse_if_late(
