@@ -141,7 +141,7 @@ class Checker:
     ) -> None:
         """Look at all honest nodes after the peace (I13, I14, I15); ``states``: node -> group -> state.
 
-        ``twins``: (author, id, id) of forks. One whose other half no honest node ever stored is not a fork to them.
+        ``twins``: (author, id, id) of forks. A half that no honest node ever stored makes no fork to them.
         """
         self.expect("I13", is_converged, "the roots differ")
         groups = sorted({group for of_node in states.values() for group in of_node})
