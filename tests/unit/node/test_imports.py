@@ -41,10 +41,14 @@ def manifest_of(*blobs: bytes) -> Manifest:
 
 async def test_what_a_failed_import_brought_goes() -> None:
     world = World()
-    with pytest.raises(KeyError):
+
+    async def fail() -> None:
         async with world.desk.importing(Path("file")) as model:
             model.fresh |= {ONE}
             raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        await fail()
 
     assert world.present == {TWO}
     assert world.looks == 1
