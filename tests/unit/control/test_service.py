@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from crdt_merge_node.control import model
 from crdt_merge_node.control.api import NodeApi
 from crdt_merge_node.control.client import AsyncClient, Client
@@ -129,19 +130,17 @@ async def test_an_error_arrives_as_the_node_raised_it() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_bug_in_the_node_is_answered_and_the_next_request_too(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_bug_in_the_node_is_answered_and_the_next_request_too() -> None:
     node = FakeNode()
-    async with serving(node) as socket, AsyncClient(socket) as client:
-        node.failure = KeyError("oops")
-        with pytest.raises(ControlError, match="the daemon failed in status: KeyError") as caught:
-            await client.status()
-        assert await client.status() == nodes.STATUS
+    with structlog.testing.capture_logs() as lines:
+        async with serving(node) as socket, AsyncClient(socket) as client:
+            node.failure = KeyError("oops")
+            with pytest.raises(ControlError, match="the daemon failed in status: KeyError") as caught:
+                await client.status()
+            assert await client.status() == nodes.STATUS
 
     assert "bug" in caught.value.hint
-    logged = capsys.readouterr()
-    assert "control.failed" in logged.out + logged.err
+    assert [line["event"] for line in lines] == ["control.failed"]
 
 
 @pytest.mark.asyncio
