@@ -62,6 +62,8 @@ class SimulatedDisk:
         self.calls = 0
         """Number of calls so far, whether or not they failed."""
         self.is_dead = False
+        self.is_void = False
+        """The process that had it is gone: what its leftover SQLite handles do has no effect and no error."""
         self.used_bytes = 0
         """Size of all files that have a name."""
         self._root = _Directory()
@@ -91,7 +93,7 @@ class SimulatedDisk:
 
     def after_kill(self) -> SimulatedDisk:
         """Return the disk as the next process finds it: nothing written is lost. Old handles are void."""
-        self.is_dead = True
+        self.is_dead = self.is_void = True
         disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
         disk._root, disk.used_bytes = self._root, self.used_bytes
         return disk
@@ -339,6 +341,8 @@ class SimulatedVfs(apsw.VFS):
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
         """Remove a file."""
+        if self._disk.is_void:
+            return
         try:
             self._disk.unlink(Path(filename))
             if syncdir:
@@ -375,18 +379,22 @@ class SimulatedVfsFile:
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         """Return bytes; SQLite fills up what is missing."""
-        return _call(lambda: self._file.read_at(offset, amount))
+        return b"" if self._disk.is_void else _call(lambda: self._file.read_at(offset, amount))
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         """Write."""
-        _call(lambda: self._file.write_at(offset, data))
+        if not self._disk.is_void:
+            _call(lambda: self._file.write_at(offset, data))
 
     def xTruncate(self, newsize: int) -> None:  # noqa: N802
         """Set the length."""
-        _call(lambda: self._file.truncate(newsize))
+        if not self._disk.is_void:
+            _call(lambda: self._file.truncate(newsize))
 
     def xSync(self, flags: int) -> None:  # noqa: ARG002, N802
         """Make durable. Whatever fails here is an I/O error to SQLite, a full disk too."""
+        if self._disk.is_void:
+            return
         try:
             self._file.sync()
             if self._must_sync_name:
@@ -397,7 +405,7 @@ class SimulatedVfsFile:
 
     def xFileSize(self) -> int:  # noqa: N802
         """Return the length."""
-        return _call(self._file.size)
+        return 0 if self._disk.is_void else _call(self._file.size)
 
     def xLock(self, level: int) -> None:  # noqa: N802
         """Do nothing: the data directory is locked."""

@@ -263,7 +263,7 @@ class Machine:
             self._around.loop.kill(process)
             self.disk.fault = None  # SQLite's file system keeps the disk; it must not keep all the world.
             if is_power_cut:
-                self.disk.is_dead = True
+                self.disk.is_dead = self.disk.is_void = True
                 rng = stream(self._around.seed, "power", self.number, self.boots)
                 self.use_disk(self.disk.after_power_cut(rng))
             else:
