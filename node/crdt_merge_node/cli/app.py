@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -85,4 +86,6 @@ def root(data_dir: str | None, debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line of this process and exit."""
+    # Importing makes many objects and no garbage: collecting every 700 of them costs `status` a tenth.
+    gc.set_threshold(50_000, 10, 10)
     return root.main(args=arguments, prog_name=PROGRAM)
