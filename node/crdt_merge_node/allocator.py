@@ -1,8 +1,9 @@
 """Two settings of glibc's malloc that decide how fast a megabyte moves.
 
 By default every buffer of 128 KiB or more is a mapping of its own: taken from the kernel, faulted in page by
-page, and given back, for each chunk anew. Keeping such buffers in the heap took a transfer of 512 MiB between
-two daemons from 92-155 to 347 MB/s on one two-core host; ``make bench`` measures it again.
+page, and given back, for each chunk anew. Keeping such buffers in the heap took the system time that sending
+512 MiB costs from 1.0-1.1 s to 0.3 s, in four runs on one busy two-core host; the rate was too noisy to
+compare.
 """
 
 from __future__ import annotations
