@@ -150,3 +150,38 @@ class MissingBlobError(ResolveError):
 
     code = "E1311"
     exit_code = 6
+
+
+class ArtefactMissingError(ResolveError):
+    """A strategy needs an artefact (Fisher diagonal, Gram matrices, masks ...) that is not there."""
+
+    code = "E1313"
+    exit_code = 6
+
+
+class ArtefactStaleError(ResolveError):
+    """An artefact was made for another set of contributions, or another base, than is merged now."""
+
+    code = "E1314"
+    exit_code = 6
+
+
+class ArtefactInvalidError(ResolveError):
+    """An artefact's header or tensors are not what its type requires."""
+
+    code = "E1315"
+    exit_code = 7
+
+
+class RoleMissingError(ResolveError):
+    """A strategy needs a contribution in a role (aligned, safety, forget ...) that nobody has."""
+
+    code = "E1316"
+    exit_code = 6
+
+
+class UnsupportedCountError(ResolveError):
+    """The strategy cannot merge this many contributions."""
+
+    code = "E1317"
+    exit_code = 2

@@ -11,9 +11,11 @@ that no model has to fit memory and blocks can be computed anywhere:
 3. ``merge`` on every block, in any order and in any process; encode what it returns.
 4. ``decisions`` for the manifest beside the output.
 
-A block is a range of flat C-order elements of one tensor; it starts at a multiple of 65,536 and ends at one
-or at the end of the tensor. The result depends neither on the size of blocks nor on who computes them: sums
-go over fixed leaves (``reductions.py``), selections are exact (``selection.py``), random numbers are
+A block is a range of flat C-order elements of one tensor. Where ``granularity`` says ``elements`` it starts
+at a multiple of 65,536 and ends at one or at the end of the tensor; ``rows`` are whole rows (ranges along the
+last axis; a tensor of one axis is one row); ``tensor`` is all of it. Artefact tensors that ``wants`` names
+come with the block. The result depends neither on the size of blocks nor on who computes them: sums go over
+fixed leaves (``reductions.py``), selections are exact (``selection.py``), random numbers are
 addressed by position (``randomness.py``). Nothing here calls BLAS, libm or a random generator's methods.
 
 Source: STRATEGIES of this project's design, sections 1 and D; the paper's "Layer 2".
@@ -35,7 +37,8 @@ from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.errors import BaseMissingError, EmptySetError, ParameterError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 
-from .parameters import Parameter, Value, normalise_parameters, validate_parameters
+from .artefacts import Artefact, ArtefactNeed
+from .parameters import Parameter, Scalar, Table, Value, normalise_parameters, validate_parameters
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -45,6 +48,9 @@ BLOCK_ELEMENTS: Final = 1 << 20
 """The usual block: 8 MiB per input in float64. Smaller multiples of a leaf stay in the cache longer."""
 
 BaseUse = Literal["required", "optional", "unused"]
+Granularity = Literal["elements", "rows", "tensor"]
+Output = Literal["model", "modulators", "table"]
+Determinism = Literal["bitwise", "bitwise_small", "fp_tolerant", "inherit"]
 Key = tuple[int, int]
 """(tensor index, start) of a block."""
 
@@ -67,6 +73,14 @@ class MergeContext:
     """The tensors to merge, in byte order of their names. Integer tensors are not among them."""
     is_strict: bool = False
     """Refuse where a group would use the stand-in rule: ``merge`` sets it, ``resolve`` never does."""
+    artefacts: tuple[Artefact, ...] = ()
+    """The chosen ones, valid and of used contributions, sorted by (type, subject, digest)."""
+    set_root: bytes = b""
+    """Used root over ``digests``: what set-bound artefacts are bound to."""
+    base_content: bytes = b""
+    """Content id of the base, empty without one."""
+    task: int | None = None
+    """Write the model of this contribution's task instead of the common one (``output`` modulators)."""
 
     @property
     def k(self) -> int:
@@ -78,6 +92,45 @@ class MergeContext:
         """Number of elements of all tensors together."""
         return sum(spec.numel for spec in self.specs)
 
+    def value(self, name: str, tensor_index: int | None = None, contribution: int | None = None) -> Scalar:
+        """Return a parameter for a tensor and a contribution, by their positions; None stands for all."""
+        value = self.params[name]
+        if not isinstance(value, Table):
+            return value
+        tensor = "" if tensor_index is None else self.specs[tensor_index].name
+        return value.at(tensor, "" if contribution is None else self.digests[contribution].hex())
+
+    def number(self, name: str, tensor_index: int | None = None, contribution: int | None = None) -> Fraction:
+        """Return a numeric parameter as :meth:`value` does, exact."""
+        value = self.value(name, tensor_index, contribution)
+        assert isinstance(value, (Fraction, int)), name
+        return Fraction(value)
+
+    def weights_in(self, tensor_index: int) -> tuple[Fraction, ...]:
+        """Return the weight of each contribution in a tensor: its own times the parameter ``weight``."""
+        if "weight" not in self.params:
+            return self.weights
+        return tuple(w * self.number("weight", tensor_index, i) for i, w in enumerate(self.weights))
+
+    def artefact(self, type_: str, contribution: int | None = None) -> int | None:
+        """Return the position of the artefact of a type and subject in ``artefacts``, or None."""
+        subject = b"" if contribution is None else self.digests[contribution]
+        for position, artefact in enumerate(self.artefacts):
+            if artefact.type == type_ and artefact.subject == subject:
+                return position
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tensor of an artefact that blocks must carry."""
+
+    artefact: int
+    """Position in ``MergeContext.artefacts``."""
+    tensor: str
+    is_aligned: bool
+    """True: of the shape of the model's tensor, cut like the block. False: always all of it, flat."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
@@ -86,13 +139,15 @@ class Block:
     tensor_index: int
     """Position in ``MergeContext.specs``."""
     start: int
-    """First flat element, a multiple of :data:`LEAF_ELEMENTS`."""
+    """First flat element: see the top of this module for what it is a multiple of."""
     stop: int
     """One past the last flat element."""
     inputs: Sequence[Float64Array]
     """Per contribution in canonical order, ``(stop - start,)`` float64, finite. Never written to."""
     base: Float64Array | None = None
     """``(stop - start,)`` float64; None exactly if ``uses_base`` says no."""
+    artefacts: Sequence[Float64Array] = ()
+    """One per entry of ``Strategy.wants``, in its order, flat float64. Never written to."""
 
     @property
     def key(self) -> Key:
@@ -112,8 +167,19 @@ class Strategy(ABC):
     doc: ClassVar[str]
     """One sentence for ``strategy list``."""
     base: ClassVar[BaseUse]
-    determinism: ClassVar[str] = "bitwise"
-    """Same bits on every IEEE 754 machine. All strategies of this release are."""
+    determinism: ClassVar[Determinism] = "bitwise"
+    """bitwise: same bits on every IEEE 754 machine; ``bitwise_small``: up to a size (``determinism_in``)."""
+    output: ClassVar[Output] = "model"
+    """modulators: a common model and, per contribution, what turns it into the model of that task."""
+    artefacts: ClassVar[tuple[ArtefactNeed, ...]] = ()
+    """What it needs besides models (STRATEGIES 1.10)."""
+    k_min: ClassVar[int] = 1
+    k_max: ClassVar[int | None] = None
+    formula: ClassVar[str] = ""
+    """The method in a few lines of plain text, for ``strategy explain``."""
+    is_extra: ClassVar[bool] = False
+    """Not one of the 26 of the paper."""
+    is_symmetric: ClassVar[bool] = True
     is_random: ClassVar[bool] = False
     allows_negative_weights: ClassVar[bool] = False
     parameters: ClassVar[tuple[Parameter, ...]] = ()
@@ -163,6 +229,48 @@ class Strategy(ABC):
         if not any(context.weights) or (self.divides_by_weights(context) and not sum(context.weights)):
             raise ParameterError("The weights add up to zero.", hint="Give at least one positive weight.")
 
+    def unmet(self, context: MergeContext) -> str | None:
+        """Return why this strategy cannot merge these inputs and its stand-in must; None: it can.
+
+        The driver asks after it has chosen artefacts. Offline the answer is an error unless the parameter
+        ``fallback`` names a stand-in; in a group the policy must name one (STRATEGIES 1.12).
+        """
+        if context.k < self.k_min or (self.k_max is not None and context.k > self.k_max):
+            most = "" if self.k_max is None else f" and at most {self.k_max}"
+            return f"{self.id} merges at least {self.k_min}{most} models, there are {context.k}"
+        for need in self.artefacts:
+            reason = need.missing_in(context.artefacts, context.digests, context.set_root)
+            if reason is not None:
+                return f"{self.id}: {reason}"
+        return None
+
+    def determinism_in(self, context: MergeContext) -> Determinism:
+        """Return the class of this very merge, which may depend on sizes and parameters."""
+        return self.determinism
+
+    def granularity(self, context: MergeContext, tensor_index: int) -> Granularity:
+        """Return what blocks of a tensor are made of, in all passes and the merge."""
+        return "elements"
+
+    def wants(self, context: MergeContext, tensor_index: int) -> tuple[Wanted, ...]:
+        """Return the artefact tensors that come with every block of a tensor, in all passes and the merge."""
+        return ()
+
+    def scratch_bytes(self, context: MergeContext, tensor_index: int) -> int:
+        """Return the memory that merging one block takes besides inputs, base and output, in bytes.
+
+        Only asked for granularities other than ``elements``, whose blocks can be large.
+        """
+        return 8 * context.specs[tensor_index].numel
+
+    def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
+        """Return an estimate of the arithmetic on one tensor on one core, for ``resolve --plan``."""
+        return 2.0 * context.specs[tensor_index].numel * (context.k + 1)
+
+    def modulate(self, context: MergeContext, state: Any, block: Block, contribution: int) -> bytes:
+        """Return what turns a block of the common model into that of a task: packed, for ``modulators``."""
+        raise NotImplementedError(f"{self.id} has no modulators")
+
     def divides_by_weights(self, context: MergeContext) -> bool:
         """Tell whether the sum of the weights is a divisor."""
         return True
@@ -208,7 +316,7 @@ class Strategy(ABC):
         return {
             "strategy": self.id,
             "version": self.version,
-            "determinism": self.determinism,
+            "determinism": self.determinism_in(context),
             "profile": context.params.get("profile", "paper"),
             "warnings": self.warnings(context, state),
         }

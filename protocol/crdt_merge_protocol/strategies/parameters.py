@@ -10,18 +10,52 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Final, Literal
 
 from crdt_merge_protocol.errors import ParameterError
 
-Value = Fraction | int | bool | str
+Scalar = Fraction | int | bool | str
 PAPER: Final = "paper"
 MERGEKIT: Final = "mergekit"
 _DECIMAL: Final = re.compile(r"[+-]?(\d{1,20})(\.\d{1,120})?([eE][+-]?\d{1,2})?", re.ASCII)
 _INTEGER: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _TEXT: Final = re.compile(r"[A-Za-z0-9._/-]{0,200}", re.ASCII)
 _BOOLEANS: Final = {"true": True, "false": False}
+_SELECTOR: Final = re.compile(r"(?P<glob>[^#;=]*)(#(?P<digest>[0-9a-f]{8,64}))?", re.ASCII)
+ROWS_MAX: Final = 4096
+"""Rows of a table; one text of a policy is short enough anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: which tensors, of which contributions, and the value there."""
+
+    glob: str
+    """Shell pattern over tensor names; empty: all."""
+    digest: str
+    """First hex digits of a contribution digest; empty: all."""
+    value: Scalar
+
+    def matches(self, tensor: str, digest: str) -> bool:
+        """Tell whether the row speaks of this tensor of this contribution."""
+        return digest.startswith(self.digest) and (not self.glob or fnmatchcase(tensor, self.glob))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Values by tensor name and contribution: the first row that matches, else the default."""
+
+    rows: tuple[Row, ...]
+    default: Scalar
+
+    def at(self, tensor: str, digest: str) -> Scalar:
+        """Return the value for a tensor of a contribution, both as text; empty for all of them."""
+        return next((row.value for row in self.rows if row.matches(tensor, digest)), self.default)
+
+
+Value = Scalar | Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +76,8 @@ class Parameter:
     """All values of a choice; for a number, words that may stand in its place."""
     profile: str | None = None
     """The only profile in which it means something; None: all."""
+    per: frozenset[Literal["tensor", "contribution"]] = frozenset()
+    """What it may differ by; then a table is accepted too: ``GLOB=VALUE;#DIGEST=VALUE;VALUE``."""
     unit: str = ""
     doc: str = ""
 
@@ -62,8 +98,43 @@ class Parameter:
         least, greatest = self.low or "", self.high or ""
         return "|".join((f"{least}..{greatest}", *self.choices))
 
-    def parse(self, text: str) -> Value:
+    def parse(self, text: str, *, default: str | None = None) -> Value:
         """Return the typed value of a text.
+
+        Args:
+            default: What a table without a last plain value falls back to; the parameter's own unless given.
+
+        Raises:
+            ValueError: Not such a value; the message says what would be.
+        """
+        if self.per and ("=" in text or ";" in text):
+            return self._parse_table(text, self.default if default is None else default)
+        return self.parse_scalar(text)
+
+    def _parse_table(self, text: str, default: str) -> Table:
+        cells = [cell.strip() for cell in text.split(";")]
+        if "=" not in cells[-1]:
+            default = cells.pop()
+        if len(cells) > ROWS_MAX:
+            raise ValueError(f"{self.name} has {len(cells)} rows, at most {ROWS_MAX} are allowed")
+        return Table(tuple(self._parse_row(cell) for cell in cells), self.parse_scalar(default))
+
+    def _parse_row(self, cell: str) -> Row:
+        selector, equals, value = cell.partition("=")
+        match = _SELECTOR.fullmatch(selector.strip())
+        if not equals or match is None or not selector.strip():
+            raise ValueError(
+                f"{self.name}: a row is GLOB=VALUE, #DIGEST=VALUE or GLOB#DIGEST=VALUE, not {cell!r}"
+            )
+        glob, digest = match["glob"], match["digest"] or ""
+        if (glob and "tensor" not in self.per) or (digest and "contribution" not in self.per):
+            raise ValueError(
+                f"{self.name} may differ by {' and '.join(sorted(self.per))} only, not as in {cell!r}"
+            )
+        return Row(glob, digest, self.parse_scalar(value.strip()))
+
+    def parse_scalar(self, text: str) -> Scalar:
+        """Return the typed value of a text that is no table.
 
         Raises:
             ValueError: Not such a value; the message says what would be.
@@ -132,7 +203,8 @@ def validate_parameters(
             problems.append(f"{parameter.name} only means something with profile {parameter.profile}")
             continue
         try:
-            values[parameter.name] = parameter.parse(parameter.default_in(profile) if text is None else text)
+            default = parameter.default_in(profile)
+            values[parameter.name] = parameter.parse(default if text is None else text, default=default)
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -159,6 +231,11 @@ def normalise_parameters(
 
 
 def _spell(value: Value) -> str:
+    if isinstance(value, Table):
+        rows = [
+            f"{row.glob}{'#' + row.digest if row.digest else ''}={_spell(row.value)}" for row in value.rows
+        ]
+        return ";".join([*rows, _spell(value.default)])
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Fraction):

@@ -15,14 +15,24 @@ import numpy.typing as npt
 
 from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.canonical import digest, encode
-from crdt_merge_protocol.errors import LocalProtocolError
+from crdt_merge_protocol.errors import ArtefactMissingError, LocalProtocolError
+from crdt_merge_protocol.resolve_key import used_root
 
+from .artefacts import Artefact, in_order
 from .contract import BLOCK_ELEMENTS, LEAF_ELEMENTS, Block, Float64Array, MergeContext, Strategy
 from .registry import get
 
 Model = Mapping[str, npt.NDArray[Any]]
 """Floating point arrays by tensor name."""
 _DTYPES: Final = {"f8": "F64", "f4": "F32", "f2": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArtefactArrays:
+    """An artefact with its tensors in memory."""
+
+    artefact: Artefact
+    tensors: Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,9 @@ def merge_arrays(
     block_elements: int = BLOCK_ELEMENTS,
     digests: Sequence[bytes] | None = None,
     is_strict: bool = False,
+    artefacts: Sequence[ArtefactArrays] = (),
+    base_content: bytes = b"",
+    task: bytes | None = None,
 ) -> MergedArrays:
     """Return the merge of models whose tensors have equal names and shapes.
 
@@ -53,6 +66,9 @@ def merge_arrays(
         weights: One per input, 1 unless given; text is read as an exact decimal.
         block_elements: A multiple of 65,536. Does not show in the result.
         digests: One per input; made from tensors and weight unless given.
+        artefacts: Those to use; no rule of choice is applied here.
+        base_content: What set-bound artefacts may name as their base.
+        task: Digest of the contribution whose task's model is wanted instead of the common one.
 
     Raises:
         ResolveError: The strategy refuses the parameters or the inputs.
@@ -74,10 +90,25 @@ def merge_arrays(
         seed=seed,
         specs=_specs(inputs[0]) if inputs else (),
         is_strict=is_strict,
+        artefacts=in_order(item.artefact for item in artefacts),
+        set_root=used_root(distinct),
+        base_content=base_content,
+        task=None if task is None else sorted(distinct).index(task),
     )
     strategy.check(context)
+    reason = strategy.unmet(context)
+    if reason is not None:
+        raise ArtefactMissingError(f"{reason}.")
     models = [model for _, model, _ in ordered]
-    return _run(strategy, context, models, base if strategy.uses_base(context) else None, block_elements)
+    run = _Run(
+        strategy,
+        context,
+        models,
+        base if strategy.uses_base(context) else None,
+        {item.artefact.digest: item.tensors for item in artefacts},
+        block_elements,
+    )
+    return run.merge()
 
 
 def digest_of(model: Model, weight: Fraction) -> bytes:
@@ -89,45 +120,62 @@ def digest_of(model: Model, weight: Fraction) -> bytes:
     return digest("crdt-merge/arrays/1", str(weight).encode(), *parts)
 
 
-def _run(
-    strategy: Strategy,
-    context: MergeContext,
-    models: Sequence[Model],
-    base: Model | None,
-    block_elements: int,
-) -> MergedArrays:
-    state = None
-    for pass_no in range(strategy.pass_count(context)):
-        partials = [
-            (block.key, strategy.observe(context, state, pass_no, block))
-            for block in _blocks(context, models, base, block_elements)
-            if strategy.needs(context, state, pass_no, block.tensor_index)
-        ]
-        state = strategy.end_pass(context, state, pass_no, partials)
-    flat = [np.empty(spec.numel, np.float64) for spec in context.specs]
-    for block in _blocks(context, models, base, block_elements):
-        flat[block.tensor_index][block.start : block.stop] = strategy.merge(context, state, block)
-    tensors = {
-        spec.name: values.reshape(spec.shape) for spec, values in zip(context.specs, flat, strict=True)
-    }
-    return MergedArrays(tensors, strategy.decisions(context, state))
+@dataclass(frozen=True, slots=True)
+class _Run:
+    strategy: Strategy
+    context: MergeContext
+    models: Sequence[Model]
+    base: Model | None
+    artefacts: Mapping[bytes, Model]
+    block_elements: int
 
+    def merge(self) -> MergedArrays:
+        """Do all passes and return the outcome."""
+        strategy, context, state = self.strategy, self.context, None
+        for pass_no in range(strategy.pass_count(context)):
+            partials = [
+                (block.key, strategy.observe(context, state, pass_no, block))
+                for block in self._blocks()
+                if strategy.needs(context, state, pass_no, block.tensor_index)
+            ]
+            state = strategy.end_pass(context, state, pass_no, partials)
+        flat = [np.empty(spec.numel, np.float64) for spec in context.specs]
+        for block in self._blocks():
+            flat[block.tensor_index][block.start : block.stop] = strategy.merge(context, state, block)
+        tensors = {
+            spec.name: values.reshape(spec.shape) for spec, values in zip(context.specs, flat, strict=True)
+        }
+        return MergedArrays(tensors, strategy.decisions(context, state))
 
-def _blocks(
-    context: MergeContext, models: Sequence[Model], base: Model | None, block_elements: int
-) -> Iterator[Block]:
-    for index, spec in enumerate(context.specs):
-        flat = [_flat(model[spec.name]) for model in models]
-        base_flat = None if base is None else _flat(base[spec.name])
-        for start in range(0, spec.numel, block_elements):
-            stop = min(start + block_elements, spec.numel)
-            yield Block(
-                tensor_index=index,
-                start=start,
-                stop=stop,
-                inputs=[values[start:stop] for values in flat],
-                base=None if base_flat is None else base_flat[start:stop],
-            )
+    def _blocks(self) -> Iterator[Block]:
+        for index, spec in enumerate(self.context.specs):
+            flat = [_flat(model[spec.name]) for model in self.models]
+            base = None if self.base is None else _flat(self.base[spec.name])
+            wanted = [
+                (want, _flat(self.artefacts[self.context.artefacts[want.artefact].digest][want.tensor]))
+                for want in self.strategy.wants(self.context, index)
+            ]
+            step = self._step(index, spec)
+            for start in range(0, spec.numel, step):
+                stop = min(start + step, spec.numel)
+                yield Block(
+                    tensor_index=index,
+                    start=start,
+                    stop=stop,
+                    inputs=[values[start:stop] for values in flat],
+                    base=None if base is None else base[start:stop],
+                    artefacts=[values[start:stop] if want.is_aligned else values for want, values in wanted],
+                )
+
+    def _step(self, index: int, spec: TensorSpec) -> int:
+        """Return how many elements a block has: whole rows if it must, and more than one if they fit."""
+        granularity = self.strategy.granularity(self.context, index)
+        if granularity == "elements":
+            return self.block_elements
+        if granularity == "tensor":
+            return max(spec.numel, 1)
+        row = spec.shape[-1] if spec.shape else 1
+        return max(row, self.block_elements // max(row, 1) * row, 1)
 
 
 def _flat(array: npt.NDArray[Any]) -> Float64Array:
