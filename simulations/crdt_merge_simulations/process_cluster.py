@@ -23,6 +23,7 @@ from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
 from crdt_merge_node.transport.certificates import CertificateAuthority
 from crdt_merge_node.transport.identity import prepare_keys, write_membership
 from crdt_merge_protocol.errors import CrdtMergeError
+from grpc.aio import UsageError
 
 from .process_nursery import Child, Nursery
 
@@ -100,6 +101,8 @@ class Daemon:
                 raise
             # gRPC cancels who waits when a channel is closed.
             raise DaemonNotRunningError(f"{self.name} was stopped before it answered.") from None
+        except UsageError:  # And says this to who asks after that.
+            raise DaemonNotRunningError(f"{self.name} was stopped before it was asked.") from None
 
     async def spawn(self, nursery: Nursery) -> None:
         """Start the process; it is not ready yet."""
