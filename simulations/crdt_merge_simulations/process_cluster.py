@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from crdt_merge_node.control.client import AsyncClient
+from crdt_merge_node.control.client import AsyncClient, ClientClosedError
 from crdt_merge_node.control.socket_path import control_socket
 from crdt_merge_node.errors import ControlError, DaemonNotRunningError
 from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
 from crdt_merge_node.transport.certificates import CertificateAuthority
 from crdt_merge_node.transport.identity import prepare_keys, write_membership
 from crdt_merge_protocol.errors import CrdtMergeError
-from grpc.aio import UsageError
 
 from .process_nursery import Child, Nursery
 
@@ -101,7 +100,7 @@ class Daemon:
                 raise
             # gRPC cancels who waits when a channel is closed.
             raise DaemonNotRunningError(f"{self.name} was stopped before it answered.") from None
-        except UsageError:  # And says this to who asks after that.
+        except ClientClosedError:  # And says this to who asks after that.
             raise DaemonNotRunningError(f"{self.name} was stopped before it was asked.") from None
 
     async def spawn(self, nursery: Nursery) -> None:

@@ -29,6 +29,8 @@ from .socket_path import control_socket, require_socket
 
 ValueT = TypeVar("ValueT")
 
+ClientClosedError = grpc.aio.UsageError
+"""What gRPC raises when a client is asked after it was closed."""
 _MIB: Final = 1 << 20
 _OPTIONS: Final = (
     # 1,024 groups or 100,000 contributions in one answer; gRPC's own default is 4 MiB.
