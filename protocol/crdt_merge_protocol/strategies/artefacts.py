@@ -146,6 +146,8 @@ def read_header(type_: str, data: bytes) -> dict[str, Any]:
     for name in (bond, *(("base",) if "base" in header else ())):
         if not _is_digest(header.get(name)):
             raise ArtefactInvalidError(f"The header of a {type_} needs {name!r}: 64 lower-case hex digits.")
+    if {"subject", "set_root"} <= header.keys():
+        raise ArtefactInvalidError(f"The header of a {type_} has both a subject and a set_root.")
     return dict(header)
 
 
