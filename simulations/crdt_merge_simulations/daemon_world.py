@@ -46,7 +46,8 @@ from crdt_merge_protocol.tensorfile import layout
 from cryptography import x509
 
 from .daemon_faults import Faults
-from .disk import SimulatedDisk, SimulatedVfs
+from .disk import SimulatedDisk
+from .disk_sqlite import SimulatedVfs
 from .invariants import Checker
 from .loop import OUTSIDE, SimulatedLoop, simulated_loop
 from .machine import DATA, USER, Machine, StoppedError, Surroundings

@@ -1,13 +1,10 @@
-"""A disk in memory that loses what was not synced: the file system port and SQLite, on the same bytes.
+"""A disk in memory that loses what was not synced: the file system port. SQLite's way here: ``disk_sqlite``.
 
 The model is meaner than ext4 and no meaner than POSIX. What is written is visible at once and durable only
 after a sync of that file; a name that is made, moved or removed is durable only after a sync of its
 directory, not of the file. At a power cut every 512-byte sector written since the last sync is kept or lost
 on its own (a few become garbage), and so is every change of a name. Each call is counted and may be made to
 fail, so that a test can cut, or inject an error, at every index of a run (SCENARIOS T43, T44, B70).
-
-SQLite gets here through an APSW virtual file system. It has no shared memory, hence the store's exclusive
-locking mode.
 """
 
 from __future__ import annotations
@@ -19,14 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
-import apsw
 from crdt_merge_node.ports import DiskSpace, File, FileStat, Lock
 
 SECTOR_BYTES: Final = 512
 GARBAGE_RATIO: Final = 0.02
-T = TypeVar("T")
 Fault = Callable[[int, str, Path], None]
 """Called before each call with its index, name and path; raises ``OSError`` to make it fail."""
 
@@ -42,7 +37,8 @@ class PowerCutError(OSError):
 class _FileNode:
     data: bytearray = field(default_factory=bytearray)
     """What reading returns."""
-    durable: bytes = b""
+    durable: bytearray = field(default_factory=bytearray)
+    """What a power cut leaves for certain."""
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
     """(offset, bytes) written and (length, None) truncated since the last sync."""
 
@@ -118,10 +114,8 @@ class SimulatedDisk:
         """Change a stored byte behind everybody's back."""
         node = self.node(path)
         node.data[offset] ^= 0x20
-        durable = bytearray(node.durable)
-        if offset < len(durable):
-            durable[offset] ^= 0x20
-        node.durable = bytes(durable)
+        if offset < len(node.durable):
+            node.durable[offset] ^= 0x20
 
     def grow(self, nbytes: int) -> None:
         """Take (or give back) room; ``ENOSPC`` if there is none."""
@@ -257,11 +251,11 @@ class SimulatedFile:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data``, of which a failure may leave a part."""
         self._disk.tick("write", self._path)
-        end = offset + len(data)
-        self._disk.grow(max(0, end - len(self._node.data)))
-        self._node.data.extend(bytes(max(0, end - len(self._node.data))))
-        self._node.data[offset:end] = data
-        self._node.pending.append((offset, bytes(data)))
+        if (growth := offset + len(data) - len(self._node.data)) > 0:
+            self._disk.grow(growth)
+        written = bytes(data)
+        _write(self._node.data, offset, written)
+        self._node.pending.append((offset, written))
 
     def size(self) -> int:
         """Return the length in bytes."""
@@ -278,7 +272,12 @@ class SimulatedFile:
     def sync(self) -> None:
         """Make the contents durable; not the name."""
         self._disk.tick("sync", self._path)
-        self._node.durable = bytes(self._node.data)
+        # What is pending, not all that is there: a database is synced at every commit.
+        for offset, written in self._node.pending:
+            if written is None:
+                _resize(self._node.durable, offset)
+            else:
+                _write(self._node.durable, offset, written)
         self._node.pending.clear()
 
     def close(self) -> None:
@@ -302,147 +301,11 @@ class _SimulatedLock:
         self._locked.discard(self._path)
 
 
-class SimulatedVfs(apsw.VFS):
-    """SQLite's way to a :class:`SimulatedDisk`; pass ``name`` as the ``vfs`` of a connection."""
-
-    def __init__(self, disk: SimulatedDisk, *, name: str, rng: Random) -> None:
-        super().__init__(name, base="")
-        self.name = name
-        self._disk = disk
-        self._rng = rng
-        self._temporary = 0
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
-        """Open a database, its log or its journal."""
-        flags[1] = flags[0]
-        if name is None:
-            self._temporary += 1
-            path = Path(f"/sqlite-temporary-{self._temporary}")
-        else:
-            path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name)
-        try:
-            is_new = self._disk.stat(path) is None
-            file = self._disk.create(path) if is_new else self._disk.open_write(path)
-        except OSError as error:
-            raise _as_sqlite(error) from error
-        is_log = bool(flags[0] & (apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL))
-        return SimulatedVfsFile(self._disk, path, file, must_sync_name=is_new and is_log)  # type: ignore[return-value]  # APSW asks for the methods, not the class
-
-    def xFullPathname(self, name: str) -> str:  # noqa: N802
-        """Return the path."""
-        return name
-
-    def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: ARG002, N802
-        """Tell whether a file exists."""
-        try:
-            return self._disk.stat(Path(pathname)) is not None
-        except OSError as error:
-            raise _as_sqlite(error) from error
-
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
-        """Remove a file."""
-        if self._disk.is_void:
-            return
-        try:
-            self._disk.unlink(Path(filename))
-            if syncdir:
-                self._disk.sync_dir(Path(filename).parent)
-        except OSError as error:
-            raise _as_sqlite(error) from error
-
-    def xRandomness(self, numbytes: int) -> bytes:  # noqa: N802
-        """Return reproducible bytes."""
-        return self._rng.randbytes(numbytes)
-
-    def xCurrentTime(self) -> float:  # noqa: N802
-        """Return a fixed Julian day."""
-        return 2_461_000.5
-
-    def xCurrentTimeInt64(self) -> int:  # noqa: N802
-        """Return a fixed Julian day in milliseconds."""
-        return int(2_461_000.5 * 86_400_000)
-
-    def xSleep(self, microseconds: int) -> int:  # noqa: N802
-        """Return at once."""
-        return microseconds
-
-
-class SimulatedVfsFile:
-    """What SQLite calls on an open file."""
-
-    def __init__(self, disk: SimulatedDisk, path: Path, file: File, *, must_sync_name: bool) -> None:
-        self._disk = disk
-        self._path = path
-        self._file = file
-        self._must_sync_name = must_sync_name
-        """SQLite's own VFS syncs the directory of a new log or journal at its first sync."""
-
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
-        """Return bytes; SQLite fills up what is missing."""
-        return b"" if self._disk.is_void else _call(lambda: self._file.read_at(offset, amount))
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        """Write."""
-        if not self._disk.is_void:
-            _call(lambda: self._file.write_at(offset, data))
-
-    def xTruncate(self, newsize: int) -> None:  # noqa: N802
-        """Set the length."""
-        if not self._disk.is_void:
-            _call(lambda: self._file.truncate(newsize))
-
-    def xSync(self, flags: int) -> None:  # noqa: ARG002, N802
-        """Make durable. Whatever fails here is an I/O error to SQLite, a full disk too."""
-        if self._disk.is_void:
-            return
-        try:
-            self._file.sync()
-            if self._must_sync_name:
-                self._disk.sync_dir(self._path.parent)
-                self._must_sync_name = False
-        except OSError as error:
-            raise apsw.IOError(str(error)) from error
-
-    def xFileSize(self) -> int:  # noqa: N802
-        """Return the length."""
-        return 0 if self._disk.is_void else _call(self._file.size)
-
-    def xLock(self, level: int) -> None:  # noqa: N802
-        """Do nothing: the data directory is locked."""
-
-    def xUnlock(self, level: int) -> None:  # noqa: N802
-        """Do nothing."""
-
-    def xCheckReservedLock(self) -> bool:  # noqa: N802
-        """Tell that nobody else writes."""
-        return False
-
-    def xFileControl(self, op: int, pointer: int) -> bool:  # noqa: ARG002, N802
-        """Refuse every hint."""
-        return False
-
-    def xSectorSize(self) -> int:  # noqa: N802
-        """Return the unit in which a power cut tears."""
-        return SECTOR_BYTES
-
-    def xDeviceCharacteristics(self) -> int:  # noqa: N802
-        """Promise nothing."""
-        return 0
-
-    def xClose(self) -> None:  # noqa: N802
-        """Close."""
-        self._file.close()
-
-
-def _call(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except OSError as error:
-        raise _as_sqlite(error) from error
-
-
-def _as_sqlite(error: OSError) -> apsw.Error:
-    return apsw.FullError(str(error)) if error.errno == errno.ENOSPC else apsw.IOError(str(error))
+def _write(data: bytearray, offset: int, written: bytes) -> None:
+    """Put bytes at a place, with zeros before it if it is beyond the end."""
+    if offset > len(data):
+        data.extend(bytes(offset - len(data)))
+    data[offset : offset + len(written)] = written
 
 
 def _resize(data: bytearray, nbytes: int) -> None:
@@ -463,7 +326,7 @@ def _copy_directory(directory: _Directory, copies: dict[_FileNode, _FileNode]) -
             copy.names[name] = _copy_directory(node, copies)
         else:
             if node not in copies:
-                copies[node] = _FileNode(data=bytearray(node.data), durable=bytes(node.data))
+                copies[node] = _FileNode(data=bytearray(node.data), durable=bytearray(node.data))
             copy.names[name] = copies[node]
     copy.durable = dict(copy.names)
     return copy
@@ -503,7 +366,5 @@ def _survive_file(node: _FileNode, rng: Random) -> _FileNode:
                 sector = written[begin : begin + SECTOR_BYTES]
                 if chance < GARBAGE_RATIO / 2:
                     sector = rng.randbytes(len(sector))
-                end = offset + begin + len(sector)
-                data.extend(bytes(max(0, end - len(data))))
-                data[offset + begin : end] = sector
-    return _FileNode(data=data, durable=bytes(data))
+                _write(data, offset + begin, sector)
+    return _FileNode(data=data, durable=bytearray(data))

@@ -30,7 +30,8 @@ from crdt_merge_protocol.identity import NodeKey
 from cryptography import x509
 from pydantic import ByteSize
 
-from .disk import PowerCutError, SimulatedDisk, SimulatedVfs
+from .disk import PowerCutError, SimulatedDisk
+from .disk_sqlite import SimulatedVfs
 from .execution import InlineExecutor
 from .loop import OUTSIDE, Process, SimulatedLoop
 from .network import PORT, MachineNet, Network, host_of

@@ -13,7 +13,8 @@ from crdt_merge_node.ports import SeededRng
 from crdt_merge_node.storage import DataDir, OpRow, Store
 from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.operations import Operation, sign_operation
-from crdt_merge_simulations.disk import SimulatedDisk, SimulatedVfs
+from crdt_merge_simulations.disk import SimulatedDisk
+from crdt_merge_simulations.disk_sqlite import SimulatedVfs
 from crdt_merge_simulations.execution import InlineExecutor
 
 from .authors import make_genesis
