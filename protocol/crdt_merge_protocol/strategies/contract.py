@@ -37,8 +37,9 @@ from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.errors import BaseMissingError, EmptySetError, ParameterError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 
+from . import delegation
 from .artefacts import Artefact, ArtefactNeed
-from .parameters import Parameter, Scalar, Table, Value, normalise_parameters, validate_parameters
+from .parameters import Parameter, Scalar, Table, Value
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -187,10 +188,12 @@ class Strategy(ABC):
     def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
         """Return all parameters, typed, defaults filled in, from the texts that were given.
 
+        Those of a strategy that a parameter names (``fallback``, ``inner``) are among them, dotted.
+
         Raises:
             ParameterError: An unknown name or a value outside its range; the message names every problem.
         """
-        return validate_parameters(self.id, self.parameters, params)
+        return delegation.validate(self.id, self.parameters, params)
 
     def normalise(self, params: Mapping[str, str]) -> dict[str, str]:
         """Return the given parameters in their one canonical spelling, so that equal recipes hash equally.
@@ -198,7 +201,7 @@ class Strategy(ABC):
         Raises:
             ParameterError: As :meth:`validate`.
         """
-        return normalise_parameters(self.id, self.parameters, params)
+        return delegation.normalise(self.id, self.parameters, params)
 
     def uses_base(self, context: MergeContext) -> bool:
         """Tell whether blocks must carry the base."""

@@ -63,7 +63,8 @@ class Parameter:
     """One parameter of a strategy."""
 
     name: str
-    type: Literal["decimal", "integer", "boolean", "choice", "text"]
+    type: Literal["decimal", "integer", "boolean", "choice", "text", "strategy"]
+    """``strategy``: an id of the registry; it brings that strategy's parameters along (``delegation.py``)."""
     default: str
     """As text, for profile ``paper``."""
     mergekit_default: str | None = None
@@ -73,7 +74,7 @@ class Parameter:
     high: str | None = None
     """Greatest value, inclusive."""
     choices: tuple[str, ...] = ()
-    """All values of a choice; for a number, words that may stand in its place."""
+    """All values of a choice; for a number or a strategy, words that may stand in its place."""
     profile: str | None = None
     """The only profile in which it means something; None: all."""
     per: frozenset[Literal["tensor", "contribution"]] = frozenset()
@@ -94,7 +95,7 @@ class Parameter:
         if self.type == "boolean":
             return "true|false"
         if self.low is None and self.high is None:
-            return self.type
+            return "|".join((self.type, *self.choices))
         least, greatest = self.low or "", self.high or ""
         return "|".join((f"{least}..{greatest}", *self.choices))
 
@@ -145,7 +146,7 @@ class Parameter:
             if text not in _BOOLEANS:
                 raise ValueError(f"{self.name} is true or false, not {text!r}")
             return _BOOLEANS[text]
-        if self.type == "text":
+        if self.type in ("text", "strategy"):
             if not _TEXT.fullmatch(text):
                 raise ValueError(f"{self.name} holds letters, digits and ._/- only, at most 200")
             return text
