@@ -11,6 +11,7 @@ The digest of a model never covers artefacts, so there is no circle (PROTOCOL R9
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -72,7 +73,9 @@ class Artefact:
 
     def spec(self, tensor: str) -> TensorSpec | None:
         """Return the spec of one of its tensors, or None."""
-        return next((spec for spec in self.specs if spec.name == tensor), None)
+        wanted = tensor.encode()
+        at = bisect_left(self.specs, wanted, key=lambda spec: spec.name.encode())
+        return self.specs[at] if at < len(self.specs) and self.specs[at].name == tensor else None
 
 
 @dataclass(frozen=True, slots=True)
