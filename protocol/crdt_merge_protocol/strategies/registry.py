@@ -10,13 +10,23 @@ from crdt_merge_protocol.errors import ParameterError
 from .averages import Linear, WeightAverage
 from .contract import Strategy
 from .dare import Dare, DareTies
+from .fisher import FISHER_STRATEGIES
 from .spherical import Slerp
 from .task_vectors import TaskArithmetic
 from .ties import Ties
 
 _STRATEGIES: Final[dict[str, Strategy]] = {
     strategy.id: strategy
-    for strategy in (WeightAverage(), Linear(), Slerp(), TaskArithmetic(), Ties(), Dare(), DareTies())
+    for strategy in (
+        WeightAverage(),
+        Linear(),
+        Slerp(),
+        TaskArithmetic(),
+        Ties(),
+        Dare(),
+        DareTies(),
+        *FISHER_STRATEGIES,
+    )
 }
 ALIASES: Final = {
     "average": "weight_average",
