@@ -233,7 +233,7 @@ def run(
         runner.orderings(orderings)
         if nodes >= 2 * SITES:
             runner.partitions()
-        runner.strategies(registry.names())
+        runner.strategies(registry.plain_names())
         runner.scaling(scales)
     return report
 

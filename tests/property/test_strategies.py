@@ -7,7 +7,7 @@ import pytest
 from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS
 from crdt_merge_protocol.strategies.dtypes import encode_block
 from crdt_merge_protocol.strategies.reference import merge_arrays
-from crdt_merge_protocol.strategies.registry import get, names
+from crdt_merge_protocol.strategies.registry import get, plain_names
 from hypothesis import given
 from hypothesis import strategies as st
 from support.profile import examples
@@ -205,7 +205,7 @@ def test_block_size_and_compaction_do_not_show(strategy, params, monkeypatch):
     assert whole.decisions == blocked.decisions
 
 
-@pytest.mark.parametrize("strategy", names())
+@pytest.mark.parametrize("strategy", plain_names())
 def test_passes_may_be_shown_what_they_do_not_need(strategy, monkeypatch):
     rng = np.random.default_rng(12)
     models, base = [model(rng) for _ in range(3)], model(rng)

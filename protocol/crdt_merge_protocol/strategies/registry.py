@@ -45,6 +45,13 @@ def names() -> tuple[str, ...]:
     return tuple(_STRATEGIES)
 
 
+def plain_names() -> tuple[str, ...]:
+    """Return the ids of the strategies that need models, perhaps a base, and nothing else."""
+    return tuple(
+        name for name, strategy in _STRATEGIES.items() if all(need.is_optional for need in strategy.artefacts)
+    )
+
+
 def get(name: str) -> Strategy:
     """Return the strategy with this id or alias.
 
