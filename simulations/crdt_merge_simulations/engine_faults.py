@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .engine_links import Cut, Line
 from .engine_node import Disk, SimulatedNode
-from .mischief import LIARS, Mischief, fork, garbage, orphans
+from .mischief import LIARS, Mischief, colliding, fork, garbage, orphans
 from .plan import Fault
 
 if TYPE_CHECKING:
     from .engine_core import World
 
 from crdt_merge_protocol.messages.gossip import Gossip
+from crdt_merge_protocol.plumtree import gossip_messages
 
 UNSUPPORTED: Final = frozenset({"clock_jump", "rot"})
 """Engines have no wall clock, and stored bytes are judged by the store: the daemon world has both."""
-CULPRITS: Final = frozenset({"forker", "liar", "withholder", "garbage", "flooder"})
+CULPRITS: Final = frozenset({"forker", "liar", "withholder", "garbage", "flooder", "collider"})
 CRASH_LOOP_S: Final = 0.3
 
 
@@ -108,6 +109,8 @@ def _clone(world: World, args: dict[str, Any], until: float) -> None:
     clone = SimulatedNode(world, len(world.by_address), node.place, node.key, f"{node.name}-clone")
     clone.seeds = [*node.seeds, *(line.target.address for line in node.lines.values())]
     clone.disk = node.disk.as_of(world.now)
+    for group, ids in clone.disk.ids().items():
+        world.checker.stored(clone.index, group, ids)
     world.by_address[clone.address] = clone
     clone.start()
 
@@ -267,6 +270,17 @@ def _flooder(world: World, args: dict[str, Any], until: float) -> None:  # noqa:
             world.send(line, message)
 
 
+def _collider(world: World, args: dict[str, Any], until: float) -> None:  # noqa: ARG001
+    node = world.nodes[args["node"]]
+    state = node.engine.state(world.groups[0]) if node.is_up else None
+    honest = [line for line in node.lines.values() if line.target.index not in world.culprits]
+    if state is None or not honest:
+        return
+    rng = world.stream("collide", node.index, world.now)
+    for message in gossip_messages(state.group, colliding(node.key, state, rng)):
+        world.send(honest[0], message)
+
+
 _FAULTS: Final[Mapping[str, Callable[[World, dict[str, Any], float], None]]] = {
     "kill": _kill,
     "torn": _torn,
@@ -290,4 +304,5 @@ _FAULTS: Final[Mapping[str, Callable[[World, dict[str, Any], float], None]]] = {
     **{kind: _mischief(kind) for kind in sorted(LIARS)},
     "garbage": _garbage,
     "flooder": _flooder,
+    "collider": _collider,
 }

@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from crdt_merge_protocol.engine import Engine
+from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.events import (
     AttestationMismatch,
     DialPeer,
@@ -145,7 +146,10 @@ class SimulatedNode:
             replica = self.engine.open_group(Genesis.decode(encoded))
             states[replica.group] = replica.state
         for _, group, signed in self.disk.operations:
-            states[group].apply(signed)
+            try:
+                states[group].apply(signed)
+            except LocalProtocolError as error:
+                self.world.checker.expect("I9", False, f"{self.name} finds on its disk: {error.message}")
         for address in self.seeds:
             self.engine.overlay.add_seed(address)
         for peer, addresses in self.disk.peers.items():

@@ -17,6 +17,7 @@ from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.operations import Add, Kind, PolicyAct, Remove
 from crdt_merge_protocol.policy import Policy, act_digest, sign_act, sorted_params
 
+from .economy import judge_broadcast
 from .engine_core import World
 from .engine_faults import CULPRITS, UNSUPPORTED, inflict, replace_disk
 from .engine_node import Disk, SimulatedNode
@@ -45,7 +46,7 @@ def run(plan: Plan) -> Result:
     world.culprits = {fault.args["node"] for fault in plan.faults if fault.kind in CULPRITS}
     world.settle_honesty()
     with shared_work(), no_collector():
-        _meet(world)
+        meet(world)
         _work(world, result)
         _make_peace(world, result)
         _judge(world, result)
@@ -54,7 +55,7 @@ def run(plan: Plan) -> Result:
     return result
 
 
-def _meet(world: World) -> None:
+def meet(world: World) -> None:
     """Start the nodes, let node 0 make the groups, and wait until everybody knows of them."""
     late = {act.node for act in world.plan.acts if act.kind == "start"}
     for node in world.nodes:
@@ -135,6 +136,7 @@ def _judge(world: World, result: Result) -> None:
             if group in node.engine.replicas:
                 checker.look(node.index, node.engine.replicas[group], world.honest, thoroughly=True)
     checker.checks["I9"].checked = world.events
+    judge_broadcast(world)
     is_converged = result.converged_after_s is not None
     checker.agreed(
         {node.index: node.states() for node in honest}, is_converged=is_converged, twins=world.twins

@@ -43,6 +43,7 @@ CATALOGUE: Final[Mapping[str, str]] = {
     "I15": "who forked is convicted everywhere",
     "I16": "every node confirms an erasure",
     "I17": "once there is peace, nothing waits in buffers and connections are within bounds",
+    "I18": "what is new reaches everybody soon and hardly twice, and nobody is dialled in haste",
 }
 VIOLATIONS_KEPT: Final = 20
 SAMPLING: Final = 64
@@ -56,9 +57,13 @@ class Checker:
         self.checks = {id_: Check(id=id_, claim=claim) for id_, claim in CATALOGUE.items()}
         self.sometimes: Counter[str] = Counter()
         self._acknowledged: dict[int, set[bytes]] = {}
+        self._unstored: dict[bytes, int] = {}
+        """Operation that is on no disk yet -> whose it is."""
         self._stored: dict[tuple[int, bytes], set[bytes]] = {}
         self._places: dict[tuple[bytes, bytes, int], bytes] = {}
         self._meanings: dict[tuple[bytes, bytes], bytes] = {}
+        self._counts: dict[tuple[bytes, bytes], int] = {}
+        """(group, root) -> operations."""
         self._looks = 0
 
     def expect(self, id_: str, holds: bool, text: str) -> None:
@@ -76,6 +81,7 @@ class Checker:
         place = (operation.author, operation.log, operation.seq)
         known = self._places.setdefault(place, signed.id)
         self.expect("I10", known == signed.id, f"n{node} signed two operations {operation.seq} of one log")
+        self._unstored[signed.id] = node
 
     def acknowledged(self, node: int, state: CRDTMergeState, operation_id: bytes) -> None:
         """A node told its user that an operation is durable (I1, I11)."""
@@ -83,8 +89,12 @@ class Checker:
         self.expect("I11", operation_id in state, f"n{node} does not show {operation_id.hex()[:8]}")
 
     def stored(self, node: int, group: bytes, ids: Iterable[bytes]) -> None:
-        """Operations are durable on a node (I2)."""
-        self._stored.setdefault((node, group), set()).update(ids)
+        """Operations are durable on a node (I1, I2): on that of their author before on any other."""
+        new = frozenset(ids)
+        self._stored.setdefault((node, group), set()).update(new)
+        for id_ in sorted(new & self._unstored.keys()):
+            author = self._unstored.pop(id_)
+            self.expect("I1", author == node, f"n{author} told others of an operation that it did not hold")
 
     def disk_lost(self, node: int, kept: Mapping[bytes, Collection[bytes]]) -> None:
         """A disk was lost or went back in time; ``kept``: group -> ids that it still holds."""
@@ -104,6 +114,8 @@ class Checker:
         self.expect(
             "I7", replica.in_flight_bytes <= 2 * IN_FLIGHT_BYTES_MAX, f"n{node} has too much in flight"
         )
+        count = self._counts.setdefault((state.group, state.sync_root), len(state))
+        self.expect("I4", len(state) == count, f"n{node} has a root that {count} operations have, too")
         if not thoroughly and self._looks % SAMPLING:
             return
         stored = self._stored.get((node, state.group), set())
@@ -117,6 +129,11 @@ class Checker:
             self.expect("I3", view == pure, f"the view of n{node} is not that of its set")
             known = self._meanings[state.group, state.sync_root] = view.fingerprint
         self.expect("I4", view.fingerprint == known, f"n{node} sees its set differently from others")
+
+    def durable(self, node: int, state: CRDTMergeState) -> None:
+        """Look whether all that a node shows is on its disk (I2): a crash would take the rest back."""
+        stored = self._stored.get((node, state.group), ())
+        self.expect("I2", len(state) <= len(stored), f"n{node} counts on what is not on its disk")
 
     def sessions(self, node: int, count: int) -> None:
         """Look at the number of sync sessions of a node (I7)."""
@@ -152,6 +169,9 @@ class Checker:
         for node, of_node in states.items():
             absent = [id_ for id_ in everything if not any(id_ in state for state in of_node.values())]
             self.expect("I13", not absent, f"n{node} lacks {len(absent)} acknowledged operations")
+        for group in groups if is_converged else ():
+            sets = {frozenset(s.id for s in of[group].causal()) for of in states.values() if group in of}
+            self.expect("I13", len(sets) == 1, f"{len(sets)} sets of operations have one root")
         for group in groups:
             keys = {key_of(of_node[group].view) for of_node in states.values() if group in of_node}
             self.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys in group {group.hex()[:8]}")

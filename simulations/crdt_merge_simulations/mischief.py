@@ -64,6 +64,25 @@ def orphans(key: NodeKey, group: bytes, count: int, rng: Random) -> list[Gossip]
     return messages
 
 
+def colliding(key: NodeKey, state: CRDTMergeState, rng: Random) -> list[SignedOperation]:
+    """Return operations whose ids XOR to zero, by elimination over 257 of them (SCENARIOS T10).
+
+    A fingerprint that combines ids by XOR is the same with them and without.
+    """
+    deps = state.choose_deps()
+    made: list[SignedOperation] = []
+    pivots: dict[int, tuple[int, int]] = {}
+    while True:
+        add = Add(slot=f"x{len(made)}", type="model", content=rng.randbytes(32), weight=1 << 32, payload=None)
+        made.append(_sign(key, state.group, rng.randbytes(16), deps, add))
+        rest, used = int.from_bytes(made[-1].id, "big"), 1 << (len(made) - 1)
+        while rest and (pivot := pivots.get(rest.bit_length())):
+            rest, used = rest ^ pivot[0], used ^ pivot[1]
+        if not rest:
+            return [signed for place, signed in enumerate(made) if used >> place & 1]
+        pivots[rest.bit_length()] = rest, used
+
+
 def garbage(rng: Random) -> bytes:
     """Return bytes that are no frame, or a frame that nobody may send."""
     good = encode_frame(Ping(nonce=rng.getrandbits(32)))

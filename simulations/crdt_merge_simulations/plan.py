@@ -119,6 +119,7 @@ FAULT_KINDS: Final[Mapping[str, str]] = {
     "withholder": "a peer never sends what is wanted of it; args: node, for_s",
     "garbage": "a peer sends malformed frames; args: node",
     "flooder": "a peer sends orphans without end; args: node, count",
+    "collider": "a peer shows one other a set of operations whose ids XOR to zero; args: node",
 }
 """Every fault that a plan may contain, with its arguments. A world names the kinds that it cannot do."""
 

@@ -223,6 +223,7 @@ _ARGS: Final[Mapping[str, Callable[[Random, int], dict[str, Any] | None]]] = {
     "liar": _culprit(for_s=(1.0, 6.0)),
     "withholder": _culprit(for_s=(1.0, 6.0)),
     "garbage": _culprit(),
+    "collider": _culprit(),
     "flooder": lambda rng, nodes: (
         {"node": rng.randrange(nodes - nodes // 3, nodes), "count": rng.randint(50, 400)}
         if nodes >= 4
