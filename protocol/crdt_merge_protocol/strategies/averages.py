@@ -9,15 +9,69 @@ from crdt_merge_protocol.errors import ParameterError
 
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
 from .kernels import combine
-from .parameters import Parameter
+from .parameters import Parameter, Table
 
 NORMALIZE = "normalize"
+WEIGHT = "weight"
+_NAMED_MAX = 3
 
 
-def shares(context: MergeContext) -> list[Fraction]:
-    """Return each weight over the sum of all, exact."""
-    total = sum(context.weights)
-    return [weight / total for weight in context.weights]
+def weight_parameter(*, is_signed: bool = False) -> Parameter:
+    """Return the parameter that multiplies the weights of contributions, by tensor or contribution."""
+    return Parameter(
+        name=WEIGHT,
+        type="decimal",
+        default="1",
+        low="-1000000" if is_signed else "0",
+        high="1000000",
+        per=frozenset({"tensor", "contribution"}),
+        doc="Multiplies the weights, for all or by tensor and contribution.",
+    )
+
+
+def shares(context: MergeContext, tensor_index: int | None = None) -> list[Fraction]:
+    """Return each weight over the sum of all, exact; in one tensor if there may be others there.
+
+    Where the parameter ``weight`` makes the sum zero, the weights of the contributions are used alone.
+    """
+    weights = context.weights if tensor_index is None else context.weights_in(tensor_index)
+    total = sum(weights)
+    if not total:
+        weights, total = context.weights, sum(context.weights)
+    return [weight / total for weight in weights]
+
+
+def cancelled_in(context: MergeContext) -> list[str]:
+    """Return the tensors in which the parameter ``weight`` makes the weights add up to zero."""
+    if not isinstance(context.params.get(WEIGHT), (Table, Fraction)) or context.params[WEIGHT] == 1:
+        return []
+    return [spec.name for index, spec in enumerate(context.specs) if not sum(context.weights_in(index))]
+
+
+def check_weights(context: MergeContext) -> None:
+    """Refuse, offline, to divide by weights that add up to zero in a tensor.
+
+    Raises:
+        ParameterError: They do.
+    """
+    names = cancelled_in(context) if context.is_strict else []
+    if names:
+        raise ParameterError(
+            f"The weights add up to zero in {_some(names)}.", hint="Change the parameter weight there."
+        )
+
+
+def weight_warnings(context: MergeContext) -> list[str]:
+    """Say where weights added up to zero and what was divided by instead."""
+    names = cancelled_in(context)
+    if not names:
+        return []
+    return [f"{_some(names)}: the weights add up to zero there; those of the contributions were used alone."]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return f"{', '.join(names[:_NAMED_MAX])}{more}"
 
 
 class WeightAverage(Strategy):
@@ -28,10 +82,21 @@ class WeightAverage(Strategy):
     paper = "Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482; McMahan et al., arXiv:1602.05629"
     doc = "The weighted mean of the models."
     base: ClassVar[BaseUse] = "unused"
+    formula = "out = sum_i w_i X_i / sum_i w_i"
+    parameters = (weight_parameter(),)
+
+    def check(self, context: MergeContext) -> None:
+        """Refuse as every strategy, and offline weights that vanish in a tensor."""
+        super().check(context)
+        check_weights(context)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the weighted mean of a block."""
-        return combine(block, [float(share) for share in shares(context)])
+        return combine(block, [float(share) for share in shares(context, block.tensor_index)])
+
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:  # noqa: ARG002
+        """Say where the weights could not be used."""
+        return weight_warnings(context)
 
 
 class Linear(Strategy):
@@ -43,7 +108,11 @@ class Linear(Strategy):
     doc = "A weighted sum of the models, normalised unless asked otherwise."
     base: ClassVar[BaseUse] = "unused"
     allows_negative_weights = True
+    formula = (
+        "out = sum_i w_i X_i / sum_i w_i, undivided with normalize=false\nwith t: (1 - t) X_origin + t X"
+    )
     parameters = (
+        weight_parameter(is_signed=True),
         Parameter(name=NORMALIZE, type="boolean", default="true", doc="Divide by the sum of the weights."),
         Parameter(
             name="t",
@@ -52,6 +121,7 @@ class Linear(Strategy):
             low="-1",
             high="2",
             choices=("none",),
+            per=frozenset({"tensor"}),
             doc="Two models only: 0 is the model t_origin, 1 the other. Outside 0..1 it extrapolates.",
         ),
         Parameter(
@@ -60,8 +130,10 @@ class Linear(Strategy):
     )
 
     def check(self, context: MergeContext) -> None:
-        """Refuse as every strategy, and offline a ``t`` that has no meaning for these inputs."""
+        """Refuse as every strategy, and offline what has no meaning for these inputs."""
         super().check(context)
+        if self.divides_by_weights(context):
+            check_weights(context)
         if context.is_strict and self._has_stray_t(context):
             raise ParameterError(
                 f"t needs exactly two models, one of them t_origin; there are {context.k}.",
@@ -74,20 +146,25 @@ class Linear(Strategy):
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the weighted sum of a block."""
-        return combine(block, self._coefficients(context))
+        return combine(block, self._coefficients(context, block.tensor_index))
 
     def warnings(self, context: MergeContext, state: Any) -> list[str]:  # noqa: ARG002
-        """Say when ``t`` could not be used."""
+        """Say when ``t`` or the weights could not be used."""
+        warnings = weight_warnings(context) if self.divides_by_weights(context) else []
         if self._has_stray_t(context):
-            return ["t needs exactly two models, one of them t_origin: the weights were used instead."]
-        return []
+            warnings.append(
+                "t needs exactly two models, one of them t_origin: the weights were used instead."
+            )
+        return warnings
 
-    def _coefficients(self, context: MergeContext) -> list[float]:
-        t = context.params["t"]
+    def _coefficients(self, context: MergeContext, tensor_index: int) -> list[float]:
+        t = context.value("t", tensor_index)
         if isinstance(t, Fraction) and not self._has_stray_t(context):
             origin = str(context.params["t_origin"])
             return [float(1 - t if digest.hex() == origin else t) for digest in context.digests]
-        weights = shares(context) if context.params[NORMALIZE] else context.weights
+        weights = (
+            shares(context, tensor_index) if context.params[NORMALIZE] else context.weights_in(tensor_index)
+        )
         return [float(weight) for weight in weights]
 
     def _has_stray_t(self, context: MergeContext) -> bool:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from .averages import NORMALIZE, shares
+from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .kernels import CHUNK_ELEMENTS, chunks
-from .parameters import MERGEKIT, Parameter, profile_parameter
+from .parameters import MERGEKIT, Parameter, possible, profile_parameter
 from .randomness import keep_mask, stream_key
 from .reductions import add_leaves, leaf_sums
 from .task_vectors import LAMBDA
@@ -36,13 +36,16 @@ _VANISHING_SUM: Final = 1e-7
 _DROP_PARAMETERS: Final = (
     Parameter(
         name="density", type="decimal", default="0.5", mergekit_default="1.0", low="0", high="1",
-        doc="Share of the differences that is kept, at random.",
+        per=frozenset({"tensor", "contribution"}), doc="Share of the differences that is kept, at random.",
     ),
     Parameter(
         name="rescale", type="choice", default="inverse", mergekit_default="l1",
         choices=("inverse", "l1", "none"), doc="How what is kept makes up for what is dropped.",
     ),
-    Parameter(name=LAMBDA, type="decimal", default="1.0", low="-3", high="3", doc="Scale of the result."),
+    Parameter(
+        name=LAMBDA, type="decimal", default="1.0", low="-3", high="3", per=frozenset({"tensor"}),
+        doc="Scale of the result.",
+    ),
     Parameter(
         name="min_numel", type="integer", default="0", low="0", unit="elements",
         doc="Nothing is dropped from smaller tensors.",
@@ -65,8 +68,13 @@ class Dare(Strategy):
     base: ClassVar[BaseUse] = "required"
     is_random = True
     allows_negative_weights = True
+    formula = (
+        "t_i = X_i - B, each element kept with probability density and divided by it\n"
+        "out = B + lambda sum_i w_i t_i / sum_i w_i"
+    )
     parameters = (
         profile_parameter(),
+        weight_parameter(is_signed=True),
         *_DROP_PARAMETERS,
         Parameter(
             name=NORMALIZE, type="boolean", default="true", mergekit_default="false",
@@ -78,13 +86,23 @@ class Dare(Strategy):
         """Tell whether the sum of the weights is a divisor."""
         return bool(context.params[NORMALIZE])
 
+    def check(self, context: MergeContext) -> None:
+        """Refuse as every strategy, and offline divisors that vanish in a tensor."""
+        super().check(context)
+        if self.divides_by_weights(context):
+            check_weights(context)
+
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:  # noqa: ARG002
+        """Say where the weights could not be used."""
+        return weight_warnings(context) if self.divides_by_weights(context) else []
+
     def pass_count(self, context: MergeContext) -> int:
         """Return 1 if sums of magnitudes are to be restored."""
         return 1 if _needs_sums(context) else 0
 
     def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:  # noqa: ARG002
         """Tell whether a tensor loses elements."""
-        return _keep_share(context, tensor_index) < 1
+        return _loses(context, tensor_index)
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
         """Return the sums of magnitudes before and after dropping."""
@@ -105,8 +123,10 @@ class Dare(Strategy):
         assert block.base is not None
         out = np.zeros(block.stop - block.start, np.float64)
         term = np.empty(min(CHUNK_ELEMENTS, out.size), np.float64)
-        for i in voters(context) if context.params["density"] else []:
+        for i in voters(context):
             coefficient = _coefficient(context, block.tensor_index, state or {}, i)
+            if coefficient == 0.0:
+                continue
             mask = draw_mask(self.id, context, block, i)
             for part in chunks(out.size):
                 values = term[: part.stop - part.start]
@@ -127,11 +147,18 @@ class DareTies(SignElection):
     paper = "Yu et al., ICML 2024, arXiv:2311.03099, with Yadav et al., NeurIPS 2023, arXiv:2306.01708"
     doc = "Drops differences at random, scales up the rest, elects a sign per element, averages what agrees."
     is_random = True
+    formula = (
+        "t_i = X_i - B, each element kept with probability density and divided by it\n"
+        "s = sign(sum_i t_i); out = B + lambda * weighted mean of the t_i whose sign is s"
+    )
+    trim_parameter = "ties_density"
     parameters = (
         profile_parameter(),
+        weight_parameter(),
         *_DROP_PARAMETERS,
         Parameter(
             name="ties_density", type="decimal", default="1.0", low="0", high="1",
+            per=frozenset({"tensor", "contribution"}),
             doc="Share of the differences that trimming by magnitude keeps, after dropping.",
         ),
         Parameter(
@@ -145,13 +172,13 @@ class DareTies(SignElection):
         ),
     )  # fmt: skip
 
-    def trim_density(self, context: MergeContext) -> Fraction:
-        """Return the density of the trimming that follows the drop."""
-        return cast(Fraction, context.params["ties_density"])
-
     def keeps_nothing(self, context: MergeContext) -> bool:
         """Tell whether everything is dropped or trimmed."""
-        return context.params["density"] == 0 or super().keeps_nothing(context)
+        return possible(context.params["density"]) == {0} or super().keeps_nothing(context)
+
+    def votes(self, context: MergeContext, tensor_index: int) -> list[int]:
+        """Return the contributions of which neither dropping nor trimming leaves nothing."""
+        return [i for i in super().votes(context, tensor_index) if _keep_share(context, tensor_index, i)]
 
     def first_stages(self, context: MergeContext) -> tuple[Stage, ...]:
         """Return the pass that finds the sums of magnitudes, if they are to be restored."""
@@ -160,7 +187,7 @@ class DareTies(SignElection):
     def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
         """Tell whether a pass can still learn from a tensor."""
         if self.stages(context)[pass_no] == "factors":
-            return _keep_share(context, tensor_index) < 1
+            return _loses(context, tensor_index)
         return super().needs(context, state, pass_no, tensor_index)
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
@@ -197,7 +224,7 @@ class DareTies(SignElection):
 
 def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: int) -> Mask | None:
     """Return which elements of a block a contribution keeps, ``(n,)`` bool; None: all."""
-    share = _keep_share(context, block.tensor_index)
+    share = _keep_share(context, block.tensor_index, contribution)
     if share >= 1:
         return None
     seed = context.seed if context.params["seed_scope"] == "root" else b""
@@ -212,27 +239,35 @@ def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: 
     return keep_mask(key, block.start, block.stop - block.start, share)
 
 
-def _keep_share(context: MergeContext, tensor_index: int) -> Fraction:
-    """Return the share of a tensor's elements that stays."""
+def _keep_share(context: MergeContext, tensor_index: int, contribution: int) -> Fraction:
+    """Return the share of a contribution's elements of a tensor that stays."""
     if context.specs[tensor_index].numel < cast(int, context.params["min_numel"]):
         return Fraction(1)
-    return cast(Fraction, context.params["density"])
+    return context.number("density", tensor_index, contribution)
+
+
+def _loses(context: MergeContext, tensor_index: int) -> bool:
+    """Tell whether a tensor of some contribution loses elements."""
+    return any(_keep_share(context, tensor_index, i) < 1 for i in voters(context))
 
 
 def _needs_sums(context: MergeContext) -> bool:
-    return context.params["rescale"] == "l1" and 0 < cast(Fraction, context.params["density"]) < 1
+    densities = cast(set[Fraction], possible(context.params["density"]))
+    return context.params["rescale"] == "l1" and any(0 < density < 1 for density in densities)
 
 
 def _observe_sums(strategy: str, context: MergeContext, block: Block) -> Any:
     """Return leaf sums of magnitudes before and after dropping, ``(voters, 2, leaves)``; None: no drop."""
-    if _keep_share(context, block.tensor_index) >= 1:
+    if not _loses(context, block.tensor_index):
         return None
     assert block.base is not None
     rows = []
     for i in voters(context):
         magnitudes = np.abs(block.inputs[i] - block.base)
         before = leaf_sums(magnitudes)
-        magnitudes *= cast(Mask, draw_mask(strategy, context, block, i))
+        mask = draw_mask(strategy, context, block, i)
+        if mask is not None:
+            magnitudes *= mask
         rows.append(np.stack([before, leaf_sums(magnitudes)]))
     return np.stack(rows)
 
@@ -252,13 +287,14 @@ def _factors(context: MergeContext, partials: Sequence[tuple[Key, Any]]) -> Fact
 
 def _rescale(context: MergeContext, tensor_index: int, factors: Factors, contribution: int) -> Fraction:
     """Return what the kept differences of a contribution are multiplied by, exact."""
-    share = _keep_share(context, tensor_index)
-    if context.params["rescale"] == "inverse":
-        return 1 / share
+    share = _keep_share(context, tensor_index, contribution)
+    if context.params["rescale"] == "inverse" or not share:
+        return 1 / share if share else share
     return Fraction(factors.get((tensor_index, contribution), 1.0))
 
 
 def _coefficient(context: MergeContext, tensor_index: int, factors: Factors, contribution: int) -> float:
-    weight = (shares(context) if context.params[NORMALIZE] else context.weights)[contribution]
-    scale = cast(Fraction, context.params[LAMBDA])
+    is_divided = bool(context.params[NORMALIZE])
+    weights = shares(context, tensor_index) if is_divided else context.weights_in(tensor_index)
+    weight, scale = weights[contribution], context.number(LAMBDA, tensor_index)
     return float(scale * weight * _rescale(context, tensor_index, factors, contribution))

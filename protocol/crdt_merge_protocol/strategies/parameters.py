@@ -58,6 +58,11 @@ class Table:
 Value = Scalar | Table
 
 
+def possible(value: Value) -> set[Scalar]:
+    """Return every value that a parameter can have somewhere."""
+    return {row.value for row in value.rows} | {value.default} if isinstance(value, Table) else {value}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One parameter of a strategy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, ClassVar, Final
 
-from .averages import NORMALIZE, shares
+from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
 from .kernels import combine
 from .parameters import Parameter
@@ -26,7 +26,9 @@ class TaskArithmetic(Strategy):
     doc = "The base plus the sum of the differences from it; a negative weight forgets."
     base: ClassVar[BaseUse] = "required"
     allows_negative_weights = True
+    formula = "out = B + lambda sum_i w_i (X_i - B), divided by sum_i w_i with normalize=true"
     parameters = (
+        weight_parameter(is_signed=True),
         Parameter(
             name=LAMBDA,
             type="decimal",
@@ -34,6 +36,7 @@ class TaskArithmetic(Strategy):
             low="-3",
             high="3",
             choices=(_AUTO,),
+            per=frozenset({"tensor"}),
             doc="Scale of the merged difference; auto is 0.3 from four models on, else 1.",
         ),
         Parameter(name=NORMALIZE, type="boolean", default="false", doc="Divide by the sum of the weights."),
@@ -45,13 +48,24 @@ class TaskArithmetic(Strategy):
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of the base plus the scaled sum of differences."""
-        weights = shares(context) if context.params[NORMALIZE] else context.weights
-        scale = _scale(context)
+        index = block.tensor_index
+        weights = shares(context, index) if context.params[NORMALIZE] else context.weights_in(index)
+        scale = _scale(context, index)
         return combine(block, [float(scale * weight) for weight in weights])
 
+    def check(self, context: MergeContext) -> None:
+        """Refuse as every strategy, and offline divisors that vanish in a tensor."""
+        super().check(context)
+        if self.divides_by_weights(context):
+            check_weights(context)
 
-def _scale(context: MergeContext) -> Fraction:
-    scale = context.params[LAMBDA]
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:  # noqa: ARG002
+        """Say where the weights could not be used."""
+        return weight_warnings(context) if self.divides_by_weights(context) else []
+
+
+def _scale(context: MergeContext, tensor_index: int) -> Fraction:
+    scale = context.value(LAMBDA, tensor_index)
     if isinstance(scale, Fraction):
         return scale
     return _AUTO_LAMBDA if context.k >= _AUTO_MODELS else Fraction(1)

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, Final, Literal, cast
 
 import numpy as np
 
+from crdt_merge_protocol.errors import ParameterError
+
+from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .election import Ballot, Booth, majority_sign
 from .kernels import chunks
-from .parameters import MERGEKIT, PAPER, Parameter, profile_parameter
+from .parameters import MERGEKIT, PAPER, Parameter, Scalar, Table, Value, possible, profile_parameter
 from .selection import LEVELS, Selection, advance, kept_count, merge_tallies, tally
 from .task_vectors import LAMBDA
 from .trimming import (
@@ -47,10 +50,31 @@ class SignElection(Strategy):
     """The common course of TIES and DARE-TIES; they differ in what the differences are."""
 
     base: ClassVar[BaseUse] = "required"
+    trim_parameter: ClassVar[str] = "density"
+    """What says how much of the differences trimming keeps."""
 
-    @abstractmethod
-    def trim_density(self, context: MergeContext) -> Fraction:
-        """Return the share of elements that trimming keeps."""
+    def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
+        """Return all parameters, typed; a share of the whole model cannot differ by tensor."""
+        values = super().validate(params)
+        density = values[self.trim_parameter]
+        if (
+            values["scope"] == "model"
+            and isinstance(density, Table)
+            and any(row.glob for row in density.rows)
+        ):
+            raise ParameterError(
+                f"{self.trim_parameter} cannot differ by tensor while the whole model is ranked at once.",
+                hint="Set scope=tensor.",
+            )
+        return values
+
+    def divides_by_weights(self, context: MergeContext) -> bool:  # noqa: ARG002
+        """Tell that where no weight is left, the base stays."""
+        return False
+
+    def trim_density(self, context: MergeContext, tensor_index: int, contribution: int) -> Fraction:
+        """Return the share of a contribution's elements that trimming keeps, in a tensor or in all."""
+        return context.number(self.trim_parameter, tensor_index, contribution)
 
     def first_stages(self, context: MergeContext) -> tuple[Stage, ...]:  # noqa: ARG002 - a default
         """Return the passes that come before the common ones."""
@@ -62,7 +86,12 @@ class SignElection(Strategy):
 
     def keeps_nothing(self, context: MergeContext) -> bool:
         """Tell whether the result is the base."""
-        return self.trim_density(context) == 0
+        return possible(context.params[self.trim_parameter]) == {0}
+
+    def votes(self, context: MergeContext, tensor_index: int) -> list[int]:
+        """Return the contributions that have a say in a tensor and keep something of it."""
+        weights = context.weights_in(tensor_index)
+        return [i for i in voters(context) if weights[i] and self.trim_density(context, tensor_index, i)]
 
     def pass_count(self, context: MergeContext) -> int:
         """Return the greatest number of passes."""
@@ -73,7 +102,7 @@ class SignElection(Strategy):
         if self.keeps_nothing(context):
             return ()
         stages = self.first_stages(context)
-        if self.trim_density(context) < 1:
+        if _is_selective(possible(context.params[self.trim_parameter])):
             stages += _SELECT
             if context.params["profile"] == MERGEKIT:
                 stages += ("place",)
@@ -86,9 +115,10 @@ class SignElection(Strategy):
         stage, scope = self.stages(context)[pass_no], scope_of(context, tensor_index)
         known = state or ElectionState()
         if stage == "select":
-            return any(not selection_of(known, scope, i).is_done for i in voters(context))
+            trimmed = self._trimmed_voters(context, tensor_index)
+            return any(not selection_of(known, scope, i).is_done for i in trimmed)
         if stage == "place":
-            return any(has_ties(known.selections[scope, i]) for i in voters(context))
+            return any(has_ties(selection_of(known, scope, i)) for i in voters(context))
         return True
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
@@ -98,8 +128,10 @@ class SignElection(Strategy):
         if stage == "majority":
             return self._count_signs(context, known, block)
         write = self.differences(context, known, block)
+        trimmed = set(self._trimmed_voters(context, block.tensor_index))
         return [
-            _observe_voter(stage, selection_of(known, scope, i), block, write, i) for i in voters(context)
+            _observe_voter(stage, selection_of(known, scope, i), block, write, i) if i in trimmed else None
+            for i in voters(context)
         ]
 
     def compact(
@@ -136,19 +168,19 @@ class SignElection(Strategy):
             for column, i in enumerate(voters(context)):
                 tallies = [partial[column] for _, partial in group if partial[column] is not None]
                 if tallies:
-                    start = found.get((scope, i)) or self._first_selection(context, scope)
+                    start = found.get((scope, i)) or self._first_selection(context, scope, i)
                     found[scope, i] = advance(start, tallies)
         return replace(known, selections=found)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus lambda times the elected and merged differences."""
         assert block.base is not None
-        if self.keeps_nothing(context):
+        if self.keeps_nothing(context) or not self.votes(context, block.tensor_index):
             return block.base.copy()
         known = state or ElectionState()
         out = np.empty(block.stop - block.start, np.float64)
         majority = known.majority.get(scope_of(context, block.tensor_index), 1.0)
-        scale = float(cast(Fraction, context.params[LAMBDA]))
+        scale = float(context.number(LAMBDA, block.tensor_index))
         for part, booth in self._trimmed(context, known, block):
             merged = out[part]
             booth.merge(merged.size, majority, merged)
@@ -165,9 +197,13 @@ class SignElection(Strategy):
             thresholds.setdefault(name, {})[context.digests[i].hex()] = selection.magnitude
         return {**super().decisions(context, state), "thresholds": thresholds}
 
-    def _first_selection(self, context: MergeContext, scope: int) -> Selection:
+    def _trimmed_voters(self, context: MergeContext, tensor_index: int) -> list[int]:
+        """Return the contributions of which trimming keeps a part, neither nothing nor all."""
+        return [i for i in voters(context) if 0 < self.trim_density(context, tensor_index, i) < 1]
+
+    def _first_selection(self, context: MergeContext, scope: int, contribution: int) -> Selection:
         numel = context.numel if scope == WHOLE_MODEL else context.specs[scope].numel
-        density = self.trim_density(context)
+        density = self.trim_density(context, max(scope, 0), contribution)
         if context.params["profile"] == MERGEKIT:
             return Selection(rank=kept_count(density, numel))
         # The authors' code takes the floor(d N)-th *smallest* of the rest as threshold: one more stays.
@@ -185,25 +221,34 @@ class SignElection(Strategy):
         self, context: MergeContext, state: ElectionState, block: Block
     ) -> Iterator[tuple[slice, Booth]]:
         """Yield each chunk of a block with the trimmed differences of all voters."""
-        booth = Booth(_ballot(context))
+        voting = self.votes(context, block.tensor_index)
+        if not voting:
+            return
+        booth = Booth(_ballot(context, block.tensor_index, voting))
         write = self.differences(context, state, block)
-        trims = [trim_of(context, state, block, write, i) for i in voters(context)]
+        trims = [trim_of(context, state, block, write, i) for i in voting]
         scratch = np.empty_like(booth.values[0])
         for part in chunks(block.stop - block.start):
             size = part.stop - part.start
-            for i, values, trim in zip(voters(context), booth.values, trims, strict=True):
+            for i, values, trim in zip(voting, booth.values, trims, strict=True):
                 write(i, part, values[:size])
                 if trim is not None:
                     trim.apply(values[:size], block.start + part.start, scratch[:size])
             yield part, booth
 
 
-def _ballot(context: MergeContext) -> Ballot:
+def _is_selective(densities: set[Scalar]) -> bool:
+    """Tell whether some density keeps a part, neither nothing nor all."""
+    return any(isinstance(density, Fraction) and 0 < density < 1 for density in densities)
+
+
+def _ballot(context: MergeContext, tensor_index: int, voting: Sequence[int]) -> Ballot:
     is_mergekit = context.params["profile"] == MERGEKIT
     merge = (
         ("mean" if context.params["normalize"] else "sum") if is_mergekit else context.params["merge_func"]
     )
-    weights = [context.weights[i] for i in voters(context)]
+    everyone = context.weights_in(tensor_index)
+    weights = [everyone[i] for i in voting]
     if merge == "mean" and len(set(weights)) == 1:
         weights = [Fraction(1)] * len(weights)  # Equal weights cancel out of a mean.
     return Ballot(
@@ -262,14 +307,22 @@ class Ties(SignElection):
     title = "TIES-Merging"
     paper = "Yadav et al., TIES-Merging, NeurIPS 2023, arXiv:2306.01708"
     doc = "Keeps the largest differences from the base, elects a sign per element, averages what agrees."
+    formula = (
+        "t_i = X_i - B, all but the largest |t_i| zeroed\n"
+        "s = sign(sum_i t_i), the majority of the model where that is 0\n"
+        "out = B + lambda * weighted mean of the t_i whose sign is s"
+    )
     parameters = (
         profile_parameter(),
+        weight_parameter(),
         Parameter(
             name="density", type="decimal", default="0.2", mergekit_default="1.0", low="0", high="1",
+            per=frozenset({"tensor", "contribution"}),
             doc="Share of the differences that is kept, by magnitude.",
         ),
         Parameter(
-            name=LAMBDA, type="decimal", default="1.0", low="0", high="3", doc="Scale of the result.",
+            name=LAMBDA, type="decimal", default="1.0", low="0", high="3", per=frozenset({"tensor"}),
+            doc="Scale of the result.",
         ),
         Parameter(
             name="scope", type="choice", default="model", mergekit_default="tensor",
@@ -282,10 +335,6 @@ class Ties(SignElection):
             doc="Divide by the weights of what agrees.",
         ),
     )  # fmt: skip
-
-    def trim_density(self, context: MergeContext) -> Fraction:
-        """Return the density as given."""
-        return cast(Fraction, context.params["density"])
 
     def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:  # noqa: ARG002
         """Return what writes input minus base."""
