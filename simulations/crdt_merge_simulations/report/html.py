@@ -62,9 +62,10 @@ def _cards(story: Story) -> Iterator[str]:
         wide=True,
     )
     yield _card(
-        "Disagreement over time",
-        "How many different sets of operations the living nodes hold; one is agreement.",
-        _disagreement(story, samples),
+        "Convergence over time",
+        "How many different sets of operations the living nodes hold, and how far apart the weights are that"
+        " they would resolve. One, and zero, are agreement.",
+        _disagreement(story, samples) + _distance(story, samples),
     )
     yield _card(
         "Growth", "Operations held by the fullest and the emptiest node, and tombstones.", _growth(samples)
@@ -79,12 +80,6 @@ def _cards(story: Story) -> Iterator[str]:
         "Topology", "Partition sides by colour. Drag to move through time.", _topology(story, samples)
     )
     yield f'<div class="stack">{"".join(_traffic(result))}</div>'
-    if any(sample.distance is not None for sample in samples):
-        yield _card(
-            "Distance of the weights",
-            "Mean L2 distance between what two nodes would resolve.",
-            _distance(samples),
-        )
     yield _card(
         "Delivery",
         "From authoring to the last node, per operation.",
@@ -170,12 +165,15 @@ def _band(fault: Fault) -> svg.Band:
     return svg.Band(begin=fault.time, end=fault.time + (span_s(fault) or 0.0), title=str(fault))
 
 
-def _distance(samples: Sequence[Sample]) -> str:
+def _distance(story: Story, samples: Sequence[Sample]) -> str:
     points = [(s.time, s.distance) for s in samples if s.distance is not None]
+    if not points:
+        return svg.empty("no distance of weights: this level has no tensors")
     return svg.line_chart(
         [svg.Line(name="mean pairwise distance", css="c4", points=points)],
         x_label="virtual seconds",
-        y_label="L2",
+        y_label="L2 distance of the weights of two nodes",
+        bands=[_band(fault) for fault in story.plan.faults if fault.kind in SPANS] if story.plan else (),
     )
 
 

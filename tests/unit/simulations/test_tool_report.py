@@ -105,18 +105,33 @@ def test_the_page_has_a_card_for_each_thing_to_look_at() -> None:
 
     assert titles == [
         "Invariants",
-        "Disagreement over time",
+        "Convergence over time",
         "Growth",
         "Who agrees with whom",
         "Topology",
         "Bytes sent by node",
         "Hops and redundancy",
-        "Distance of the weights",
         "Delivery",
         "Exercised",
         "Faults",
         "What happened",
     ]
+
+
+def test_convergence_is_drawn_as_roots_and_as_the_distance_of_weights_with_the_splits_behind_both() -> None:
+    page = render_html(_story())
+    card = page[page.index("Convergence over time") : page.index("<h2>Growth")]
+
+    assert card.count("<svg") == 2
+    assert "mean pairwise distance" in card
+
+
+def test_a_level_without_tensors_says_that_it_knows_no_distance() -> None:
+    story = _story()
+    for sample in story.result.samples:
+        sample.distance = None
+
+    assert "this level has no tensors" in render_html(story)
 
 
 def test_what_a_run_says_cannot_become_markup() -> None:
