@@ -339,7 +339,8 @@ def _check_genome(reader: HeaderReader, tensors: Specs, model: Specs) -> None:  
             continue
         for name, value in sorted(values.items()):
             texts = value if isinstance(value, list) else [value]
-            if len(texts) not in (1, count) or not all(isinstance(text, str) for text in texts):
+            expected = count if isinstance(value, list) else 1
+            if len(texts) != expected or not all(isinstance(text, str) for text in texts):
                 reader.add(f"{name[:64]!a} of a layer group is one text, or {count}, one per contribution")
     _refuse_rest(reader, tensors, ())
 
