@@ -7,11 +7,16 @@ from typing import Final
 
 from crdt_merge_protocol.errors import ParameterError
 
+from .ada_merging import ADA_MERGING_STRATEGIES
 from .averages import Linear, WeightAverage
 from .contract import Strategy
+from .dam import DAM_STRATEGIES
 from .dare import Dare, DareTies
 from .fisher import FISHER_STRATEGIES
+from .genome import GENOME_STRATEGIES
+from .led import LED_STRATEGIES
 from .spherical import Slerp
+from .surgery import SURGERY_STRATEGIES
 from .task_vectors import TaskArithmetic
 from .ties import Ties
 
@@ -26,6 +31,11 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         Dare(),
         DareTies(),
         *FISHER_STRATEGIES,
+        *DAM_STRATEGIES,
+        *LED_STRATEGIES,
+        *GENOME_STRATEGIES,
+        *SURGERY_STRATEGIES,
+        *ADA_MERGING_STRATEGIES,
     )
 }
 ALIASES: Final = {

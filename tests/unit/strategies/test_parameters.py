@@ -20,7 +20,8 @@ def test_every_strategy_describes_itself_and_accepts_its_defaults(name):
     values = strategy.validate({})
 
     assert all([strategy.title, strategy.paper, strategy.doc, strategy.version])
-    assert [parameter.name for parameter in strategy.parameters] == list(values)
+    own = [name for name in values if "." not in name]
+    assert [parameter.name for parameter in strategy.parameters] == own
     assert all(parameter.doc for parameter in strategy.parameters)
 
 
