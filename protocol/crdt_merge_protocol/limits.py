@@ -24,8 +24,8 @@ NAME_CHARS_MAX: Final = 200
 POLICY_SIGNATURES_MAX: Final = 32
 """Administrators that a genesis may name, hence signatures that an act may carry."""
 POLICY_PARAMS_MAX: Final = 64
-POLICY_TEXT_CHARS_MAX: Final = 4096
-"""One parameter value of a policy, as text."""
+POLICY_TEXT_CHARS_MAX: Final = 16384
+"""One parameter value of a policy, as text: a table over layers and models can be long."""
 WEIGHT_ONE: Final = 1 << 32
 """Weights are integers over 2^32: 1.0 is this. No floating point number is ever hashed."""
 WEIGHT_MAX: Final = (1 << 63) - 1

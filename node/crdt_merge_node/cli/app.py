@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "contribution": f"{_CLI}.contribution:contribution",
     "resolve": f"{_CLI}.resolve:resolve",
     "merge": f"{_CLI}.merge:merge",
+    "strategy": f"{_CLI}.strategy:strategy",
     "dev": f"{_CLI}.dev:dev",
     "demo": f"{_CLI}.demo:demo",
     "version": f"{_CLI}.version:version",

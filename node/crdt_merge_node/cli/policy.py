@@ -1,6 +1,9 @@
-"""``policy show|set``."""
+"""``policy show|set|import``."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import click
 from crdt_merge_protocol.blobs import FLOAT_DTYPES
@@ -9,7 +12,7 @@ from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
 
 from .app import SuggestingGroup
 from .options import Invocation, command
-from .output import clean, count, facts, params, say, say_json, short, size, weight
+from .output import clean, count, facts, note, params, say, say_json, short, size, weight
 from .progress import follow as watch
 from .values import READABLE, Weight, absolute, parse_pairs
 
@@ -74,6 +77,91 @@ def set_(
         return
     say(f"policy of group {clean(after.group_name)} is now version {after.version}")
     say(facts(_differences(before, after)))
+
+
+@policy.command("import")
+@click.argument("group")
+@click.argument("file", type=READABLE)
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME=CONTRIBUTION", help="Which contribution NAME is."
+)
+@click.option("--like", type=READABLE, help="A safetensors file with the tensors, for values by layer.")
+@click.option("--base", type=READABLE, help="The safetensors file of base_model.")
+@click.option("--dry-run", is_flag=True, help="Show what would be set.")
+@command
+def import_(
+    invocation: Invocation,
+    *,
+    group: str,
+    file: str,
+    models: tuple[str, ...],
+    like: str | None,
+    base: str | None,
+    dry_run: bool,
+) -> None:
+    """Take the policy of GROUP from a mergekit YAML FILE.
+
+    A model of FILE is the contribution that --model says, else the one whose tag, digest or own slot is its
+    name. What cannot be said here exactly is refused by name.
+    """
+    from crdt_merge_node.recipes.mergekit import ENDS, read_mergekit
+
+    config = read_mergekit(Path(file).read_text())
+    if config.base is not None and base is None and config.method not in ENDS:
+        raise click.UsageError(f"{file} differs from base_model {clean(config.base)}: name its file, --base.")
+    which = parse_pairs(models, option="--model")
+    with invocation.client() as client:
+        recipe = config.recipe(
+            _tensor_names(like or base),
+            lambda model: bytes.fromhex(client.contribution_show(group, which.get(model, model)).digest),
+        )
+        for remark in recipe.notes:
+            note(f"note: {remark}")
+        changes = PolicyChanges(
+            strategy=recipe.strategy,
+            params=dict(recipe.params),
+            base_path=absolute(base) if recipe.base is not None else None,
+            dtype=recipe.dtype or None,
+        )
+        if dry_run:
+            _show_changes(invocation, changes)
+            return
+        before = client.policy_show(group)
+        # Parameters of the policy so far that the file does not give are removed.
+        gone = {name: "" for name in before.params if name not in recipe.params}
+        changes = replace(changes, params={**gone, **recipe.params})
+        after: PolicyInfo = watch(invocation, "policy-import/1", client.policy_set(group, changes))
+    if invocation.is_json:
+        say_json("policy-import/1", event="result", policy=after, notes=list(recipe.notes))
+        return
+    say(f"policy of group {clean(after.group_name)} is now version {after.version}")
+    say(facts(_differences(before, after)))
+
+
+def _tensor_names(path: str | None) -> list[str]:
+    """Return the names of the tensors of a file; without one, values by layer have no layers."""
+    if path is None:
+        return []
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.resolve.files import read_header
+
+    return [entry.spec.name for entry in read_header(SystemFs(), Path(path)).entries]
+
+
+def _show_changes(invocation: Invocation, changes: PolicyChanges) -> None:
+    if invocation.is_json:
+        say_json("policy-import/1", event="plan", changes=changes)
+        return
+    say(
+        facts(
+            [
+                ("strategy", changes.strategy or ""),
+                ("parameters", params(changes.params)),
+                ("base", changes.base_path or "none"),
+                ("output type", changes.dtype or "unchanged"),
+            ]
+        )
+    )
 
 
 def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "group-follow/1": ("group", "follow", "digits"),
     "policy-show/1": ("policy", "show", "digits"),
     "policy-set/1": ("policy", "set", "digits", "--holders", "1"),
+    "policy-import/1": ("policy", "import", "digits", str(Path(__file__).with_name("recipe.yaml"))),
     "contribution-add/1": ("contribution", "add", "digits", str(SCHEMAS)),
     "contribution-list/1": ("contribution", "list", "digits"),
     "contribution-show/1": ("contribution", "show", "digits", "main"),
