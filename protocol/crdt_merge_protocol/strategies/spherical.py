@@ -14,53 +14,162 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
-from .averages import shares
+from .averages import check_weights, weight_parameter, weight_warnings
+from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .kernels import combine, differences
 from .parameters import Parameter, profile_parameter
-from .reductions import add_leaves, leaf_products
-from .trigonometry import acos, cos, sin
+from .reductions import leaf_products
+from .sphere import (
+    ANTIPODAL,
+    CANCELLED,
+    UNBOUNDED,
+    VANISHING,
+    Arc,
+    Sphere,
+    arc_weights,
+    karcher,
+    measure,
+    norm,
+    pairs,
+)
 
-_ANTIPODAL: Final = 1e-12
-"""Closer than this to the cosine -1 there is no shortest arc."""
-_VANISHING: Final = 1e-6
-"""Unit vectors with a shorter mean than this cancel out."""
 _NAMED_MAX: Final = 3
-_CANCELLED: Final = "the models cancel out; they were averaged instead"
-_UNBOUNDED: Final = "the lengths leave the range of float64; the models were averaged instead"
-_AMBIGUOUS: Final = "some models are 90 degrees or more apart; the mean on the sphere may not be the only one"
-_UNFINISHED: Final = "the mean on the sphere did not settle within max_iter"
 
 
-@dataclass(frozen=True, slots=True)
-class Arc:
-    """What was decided for one tensor."""
+class OnSphere(Strategy):
+    """The common course of what needs inner products first; they differ in the coefficients they make."""
 
-    rule: str
-    """How: "single", "linear", "slerp" or "karcher"."""
-    coefficients: tuple[float, ...]
-    """The merged tensor is the sum of coefficient times input."""
-    note: str = ""
-    """A warning."""
+    base: ClassVar[BaseUse] = "optional"
+
+    def check(self, context: MergeContext) -> None:
+        """Refuse as every strategy, and offline weights that vanish in a tensor."""
+        super().check(context)
+        check_weights(context)
+
+    @abstractmethod
+    def decide(self, context: MergeContext, shares: Sequence[Fraction], sphere: Sphere) -> Arc:
+        """Return the coefficients of one tensor from its shares and inner products, all of them finite."""
+
+    def is_averaged(self, context: MergeContext, tensor_index: int) -> bool:  # noqa: ARG002 - a default
+        """Tell whether a tensor is averaged without looking at directions."""
+        return context.k == 1
+
+    def pass_count(self, context: MergeContext) -> int:
+        """Return 1 for the inner products, 0 for a single model."""
+        return 0 if context.k == 1 else 1
+
+    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:  # noqa: ARG002
+        """Tell whether a tensor's inner products matter."""
+        return not self.is_averaged(context, tensor_index)
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
+        """Return the leaf sums of all pairwise products, ``(k (k + 1) / 2, leaves)`` float64."""
+        if self.is_averaged(context, block.tensor_index):
+            return None
+        vectors = differences(block)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in pairs(context.k)])
+
+    def end_pass(
+        self,
+        context: MergeContext,
+        state: Any,  # noqa: ARG002
+        pass_no: int,  # noqa: ARG002
+        partials: Sequence[tuple[Key, Any]],
+    ) -> dict[int, Arc]:
+        """Return the coefficients of every tensor."""
+        arcs: dict[int, Arc] = {}
+        for index, group in itertools.groupby(partials, key=lambda item: item[0][0]):
+            sums = [partial for _, partial in group if partial is not None]
+            if not sums:
+                continue
+            sphere, shares = measure(context.k, np.concatenate(sums, axis=1)), shares_in(context, index)
+            arcs[index] = (
+                self.decide(context, shares, sphere) if sphere.is_finite else average(shares, UNBOUNDED)
+            )
+        return arcs
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return a block of the point on the sphere, scaled."""
+        return combine(block, _arc(context, state, block.tensor_index).coefficients)
+
+    def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
+        """Return the time of all products and of one sum."""
+        return (1.4 * context.k * (context.k + 1) / 2 + 2.0 * context.k) * context.specs[tensor_index].numel
+
+    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
+        """Return rule and coefficients of every tensor as well."""
+        arcs = [(spec.name, _arc(context, state, index)) for index, spec in enumerate(context.specs)]
+        tensors = {name: {"rule": arc.rule, "coefficients": list(arc.coefficients)} for name, arc in arcs}
+        return {**super().decisions(context, state), "tensors": tensors}
+
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:
+        """Return one sentence per kind of trouble, with the first tensors that have it."""
+        named: dict[str, list[str]] = {}
+        for index, spec in enumerate(context.specs):
+            named.setdefault(_arc(context, state, index).note, []).append(spec.name)
+        return weight_warnings(context) + [sentence(note, named[note]) for note in sorted(named) if note]
 
 
-@dataclass(frozen=True, slots=True)
-class Sphere:
-    """Inner products of one tensor's inputs."""
-
-    norms: tuple[float, ...]
-    cosines: tuple[tuple[float, ...], ...]
-    """0 where either is a zero vector."""
+def sentence(note: str, names: Sequence[str]) -> str:
+    """Return a warning about some tensors, with the first of them named."""
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return f"{', '.join(names[:_NAMED_MAX])}{more}: {note}."
 
 
-class Slerp(Strategy):
+def average(shares: Sequence[Fraction], note: str = "") -> Arc:
+    """Return the weighted mean as an arc."""
+    rule = "single" if len(shares) == 1 else "linear"
+    return Arc(rule, tuple(float(share) for share in shares), note)
+
+
+def scaled(found: Arc, active: Sequence[int], shares: Sequence[Fraction], sphere: Sphere) -> Arc:
+    """Return the arc of the inputs from that of the unit vectors of some of them, at the mean length."""
+    length = math.fsum(float(share) * size for share, size in zip(shares, sphere.norms, strict=True))
+    coefficients = [0.0] * len(shares)
+    for i, weight in zip(active, found.coefficients, strict=True):
+        coefficients[i] = length * weight / sphere.norms[i]
+    return Arc(found.rule, tuple(coefficients), found.note)
+
+
+def _arc(context: MergeContext, state: dict[int, Arc] | None, tensor_index: int) -> Arc:
+    return (state or {}).get(tensor_index) or average(shares_in(context, tensor_index))
+
+
+def _active(
+    shares: Sequence[Fraction], sphere: Sphere
+) -> tuple[list[int], list[Fraction], list[list[float]]]:
+    """Return the inputs that have a weight and a direction, their shares and their cosines."""
+    active = [i for i, share in enumerate(shares) if share and sphere.norms[i]]
+    total = sum(shares[i] for i in active)
+    return (
+        active,
+        [shares[i] / total for i in active],
+        [[sphere.cosines[i][j] for j in active] for i in active],
+    )
+
+
+_STEPS: Final = (
+    Parameter(
+        name="max_iter", type="integer", default="50", mergekit_default="10", low="1", high="1000",
+        doc="Steps towards the mean of more than two models.",
+    ),
+    Parameter(
+        name="tol", type="decimal", default="1e-13", mergekit_default="1e-5", low="1e-15", high="1e-2",
+        unit="rad", doc="A step shorter than this is the last.",
+    ),
+)  # fmt: skip
+
+
+class Slerp(OnSphere):
     """Spherical linear interpolation; the weighted Karcher mean for more than two models."""
 
     id = "slerp"
@@ -69,8 +178,13 @@ class Slerp(Strategy):
     doc = (
         "Interpolates directions on the sphere and lengths linearly; with a base, of the differences from it."
     )
-    base: ClassVar[BaseUse] = "optional"
+    formula = (
+        "two: u_i = X_i / |X_i|, a = acos <u_0, u_1>, t = w_1 / (w_0 + w_1)\n"
+        "out = (sin((1 - t) a) u_0 + sin(t a) u_1) / sin a * ((1 - t) |X_0| + t |X_1|)\n"
+        "more: out = m sum w_i |X_i| / sum w_i, m = argmin over the sphere of sum w_i angle(m, u_i)^2"
+    )
     parameters = (
+        weight_parameter(),
         profile_parameter(),
         Parameter(
             name="magnitude",
@@ -88,217 +202,132 @@ class Slerp(Strategy):
             high="1",
             doc="Two models whose cosine is beyond this, either way, are interpolated linearly.",
         ),
-        Parameter(
-            name="max_iter", type="integer", default="50", mergekit_default="10", low="1", high="1000",
-            doc="Steps towards the mean of more than two models.",
-        ),
-        Parameter(
-            name="tol", type="decimal", default="1e-13", mergekit_default="1e-5", low="1e-15", high="1e-2",
-            unit="rad", doc="A step shorter than this is the last.",
-        ),
+        *_STEPS,
         Parameter(
             name="norms", type="choice", default="slerp", choices=("slerp", "linear"),
             doc="linear: average tensors of one dimension or none, such as norm gains.",
         ),
     )  # fmt: skip
 
-    def pass_count(self, context: MergeContext) -> int:
-        """Return 1 for the inner products, 0 for a single model."""
-        return 0 if context.k == 1 else 1
+    def is_averaged(self, context: MergeContext, tensor_index: int) -> bool:
+        """Tell whether a tensor is averaged without looking at directions."""
+        is_short = len(context.specs[tensor_index].shape) <= 1
+        return context.k == 1 or (context.params["norms"] == "linear" and is_short)
 
-    def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:  # noqa: ARG002
-        """Tell whether a tensor's inner products matter."""
-        return not _is_averaged(context, tensor_index)
-
-    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
-        """Return the leaf sums of all pairwise products, ``(k (k + 1) / 2, leaves)`` float64."""
-        if _is_averaged(context, block.tensor_index):
-            return None
-        vectors = differences(block)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in _pairs(context.k)])
-
-    def end_pass(
-        self,
-        context: MergeContext,
-        state: Any,  # noqa: ARG002
-        pass_no: int,  # noqa: ARG002
-        partials: Sequence[tuple[Key, Any]],
-    ) -> dict[int, Arc]:
-        """Return the coefficients of every tensor."""
-        arcs: dict[int, Arc] = {}
-        for index, group in itertools.groupby(partials, key=lambda item: item[0][0]):
-            sums = [partial for _, partial in group if partial is not None]
-            if sums:
-                arcs[index] = _decide(context, _measure(context.k, np.concatenate(sums, axis=1)))
-        return arcs
-
-    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
-        """Return a block of the point on the sphere, scaled."""
-        return combine(block, _arc(context, state, block.tensor_index).coefficients)
-
-    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
-        """Return rule and coefficients of every tensor as well."""
-        arcs = [(spec.name, _arc(context, state, index)) for index, spec in enumerate(context.specs)]
-        tensors = {name: {"rule": arc.rule, "coefficients": list(arc.coefficients)} for name, arc in arcs}
-        return {**super().decisions(context, state), "tensors": tensors}
-
-    def warnings(self, context: MergeContext, state: Any) -> list[str]:
-        """Return one sentence per kind of trouble, with the first tensors that have it."""
-        named: dict[str, list[str]] = {}
-        for index, spec in enumerate(context.specs):
-            named.setdefault(_arc(context, state, index).note, []).append(spec.name)
-        return [_sentence(note, named[note]) for note in sorted(named) if note]
-
-
-def _sentence(note: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
-    return f"{', '.join(names[:_NAMED_MAX])}{more}: {note}."
-
-
-def _pairs(k: int) -> Iterable[tuple[int, int]]:
-    return itertools.combinations_with_replacement(range(k), 2)
-
-
-def _is_averaged(context: MergeContext, tensor_index: int) -> bool:
-    return context.params["norms"] == "linear" and len(context.specs[tensor_index].shape) <= 1
-
-
-def _arc(context: MergeContext, state: dict[int, Arc] | None, tensor_index: int) -> Arc:
-    return (state or {}).get(tensor_index) or _average(context)
-
-
-def _average(context: MergeContext, note: str = "") -> Arc:
-    rule = "single" if context.k == 1 else "linear"
-    return Arc(rule, tuple(float(share) for share in shares(context)), note)
-
-
-def _measure(k: int, sums: Float64Array) -> Sphere:
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        products = {pair: add_leaves(row) for pair, row in zip(_pairs(k), sums, strict=True)}
-    norms = tuple(math.sqrt(products[i, i]) for i in range(k))
-
-    def cosine(i: int, j: int) -> float:
-        if not norms[i] or not norms[j]:
-            return 0.0
-        return 1.0 if i == j else _clip(products[min(i, j), max(i, j)] / norms[i] / norms[j])
-
-    return Sphere(norms, tuple(tuple(cosine(i, j) for j in range(k)) for i in range(k)))
-
-
-def _clip(cosine: float) -> float:
-    return max(-1.0, min(1.0, cosine))
-
-
-def _decide(context: MergeContext, sphere: Sphere) -> Arc:
-    """Return the coefficients of one tensor from its inner products."""
-    if not all(map(math.isfinite, itertools.chain(sphere.norms, *sphere.cosines))):
-        return _average(context, _UNBOUNDED)
-    if context.k == 2 and context.params["magnitude"] == "raw":
-        return _slerp_raw(context, sphere)
-    all_shares = shares(context)
-    active = [i for i, share in enumerate(all_shares) if share and sphere.norms[i]]
-    if len(active) < 2:
-        # One direction: its own share of its own length. None: everything is zero.
-        return _average(context)
-    total = sum(all_shares[i] for i in active)
-    alphas = [all_shares[i] / total for i in active]
-    cosines = [[sphere.cosines[i][j] for j in active] for i in active]
-    if len(active) == 2:
-        found = _slerp(context, alphas[1], cosines[0][1])
-    else:
-        found = _karcher(context, alphas, cosines)
-    if isinstance(found, str):
-        return _average(context, found)
-    length = math.fsum(float(share) * norm for share, norm in zip(all_shares, sphere.norms, strict=True))
-    coefficients = [0.0] * context.k
-    for i, weight in zip(active, found.coefficients, strict=True):
-        coefficients[i] = length * weight / sphere.norms[i]
-    return Arc(found.rule, tuple(coefficients), found.note)
+    def decide(self, context: MergeContext, shares: Sequence[Fraction], sphere: Sphere) -> Arc:
+        """Return the coefficients of one tensor."""
+        if context.k == 2 and context.params["magnitude"] == "raw":
+            return _slerp_raw(context, shares, sphere)
+        active, alphas, cosines = _active(shares, sphere)
+        if len(active) < 2:
+            # One direction: its own share of its own length. None: everything is zero.
+            return average(shares)
+        if len(active) == 2:
+            found = _slerp(context, alphas[1], cosines[0][1])
+        else:
+            found = _karcher(context, alphas, cosines)
+        return average(shares, found) if isinstance(found, str) else scaled(found, active, shares, sphere)
 
 
 def _slerp(context: MergeContext, t: Fraction, cosine: float) -> Arc | str:
     """Return the coefficients of two unit vectors, or why there are none ("": they are parallel)."""
-    if 1 + cosine < _ANTIPODAL:
-        return _CANCELLED
+    if 1 + cosine < ANTIPODAL:
+        return CANCELLED
     if abs(cosine) > _threshold(context):
-        return "" if cosine > 0 else _CANCELLED
-    first, second = _arc_weights(t, cosine)
-    return Arc("slerp", (first, second))
+        return "" if cosine > 0 else CANCELLED
+    return Arc("slerp", arc_weights(t, cosine))
 
 
-def _slerp_raw(context: MergeContext, sphere: Sphere) -> Arc:
+def _slerp_raw(context: MergeContext, shares: Sequence[Fraction], sphere: Sphere) -> Arc:
     """Return the coefficients of two vectors taken as they are, zero vectors at a right angle to all."""
-    t, cosine = shares(context)[1], sphere.cosines[0][1]
-    if 1 + cosine < _ANTIPODAL or cosine < -_threshold(context):
-        return _average(context, _CANCELLED)
+    cosine = sphere.cosines[0][1]
+    if 1 + cosine < ANTIPODAL or cosine < -_threshold(context):
+        return average(shares, CANCELLED)
     if cosine > _threshold(context):
-        return _average(context)
-    return Arc("slerp", _arc_weights(t, cosine))
+        return average(shares)
+    return Arc("slerp", arc_weights(shares[1], cosine))
 
 
 def _threshold(context: MergeContext) -> float:
     """Return the cosine beyond which an arc is a line. 1 itself divides by the sine of nothing."""
-    threshold = context.params["dot_threshold"]
-    assert isinstance(threshold, Fraction)
-    return min(float(threshold), 1 - 2.0**-53)
-
-
-def _arc_weights(t: Fraction, cosine: float) -> tuple[float, float]:
-    angle = acos(cosine)
-    whole = sin(angle)
-    return sin(float(1 - t) * angle) / whole, sin(float(t) * angle) / whole
+    return min(float(cast(Fraction, context.params["dot_threshold"])), 1 - 2.0**-53)
 
 
 def _karcher(context: MergeContext, alphas: Sequence[Fraction], cosines: list[list[float]]) -> Arc | str:
-    """Return the mean of unit vectors as coefficients of them, or why there is none.
-
-    Gradient descent on the sphere, every vector written as coefficients ``c`` of the inputs, so that
-    ``<x, y> = sum x_i C_ij y_j``.
-
-    Source: Karcher 1977. Unique if all inputs lie within 90 degrees of one point.
-    """
-    weights = [float(alpha) for alpha in alphas]
-    tolerance, steps = context.params["tol"], context.params["max_iter"]
-    assert isinstance(tolerance, Fraction)
-    assert isinstance(steps, int)
-    mean = weights
-    if _norm(mean, cosines) < _VANISHING:
-        return _CANCELLED
-    note = _AMBIGUOUS if min(min(row) for row in cosines) <= 0 else ""
-    mean = _unit(mean, cosines)
-    for _ in range(steps):
-        towards = [_clip(math.fsum(map(_product, row, mean))) for row in cosines]
-        if 1 + min(towards) < _ANTIPODAL:
-            return _CANCELLED
-        pulls = [w * _stretch(d, float(tolerance)) for w, d in zip(weights, towards, strict=True)]
-        along = math.fsum(map(_product, pulls, towards))
-        gradient = [f - along * c for f, c in zip(pulls, mean, strict=True)]
-        step = _norm(gradient, cosines)
-        if step < float(tolerance):
-            return Arc("karcher", tuple(mean), note)
-        forward, sideways = cos(step), sin(step) / step
-        mean = _unit([forward * c + sideways * g for c, g in zip(mean, gradient, strict=True)], cosines)
-    return Arc("karcher", tuple(mean), note or _UNFINISHED)
+    steps, tolerance = cast(int, context.params["max_iter"]), cast(Fraction, context.params["tol"])
+    return karcher(alphas, cosines, steps=steps, tolerance=float(tolerance))
 
 
-def _stretch(cosine: float, tolerance: float) -> float:
-    """Return angle / sine, which is 1 for no angle."""
-    angle = acos(cosine)
-    return 1.0 if angle < tolerance or angle == 0.0 else angle / sin(angle)
+class Karcher(OnSphere):
+    """The Karcher mean for any number of models, by the iteration even for two."""
 
-
-def _product(x: float, y: float) -> float:
-    return x * y
-
-
-def _norm(vector: Sequence[float], cosines: list[list[float]]) -> float:
-    square = math.fsum(
-        x * c * y for x, row in zip(vector, cosines, strict=True) for c, y in zip(row, vector, strict=True)
+    id = "karcher"
+    title = "Karcher mean"
+    paper = "Karcher, Comm. Pure Appl. Math. 30, 1977; for models: arXiv:2603.04972"
+    doc = "The mean direction on the sphere times the mean length; slerp for any number of models."
+    formula = (
+        "u_i = X_i / |X_i|, m = argmin over the sphere of sum w_i angle(m, u_i)^2\n"
+        "out = m sum w_i |X_i| / sum w_i"
     )
-    return math.sqrt(max(square, 0.0))
+    is_extra = True
+    parameters = (
+        weight_parameter(),
+        Parameter(
+            name="max_iter", type="integer", default="10", low="1", high="1000",
+            doc="Steps towards the mean.",
+        ),
+        Parameter(
+            name="tol", type="decimal", default="1e-5", low="1e-15", high="1e-2", unit="rad",
+            doc="A step shorter than this is the last.",
+        ),
+    )  # fmt: skip
+
+    def decide(self, context: MergeContext, shares: Sequence[Fraction], sphere: Sphere) -> Arc:
+        """Return the coefficients of one tensor."""
+        active, alphas, cosines = _active(shares, sphere)
+        if len(active) < 2:
+            return average(shares)
+        found = _karcher(context, alphas, cosines)
+        return average(shares, found) if isinstance(found, str) else scaled(found, active, shares, sphere)
 
 
-def _unit(vector: Sequence[float], cosines: list[list[float]]) -> list[float]:
-    norm = _norm(vector, cosines)
-    return [x / norm for x in vector]
+class MultiSlerp(OnSphere):
+    """The normalised weighted sum of unit vectors, times the mean length: what multislerp comes to.
+
+    As published it takes the mean of the unit vectors as a point on the sphere, adds up the tangents towards
+    all of them there and walks along the sum. That sum is zero at that very point, so the walk ends where it
+    begins; the method is the one usually called nlerp, and that is what is computed here.
+    """
+
+    id = "multislerp"
+    title = "normalised interpolation (multislerp)"
+    paper = "none; as in mergekit, equal to nlerp"
+    doc = "The mean of the directions, made as long as the models on average; a cheap karcher."
+    formula = "u_i = X_i / |X_i|, m = sum w_i u_i / |sum w_i u_i|, out = m sum w_i |X_i|"
+    is_extra = True
+    parameters = (
+        weight_parameter(),
+        Parameter(
+            name="normalize", type="boolean", default="true",
+            doc="Divide by the sum of the weights; without, they also scale the length.",
+        ),
+    )  # fmt: skip
+
+    def decide(self, context: MergeContext, shares: Sequence[Fraction], sphere: Sphere) -> Arc:  # noqa: ARG002
+        """Return the coefficients of one tensor."""
+        active, alphas, cosines = _active(shares, sphere)
+        if not active:
+            return average(shares)
+        weights = [float(alpha) for alpha in alphas]
+        length = norm(weights, cosines)
+        if length < VANISHING:
+            return average(shares, CANCELLED)
+        return scaled(Arc("nlerp", tuple(w / length for w in weights)), active, shares, sphere)
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return a block of the normalised sum, scaled."""
+        coefficients = _arc(context, state, block.tensor_index).coefficients
+        if not context.params["normalize"]:
+            total = float(sum(context.weights_in(block.tensor_index)))
+            coefficients = tuple(total * c for c in coefficients)
+        return combine(block, coefficients)
