@@ -26,6 +26,7 @@ from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
 from crdt_merge_protocol.wire import FrameDecoder
 
+from .economy import DialLog
 from .engine_links import CONNECT_TIMEOUT_S, SILENCE_S, SYN_RETRIES_S, Line, Network, connect
 from .engine_node import SimulatedNode
 from .invariants import Checker
@@ -53,6 +54,7 @@ class World:
         self.trace = hashlib.sha256()
         self.checker = Checker()
         self.meter = Meter(plan.scenario.nodes)
+        self.dials = DialLog()
         self.network = Network()
         self.roots: Counter[bytes] = Counter()
         """Root over all groups -> how many living honest nodes have it; empty bytes: not all groups."""
@@ -126,6 +128,8 @@ class World:
 
     def dial(self, node: SimulatedNode, dial: Dial) -> None:
         """Try to connect: two delays if all is well."""
+        is_hasty = self.dials.is_hasty(node, dial.address, now=self.now)
+        self.checker.expect("I18", not is_hasty, f"{node.name} dials {dial.address} again and again")
         target = self.by_address.get(dial.address)
         delay_s = self._table.latency_s(node.place, target.place) if target is not None else None
         if target is None or delay_s is None:
@@ -367,8 +371,9 @@ class World:
     def acknowledged(self, node: SimulatedNode, group: bytes, operations: list[SignedOperation]) -> None:
         """Note that a node tells its user that operations are durable, and look at the node."""
         state = node.engine.state(group)
+        assert state is not None, "its operation was stored"
+        self.checker.durable(node.index, state)
         for signed in operations:
-            assert state is not None, "its operation was stored"
             self.checker.acknowledged(node.index, state, signed.id)
         if node.index not in self.culprits:
             self.checker.look(node.index, node.engine.replicas[group], self.honest, thoroughly=False)

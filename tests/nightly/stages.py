@@ -18,6 +18,8 @@ EXAMPLES_TIMES: Final = 20
 FRAMES, FRAMES_PER_STEP = 200_000, 20_000
 KILLS, KILLS_PER_STEP = 200, 20
 SEEDS, SEEDS_PER_STEP = 500, 50
+ENGINE_TRACES, ENGINE_TRACES_PER_STEP = 200, 10
+DAEMON_TRACES, DAEMON_TRACES_PER_STEP = 60, 5
 CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 THREADS: Final = (1, 2, 4, 8)
 SIMD_LEVELS: Final = (("AVX512_SPR",), ("AVX512_ICL",), ("X86_V4",), ("X86_V3",))
@@ -124,6 +126,24 @@ def _simulation(seed: int) -> list[Step]:
     ]
 
 
+def _planted(_seed: int) -> list[Step]:
+    names = sorted(path.stem for path in (ROOT / "tests/planted/bugs").glob("*.toml"))
+    return [Step(name, (sys.executable, "-m", "tests.planted", name)) for name in names]
+
+
+def _traces(seed: int) -> list[Step]:
+    run = (sys.executable, "-m", "tests.nightly.traces")
+    parts = (
+        ("swarm-10", ENGINE_TRACES, ENGINE_TRACES_PER_STEP),
+        ("daemons-5", DAEMON_TRACES, DAEMON_TRACES_PER_STEP),
+    )
+    return [
+        Step(f"{scenario}-{first}", (*run, scenario, str(first), str(per_step)))
+        for scenario, count, per_step in parts
+        for first in range(seed, seed + count, per_step)
+    ]
+
+
 STAGES: Final = (
     Stage(
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
@@ -131,5 +151,11 @@ STAGES: Final = (
     Stage("frames", f"{FRAMES:,} damaged frames through the decoder and into an engine (S12)", _frames),
     Stage("kills", f"{KILLS} SIGKILLs of a daemon under load", _kills),
     Stage("determinism", "one output digest over BLAS kernels, threads and SIMD levels (S13)", _determinism),
+    Stage(
+        "traces",
+        f"{ENGINE_TRACES} seeds of engines and {DAEMON_TRACES} of daemons, twice each with other hash seeds",
+        _traces,
+    ),
+    Stage("planted", "every planted bug is caught within 200 seeds, and nothing without it", _planted),
     Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
 )
