@@ -26,6 +26,7 @@ from crdt_merge_node.resolve import (
     merge_files,
     run_job,
 )
+from crdt_merge_node.resolve.memory import with_blocks
 from crdt_merge_node.resolve.output import OutputWriter
 from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
@@ -106,7 +107,8 @@ def test_order_blocks_and_workers_change_no_bit(models, tmp_path: Path, strategy
 
 def merge_in_blocks(files: list[Path], output: Path, strategy: str, base: Path, leaves: int):
     job = job_of(files, strategy, base_for(strategy, base), group_mode=False)
-    plan = replace(make_plan(job, cores=1), block_elements=leaves * 65_536)
+    plan = make_plan(job, cores=1)
+    plan = replace(plan, tensors=with_blocks(plan.tensors, leaves * 65_536))
     with (
         open_pool(0, SystemFs(), ticker(None)) as pool,
         OutputWriter(output, nbytes=plan.nbytes, fs=SystemFs(), rng=SystemRng()) as writer,

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from .describe import DescribedFile, check_against, describe_file
     from .files import read_header
     from .finite import scan_finite
-    from .job import ModelInput, ResolveCancelledError, ResolveJob, ResolveResult, TensorSource, UsedModel
+    from .job import (
+        ModelInput,
+        ResolveCancelledError,
+        ResolveJob,
+        ResolveResult,
+        TensorSource,
+        UsedArtefact,
+        UsedModel,
+    )
     from .merge import merge_files
     from .plan import build_job
     from .run import run_job
@@ -27,6 +35,7 @@ __all__ = [
     "ResolveJob",
     "ResolveResult",
     "TensorSource",
+    "UsedArtefact",
     "UsedModel",
     "build_job",
     "check_against",
@@ -47,6 +56,7 @@ _HOMES = {
         "ResolveJob",
         "ResolveResult",
         "TensorSource",
+        "UsedArtefact",
         "UsedModel",
     ),
     "merge": ("merge_files",),

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.errors import ResolveError
 from crdt_merge_protocol.limits import MIB
+from crdt_merge_protocol.strategies.artefacts import Artefact
 
 DEFAULT_MEMORY_BYTES: Final = 512 * MIB
 """Anonymous and shared memory of one resolve, over all its processes (TARGETS B8)."""
@@ -71,6 +72,24 @@ class UsedModel(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArtefactInput:
+    """One chosen artefact and where its tensors stand."""
+
+    artefact: Artefact
+    tensors: Mapping[str, TensorSource]
+    """By tensor name, the header's aside."""
+
+
+class UsedArtefact(NamedTuple):
+    """One artefact that was chosen, as the caller of ``build_job`` knows it."""
+
+    artefact: Artefact
+    manifest: Manifest
+    sources: Mapping[str, TensorSource]
+    """By tensor name. A tensor that is not here is missing on this node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveJob:
     """All that decides the output, and some facts for people. Made by ``plan.build_job``."""
 
@@ -86,6 +105,14 @@ class ResolveJob:
     group_mode: bool
     """A failure that needs two contributions never raises but follows its total rule (STRATEGIES 1.12)."""
     resolve_key: bytes
+    artefacts: tuple[ArtefactInput, ...] = ()
+    """In canonical order; none twice."""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Why artefacts that were offered are not among them, by digest in hex: for messages."""
+    is_stale: bool = False
+    """Whether one of those was made for another set of contributions, or another base."""
+    task: bytes = b""
+    """Digest of the contribution whose task's model is written instead of the common one; empty: none."""
     recipe_digest: bytes = b""
     """Of the policy's recipe: what the resolve key holds besides the contributions."""
     memory_bytes: int = DEFAULT_MEMORY_BYTES
@@ -113,3 +140,7 @@ class ResolveResult:
     warnings: tuple[str, ...]
     profile: str = "bitwise"
     """Outputs of equal keys are compared within one numerics profile (STRATEGIES 1.8)."""
+    effective_strategy: str = ""
+    """The one that worked: the stand-in, where the job's own could not."""
+    modulators_path: Path | None = None
+    """What turns the common model into that of each task, for strategies that put that out."""

@@ -25,8 +25,9 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 from .describe import DescribedFile, describe_files
 from .files import read_header
 from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveResult
+from .memory import share_memory
 from .output import OutputWriter
-from .plan import INLINE_BYTES_MAX, build_job, fit_memory, make_plan
+from .plan import INLINE_BYTES_MAX, build_job, make_plan
 from .run import Run, open_pool, say_nothing, ticker, usable_cores
 
 _NAMED_MAX: Final = 4
@@ -94,7 +95,7 @@ def merge_files(
     schema = _common_schema(headers, headers[0 if base is None else -1])
     total_bytes = sum(spec.nbytes for spec in schema.specs) * len(headers)
     wanted = workers if workers is not None else (0 if total_bytes <= INLINE_BYTES_MAX else usable_cores())
-    count, _ = fit_memory(memory_bytes, k=len(files), wanted=wanted)
+    count = share_memory(memory_bytes, k=len(files), wanted=wanted).workers
     report = progress or say_nothing
     with open_pool(count, fs, ticker(cancelled)) as pool:
         described = describe_files(
@@ -125,6 +126,7 @@ def merge_files(
             facts={"command": "merge", "files": _facts(described), "base": str(base) if base else None},
         )
         plan = make_plan(job, cores=count)
+        pool.keep(plan.workers)
         with OutputWriter(output, nbytes=plan.nbytes, fs=fs, rng=rng or SystemRng()) as writer:
             return Run(job, plan, pool, report).write(writer, started=started, clock=clock)
 

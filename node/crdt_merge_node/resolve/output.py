@@ -19,9 +19,10 @@ from typing import Any, Final, Self
 from crdt_merge_protocol.blobs import blob_digest
 from crdt_merge_protocol.canonical import digest, encode
 
-from crdt_merge_node.errors import FullError
+from crdt_merge_node.errors import CorruptError, FullError
 from crdt_merge_node.ports import File, Fs, Rng, process_id
 
+from .blocks import ChunkHasher
 from .files import naming
 from .job import PROVENANCE_SUFFIX
 from .steps import TensorPlan
@@ -29,6 +30,7 @@ from .steps import TensorPlan
 _TEMPORARY_SUFFIX: Final = ".part"
 _PROVENANCE_BYTES: Final = 1 << 20
 """Room asked for beside the output itself."""
+_PIECE_BYTES: Final = 1 << 22
 
 
 class OutputWriter:
@@ -47,6 +49,7 @@ class OutputWriter:
         self._sha256 = hashlib.sha256()
         self._position = 0
         self._chunks: dict[int, list[bytes]] = {}
+        self._hashers: dict[int, ChunkHasher] = {}
         with naming(path, "written"):
             free = fs.disk_space(path.parent).free_bytes
             if free < nbytes + _PROVENANCE_BYTES:
@@ -67,6 +70,11 @@ class OutputWriter:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.unlink(temporary)
 
+    @property
+    def file(self) -> Path:
+        """The file under construction, for those who write their part of it themselves."""
+        return self._temporary
+
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes to the file and to its SHA-256."""
         with naming(self.path, "written"):
@@ -74,9 +82,30 @@ class OutputWriter:
         self._sha256.update(data)
         self._position += len(data)
 
+    def adopt(self, nbytes: int, tensor: int | None) -> None:
+        """Take in bytes that somebody wrote to the file behind all others.
+
+        Args:
+            tensor: Hash them as the next bytes of this tensor; None: its chunk digests are known.
+        """
+        end = self._position + nbytes
+        while self._position < end:
+            with naming(self.path, "written"):
+                data = self._file.read_at(self._position, min(_PIECE_BYTES, end - self._position))
+            if not data:
+                raise CorruptError(f"{self._temporary} ended before what was written to it.")
+            if tensor is not None:
+                self.hash_bytes(tensor, data)
+            self._sha256.update(data)
+            self._position += len(data)
+
     def add_chunks(self, tensor: int, chunk_digests: list[bytes]) -> None:
         """Note the digests of the next chunks of a tensor, counted in the order of the file."""
         self._chunks.setdefault(tensor, []).extend(chunk_digests)
+
+    def hash_bytes(self, tensor: int, data: bytes | memoryview) -> None:
+        """Hash the next bytes of a tensor whose chunk digests nobody knows."""
+        self._hashers.setdefault(tensor, ChunkHasher()).update(data)
 
     @property
     def nbytes(self) -> int:
@@ -95,11 +124,15 @@ class OutputWriter:
                 tensor.spec.name,
                 tensor.spec.dtype,
                 list(tensor.spec.shape),
-                blob_digest(tensor.spec.nbytes, self._chunks.get(number, [])),
+                blob_digest(tensor.spec.nbytes, self._digests(number)),
             ]
             for number, tensor in enumerate(tensors)
         ]
         return digest("crdt-merge/output/1", encode(lines))
+
+    def _digests(self, tensor: int) -> list[bytes]:
+        hasher = self._hashers.get(tensor)
+        return self._chunks.get(tensor, []) if hasher is None else hasher.digests()
 
     def commit(self, provenance: Mapping[str, Any]) -> None:
         """Make the output and its provenance durable and give them their names."""

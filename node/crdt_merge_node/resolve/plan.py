@@ -20,27 +20,35 @@ from crdt_merge_protocol.errors import (
     IntegerTensorDiffersError,
     MissingBlobError,
     ParameterError,
-    ResolveError,
 )
 from crdt_merge_protocol.limits import MIB
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.quarantine import require_schema
 from crdt_merge_protocol.resolve_key import resolve_key, seed_of, used_root
-from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS, MergeContext, Strategy, exact_weights
+from crdt_merge_protocol.strategies.artefacts import HEADER_TENSOR, in_order
+from crdt_merge_protocol.strategies.choosing import Unfit, named_strategies
+from crdt_merge_protocol.strategies.composite import Effective, effective
+from crdt_merge_protocol.strategies.contract import MergeContext, Strategy, exact_weights
 from crdt_merge_protocol.strategies.dtypes import output_dtype
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
-from .job import DEFAULT_MEMORY_BYTES, ModelInput, ResolveJob, TensorSource, UsedModel
-from .steps import SLOT_BYTES, Plan, TensorPlan, sources_of
+from .job import (
+    DEFAULT_MEMORY_BYTES,
+    ArtefactInput,
+    ModelInput,
+    ResolveJob,
+    TensorSource,
+    UsedArtefact,
+    UsedModel,
+)
+from .memory import share_memory, with_blocks
+from .needs import add_parts, refuse_unmet
+from .steps import Plan, TensorPlan, all_sources_of
 
 SEED_RULE: Final = "root"
 INLINE_BYTES_MAX: Final = 32 * MIB
 """Input up to this size is merged in this process: two workers take a quarter of a second to start."""
-_BLOCK_LEAVES: Final = 2
-"""Leaves in a block if memory allows: 1 MiB per input in float64 stays in the second-level cache."""
-_INTERPRETER_BYTES: Final = 40 * MIB
-"""Private memory of a worker process before it merges anything: Python and numpy."""
 _NAMED_MAX: Final = 8
 
 
@@ -51,6 +59,9 @@ def build_job(
     base: UsedModel | None,
     *,
     group_mode: bool,
+    artefacts: Iterable[UsedArtefact] = (),
+    unfit: Mapping[bytes, Unfit] | None = None,
+    task: bytes = b"",
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     workers: int | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -66,6 +77,9 @@ def build_job(
         used: The visible contributions that are not quarantined.
         base: The model that ``policy.base`` names; None if it names none.
         group_mode: False for offline ``merge``, which refuses where a group uses a stand-in rule.
+        artefacts: Those that were chosen.
+        unfit: Why others were not, by digest: for messages.
+        task: Digest of the contribution whose task's model is wanted instead of the common one.
         memory_bytes: Budget over all processes.
         workers: As in :class:`ResolveJob`.
         facts: For the provenance; JSON.
@@ -90,10 +104,14 @@ def build_job(
     missing: list[str] = []
     names = {spec.name for spec in schema.specs}
     inputs = tuple(_to_input("contribution", model, schema, names, missing) for model in models)
-    base_names = (
-        names if strategy.base != "unused" else {s.name for s in schema.specs if s.dtype not in FLOAT_DTYPES}
-    )
+    is_base_read = any(each.base != "unused" for each in (strategy, *named_strategies(dict(policy.params))))
+    base_names = names if is_base_read else {s.name for s in schema.specs if s.dtype not in FLOAT_DTYPES}
     base_input = None if base is None else _to_input("base", base, schema, base_names, missing)
+    kept = {item.artefact.digest: item for item in artefacts}
+    chosen = tuple(
+        _to_artefact(kept[artefact.digest], missing)
+        for artefact in in_order(item.artefact for item in kept.values())
+    )
     if missing:
         rest = f" and {len(missing) - _NAMED_MAX} more" if len(missing) > _NAMED_MAX else ""
         raise MissingBlobError(
@@ -101,6 +119,11 @@ def build_job(
             hint="Wait for them (resolve --wait), or leave a contribution out (resolve --without TAG).",
         )
     digests = [model.digest for model in models]
+    if task and task not in digests:
+        raise ParameterError(
+            f"There is no contribution {task.hex()[:12]} among those that are merged.",
+            hint=f"Name the digest of one of: {', '.join(digest.hex()[:12] for digest in digests)}.",
+        )
     return ResolveJob(
         strategy=policy.strategy,
         params=dict(policy.params),
@@ -110,7 +133,16 @@ def build_job(
         seed=seed_of(digests),
         dtype=policy.dtype,
         group_mode=group_mode,
-        resolve_key=resolve_key(used_root(digests), policy.recipe()),
+        resolve_key=resolve_key(
+            used_root(digests),
+            policy.recipe(),
+            artefacts=(item.artefact.digest for item in chosen),
+            task=task,
+        ),
+        artefacts=chosen,
+        unfit={digest.hex(): why.reason for digest, why in (unfit or {}).items()},
+        is_stale=any(why.is_stale for why in (unfit or {}).values()),
+        task=task,
         recipe_digest=digest("crdt-merge/recipe/1", policy.recipe()),
         memory_bytes=memory_bytes,
         workers=workers,
@@ -124,33 +156,59 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     Raises:
         ResolveError: The job cannot be carried out, for instance within its memory budget.
     """
+    working = _working(job)
+    strategy, context = working.strategy, working.context
+    tensors, warnings = _plan_tensors(job, uses_base=strategy.uses_base(context))
+    tensors = add_parts(job, strategy, context, tensors)
+    header, _ = layout(tensor.spec for tensor in tensors)
+    read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
+    wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
+    share = share_memory(
+        job.memory_bytes, k=context.k, wanted=wanted, strategy=strategy, context=context, tensors=tensors
+    )
+    return Plan(
+        strategy=strategy.id,
+        context=context,
+        tensors=with_blocks(tensors, share.block_elements),
+        block_elements=share.block_elements,
+        workers=share.workers,
+        header=header,
+        nbytes=len(header) + sum(tensor.spec.nbytes for tensor in tensors),
+        warnings=tuple(warnings),
+        stand_in_reason="; ".join(working.reasons),
+        memory_bytes=share.memory_bytes,
+    )
+
+
+def _working(job: ResolveJob) -> Effective:
+    """Return the strategy that merges these inputs, the stand-in if need be, and its context."""
     strategy = get(job.strategy)
-    tensors, warnings = _plan_tensors(job, uses_base=job.base is not None and strategy.base != "unused")
+    digests = tuple(model.digest for model in job.inputs)
     context = MergeContext(
         strategy=strategy.id,
         params=strategy.validate(job.params),
         weights=exact_weights([model.weight for model in job.inputs]),
-        digests=tuple(model.digest for model in job.inputs),
+        digests=digests,
         has_base=job.base is not None,
         seed=job.seed,
         specs=tuple(spec for spec in job.schema.specs if spec.dtype in FLOAT_DTYPES),
         is_strict=not job.group_mode,
+        artefacts=tuple(item.artefact for item in job.artefacts),
+        set_root=used_root(digests),
+        base_content=job.base.content if job.base is not None else b"",
+        task=digests.index(job.task) if job.task else None,
     )
     strategy.check(context)
-    header, _ = layout(tensor.spec for tensor in tensors)
-    read_bytes = sum(source.nbytes for tensor in tensors for source in sources_of(tensor))
-    wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
-    workers, block = fit_memory(job.memory_bytes, k=context.k, wanted=wanted)
-    return Plan(
-        strategy=job.strategy,
-        context=context,
-        tensors=tensors,
-        block_elements=block,
-        workers=workers,
-        header=header,
-        nbytes=len(header) + sum(tensor.spec.nbytes for tensor in tensors),
-        warnings=tuple(warnings),
-    )
+    working = effective(strategy, context)
+    if working.unmet is not None:
+        refuse_unmet(working, job)
+    if working.strategy is not strategy:
+        working.strategy.check(working.context)
+    if job.task and working.strategy.output != "modulators":
+        raise ParameterError(
+            f"{working.strategy.id} makes one model, not one for each task.", hint="Leave --task out."
+        )
+    return working
 
 
 def _strategy_of(policy: Policy) -> Strategy:
@@ -179,6 +237,20 @@ def _to_input(kind: str, model: UsedModel, schema: Schema, names: set[str], miss
         elif entry.spec.name in names:
             missing.append(f"{entry.blob.hex()[:12]} ({entry.spec.name} of {who})")
     return ModelInput(digest=model.digest, weight=model.weight, tensors=tensors, content=manifest.content)
+
+
+def _to_artefact(item: UsedArtefact, missing: list[str]) -> ArtefactInput:
+    tensors = {}
+    for entry in item.manifest.entries:
+        source = item.sources.get(entry.spec.name)
+        if entry.spec.name == HEADER_TENSOR:
+            continue
+        if source is not None:
+            tensors[entry.spec.name] = replace(source, blob=entry.blob)
+        else:
+            who = f"{item.artefact.type} {item.artefact.digest.hex()[:12]}"
+            missing.append(f"{entry.blob.hex()[:12]} ({entry.spec.name} of {who})")
+    return ArtefactInput(artefact=item.artefact, tensors=tensors)
 
 
 def _plan_tensors(job: ResolveJob, *, uses_base: bool) -> tuple[tuple[TensorPlan, ...], list[str]]:
@@ -227,30 +299,3 @@ def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> 
     counts = Counter(source.blob for source in sources)
     warnings.append(f"{spec.name} ({spec.dtype}) differs between inputs; the most frequent was kept.")
     return max(sources, key=lambda source: counts[source.blob])  # The first of equals: sources are sorted.
-
-
-def fit_memory(budget: int, *, k: int, wanted: int) -> tuple[int, int]:
-    """Return (workers, block elements) whose buffers fit the budget; blocks shrink before workers go.
-
-    Args:
-        budget: Bytes over all processes.
-        k: Contributions.
-        wanted: Worker processes; 0: this process.
-
-    Raises:
-        ResolveError: Not even one worker with the smallest blocks fits.
-    """
-    # Per block of every contribution: its elements decoded and what a strategy makes of them, in float64.
-    arrays = 2 * k + 8
-    for workers in range(wanted, 0 if wanted else -1, -1):
-        processes = max(workers, 1)
-        fixed = 2 * SLOT_BYTES + (_INTERPRETER_BYTES if workers else 0)
-        room = budget // processes - fixed
-        leaves = min(room // (arrays * LEAF_ELEMENTS * 8), _BLOCK_LEAVES)
-        if leaves >= 1:
-            return workers, leaves * LEAF_ELEMENTS
-    needed = (arrays * LEAF_ELEMENTS * 8 + 2 * SLOT_BYTES + _INTERPRETER_BYTES) // MIB + 1
-    raise ResolveError(
-        f"These inputs need {needed} MiB of memory at least, {budget // MIB} MiB are allowed.",
-        hint="Raise resolve.memory_bytes (--memory).",
-    )

@@ -24,7 +24,8 @@ from crdt_merge_protocol.errors import ResolveError
 
 from crdt_merge_node.ports import Fs
 
-from .tasks import Task, Worker
+from .blocks import Worker
+from .tasks import Task
 from .worker import WorkerFailed
 
 Answer = tuple[Any, memoryview]
@@ -55,6 +56,10 @@ class Pool(Protocol):
         """Run a task in every worker: how plans and states get there."""
         ...
 
+    def keep(self, workers: int) -> None:
+        """Go on with at most so many workers. Only between runs."""
+        ...
+
 
 class InlinePool:
     """Runs tasks in this process, one after the other."""
@@ -83,6 +88,9 @@ class InlinePool:
     def tell(self, task: Task) -> None:
         """Run a task."""
         task.run(self._worker, self._slot)
+
+    def keep(self, workers: int) -> None:
+        """There is one, and it stays."""
 
 
 class ProcessPool:
@@ -147,6 +155,12 @@ class ProcessPool:
             self._tick()
             for worker in self._ready():
                 worker.finish()
+
+    def keep(self, workers: int) -> None:
+        """End all but so many workers. Only between runs."""
+        for worker in self._workers[max(workers, 1) :]:
+            worker.end()
+        del self._workers[max(workers, 1) :]
 
     def _workers_at_work(self) -> Iterator[bool]:
         return (bool(len(worker)) for worker in self._workers)

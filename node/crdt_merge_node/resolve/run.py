@@ -9,30 +9,26 @@ or who was faster (DESIGN 3.3).
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from crdt_merge_protocol.blobs import blob_digest
-from crdt_merge_protocol.limits import WEIGHT_ONE
-from crdt_merge_protocol.resolve_key import used_root
+from crdt_merge_protocol.blobs import DTYPE_BYTES, blob_digest
+from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Key
 from crdt_merge_protocol.strategies.registry import get
 
-from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
-from crdt_merge_node.version import VERSION
 
+from .blocks import changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .output import OutputWriter
 from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
-from .steps import SLOT_BYTES, Plan, TensorPlan, sources_of
-from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, Observe
+from .provenance import provenance_of
+from .steps import SLOT_BYTES, Plan, Span, TensorPlan, sources_of
+from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, MergeIntoFile, Observe, Task
 
-PROVENANCE_SCHEMA: Final = "provenance/1"
 _WARNED_TENSORS_MAX: Final = 20
 
 
@@ -115,6 +111,7 @@ class Run:
         self._merge(writer)
         decisions = dict(self._strategy.decisions(self._plan.context, state))
         decisions["warnings"] = warnings = [
+            *_stand_in_warnings(self._job, self._plan),
             *self._plan.warnings,
             *decisions.get("warnings", ()),
             *_misfit_warnings(self._misfits),
@@ -129,10 +126,11 @@ class Run:
             manifest_path=writer.provenance_path,
             decisions=decisions,
             warnings=tuple(warnings),
-            profile=self._strategy.determinism,
+            profile=self._strategy.determinism_in(self._plan.context),
+            effective_strategy=self._plan.strategy,
         )
         self._report(self._total_bytes, self._total_bytes, "writing to disk")
-        writer.commit(_provenance(self._job, self._plan, result))
+        writer.commit(provenance_of(self._job, self._plan, result))
         return result
 
     def _observe(self) -> Any:
@@ -164,16 +162,40 @@ class Run:
         writer.write(self._plan.header)
         verifier = _Verifier(self._plan.tensors)
         batches = list(self._plan.merge_batches())
-        answers = self._pool.run(Merge(batch) for batch in batches)
+        answers = self._pool.run(self._merge_tasks(batches, writer))
         for batch, (merged, data) in zip(batches, answers, strict=True):
             for part in merged:
                 verifier.add(part)
-                writer.add_chunks(part.span.tensor, part.chunks)
                 if part.misfits:
                     name = self._plan.tensors[part.span.tensor].spec.name
                     self._misfits[name] = self._misfits.get(name, 0) + part.misfits
-            writer.write(data)
+            self._take_in(writer, merged, data)
             self._advance(map(self._plan.read_bytes, batch), "merging")
+
+    def _merge_tasks(self, batches: Sequence[tuple[Span, ...]], writer: OutputWriter) -> Iterator[Task]:
+        position = len(self._plan.header)
+        for batch in batches:
+            nbytes = sum(map(self._plan.output_bytes, batch))
+            if nbytes <= SLOT_BYTES:
+                yield Merge(batch)
+            else:
+                yield MergeIntoFile(batch[0], str(writer.file), position)
+            position += nbytes
+
+    def _take_in(self, writer: OutputWriter, merged: Sequence[Merged], data: memoryview) -> None:
+        """Write what a task put out, or look at what it has written, and note the digests of its chunks."""
+        position = 0
+        for part in merged:
+            number = part.span.tensor
+            nbytes = self._plan.output_bytes(part.span)
+            is_hashed = self._plan.tensors[number].is_hashed_by_workers
+            if nbytes > SLOT_BYTES:
+                writer.adopt(nbytes, tensor=None if is_hashed else number)
+            elif not is_hashed:
+                writer.hash_bytes(number, data[position : position + nbytes])
+            writer.add_chunks(number, part.chunks)
+            position += nbytes
+        writer.write(data)
 
     def _advance(self, nbytes: Iterable[int], step: str) -> None:
         self._done_bytes += sum(nbytes)
@@ -188,66 +210,31 @@ class _Verifier:
         self._chunks: list[list[bytes]] = []
 
     def add(self, part: Merged) -> None:
-        """Take the digests of a span's inputs; the last span of a tensor decides."""
+        """Take the digests of a span's inputs; the last span of a tensor decides.
+
+        Where spans do not end where chunks do, two of them read a chunk, and have to have read the same.
+        """
         tensor = self._tensors[part.span.tensor]
+        sources = sources_of(tensor)
         if part.span.start == 0:
             self._chunks = [[] for _ in part.inputs]
-        for chunks, more in zip(self._chunks, part.inputs, strict=True):
-            chunks.extend(more)
-        if part.span.stop != (tensor.spec.numel if tensor.index >= 0 else tensor.spec.nbytes):
+        widths = [DTYPE_BYTES[dtype] if tensor.index >= 0 else 1 for _, dtype in tensor.streams]
+        for source, width, chunks, more in zip(sources, widths, self._chunks, part.inputs, strict=True):
+            shared = len(chunks) - part.span.start * width // CHUNK_BYTES
+            if source.blob and shared > 0 and chunks[-shared:] != more[:shared]:
+                raise changed(source, f"tensor {tensor.spec.name}")
+            chunks.extend(more[max(shared, 0) :])
+        if part.span.stop != tensor.size:
             return
-        for source, chunks in zip(sources_of(tensor), self._chunks, strict=True):
+        for source, chunks in zip(sources, self._chunks, strict=True):
             if source.blob and blob_digest(source.nbytes, chunks) != source.blob:
-                raise CorruptError(
-                    f"{source.path or 'An inline blob'}: tensor {tensor.spec.name} is not blob "
-                    f"{source.blob.hex()[:12]} any more.",
-                    hint="The file was changed meanwhile, or the disk is failing.",
-                )
+                raise changed(source, f"tensor {tensor.spec.name}")
 
 
-def _provenance(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str, Any]:
-    return {
-        "schema": PROVENANCE_SCHEMA,
-        "resolve_key": result.resolve_key.hex(),
-        "used_root": used_root(model.digest for model in job.inputs).hex(),
-        "output_digest": result.output_digest.hex(),
-        "file": {
-            "name": result.output_path.name,
-            "sha256": result.file_sha256.hex(),
-            "nbytes": result.nbytes,
-            "tensors": len(plan.tensors),
-        },
-        "recipe": {
-            "digest": job.recipe_digest.hex(),
-            "strategy": job.strategy,
-            "strategy_version": result.decisions.get("version"),
-            "params": dict(sorted(job.params.items())),
-            "effective_params": {name: str(value) for name, value in sorted(plan.context.params.items())},
-            "schema": job.schema.id.hex(),
-            "base": job.base.content.hex() if job.base else None,
-            "dtype": job.dtype,
-            "seed": job.seed.hex(),
-        },
-        "inputs": [
-            {"digest": model.digest.hex(), "content": model.content.hex(), "weight": model.weight}
-            for model in job.inputs
-        ],
-        "weight_one": WEIGHT_ONE,
-        "decisions": dict(result.decisions),
-        "numerics": {
-            "class": result.profile,
-            "release": VERSION,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
-        "run": {
-            "duration_s": round(result.duration_s, 3),
-            "workers": plan.workers,
-            "block_elements": plan.block_elements,
-        },
-        "facts": dict(job.facts),
-    }
+def _stand_in_warnings(job: ResolveJob, plan: Plan) -> list[str]:
+    if not plan.stand_in_reason:
+        return []
+    return [f"{plan.strategy} stood in for {job.strategy}: {plan.stand_in_reason}."]
 
 
 def _misfit_warnings(misfits: dict[str, int]) -> list[str]:

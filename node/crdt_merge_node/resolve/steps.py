@@ -1,24 +1,28 @@
 """The steps of a job: which ranges of which tensors, in which order. Sent to every worker, hence small.
 
-Ranges are cut so that every task puts out whole chunks of 1 MiB and consecutive bytes of the file: digests
-and the file's hash are then made in the same pass that makes the bytes.
+Where a strategy works on elements, ranges are cut so that every task puts out whole chunks of 1 MiB and
+consecutive bytes of the file: digests and the file's hash are then made in the same pass that makes the
+bytes. Ranges of whole rows, and whole tensors, do not end where chunks do; then a worker reads the rest of
+the first and last chunk of its input besides, and whoever writes the output hashes it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
-from crdt_merge_protocol.strategies.contract import MergeContext
+from crdt_merge_protocol.limits import CHUNK_BYTES
+from crdt_merge_protocol.strategies.contract import Granularity, MergeContext
 
 from .job import TensorSource
 
 SPAN_ELEMENTS: Final = 1 << 19
 """Elements of one tensor that one task merges: whole chunks of 1 MiB in every floating point type."""
 SLOT_BYTES: Final = SPAN_ELEMENTS * 8
-"""Output of one task."""
+"""Output of one task; a longer range goes into the file by itself."""
 OBSERVE_ELEMENTS: Final = 1 << 21
 """Elements that one task of a statistics pass sees: its partial results are compacted before they travel."""
 
@@ -33,6 +37,21 @@ class Span:
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of an artefact that comes with the blocks of a model's tensor."""
+
+    source: TensorSource
+    dtype: str
+    is_aligned: bool
+    """Cut like the block; else every block has all of it."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.source.nbytes // DTYPE_BYTES[self.dtype]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
     """One tensor of the output and where it comes from."""
@@ -45,31 +64,84 @@ class TensorPlan:
     inputs: tuple[TensorSource, ...]
     """One per contribution in canonical order; the one source of a copied tensor."""
     base: TensorSource | None
+    artefacts: tuple[Part, ...] = ()
+    """In the order of ``Strategy.wants``."""
+    granularity: Granularity = "elements"
+    block_elements: int = 0
+    """Elements of one block, once the memory has been shared out; 0 for a copied tensor."""
+
+    @property
+    def streams(self) -> tuple[tuple[TensorSource, str], ...]:
+        """(source, element type) of all that is cut like a block: inputs, the base, aligned artefacts."""
+        models = self.inputs if self.base is None else (*self.inputs, self.base)
+        aligned = ((part.source, part.dtype) for part in self.artefacts if part.is_aligned)
+        return (*((source, self.input_dtype) for source in models), *aligned)
+
+    @property
+    def size(self) -> int:
+        """Length in what spans count: elements of a merged tensor, bytes of a copied one."""
+        return self.spec.numel if self.index >= 0 else self.spec.nbytes
+
+    @property
+    def row(self) -> int:
+        """Elements of one row: the last axis."""
+        return self.spec.shape[-1] if self.spec.shape else 1
+
+    @property
+    def step(self) -> int:
+        """Length of a span; the last one of a tensor may be shorter."""
+        if self.index < 0:
+            return SLOT_BYTES
+        if self.granularity == "elements":
+            return SPAN_ELEMENTS
+        if self.granularity == "tensor":
+            return max(self.spec.numel, 1)
+        return _rows_step(max(self.row, 1), DTYPE_BYTES[self.spec.dtype], self._narrowest)
+
+    @property
+    def is_hashed_by_workers(self) -> bool:
+        """Whether spans of the output are whole chunks, so that the worker that makes one can hash it."""
+        if self.index < 0 or self.step >= self.size:
+            return True
+        return self.step * DTYPE_BYTES[self.spec.dtype] % CHUNK_BYTES == 0
+
+    @property
+    def _narrowest(self) -> int:
+        return min(DTYPE_BYTES[dtype] for dtype in (self.spec.dtype, *(dtype for _, dtype in self.streams)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What every worker needs to know. Block size and worker count change no bit of the result."""
+    """What every worker needs to know. Block sizes and worker count change no bit of the result."""
 
     strategy: str
+    """Id of the one that works: the stand-in, where the job's own cannot."""
     context: MergeContext
     tensors: tuple[TensorPlan, ...]
     """In byte order of their names: the order of the output file."""
     block_elements: int
+    """Of tensors that are cut into elements; the others have blocks of their own size."""
     workers: int
     """Worker processes; 0: this process."""
     header: bytes
     nbytes: int
     """Of the output file."""
     warnings: tuple[str, ...]
+    stand_in_reason: str = ""
+    """Why ``strategy`` is not the job's own; empty if it is."""
+    memory_bytes: int = 0
+    """Anonymous and shared memory at the peak, estimated."""
 
     @property
     def input_bytes(self) -> int:
         """Bytes that one pass over all merged and copied tensors reads."""
-        return sum(source.nbytes for tensor in self.tensors for source in sources_of(tensor))
+        return sum(source.nbytes for tensor in self.tensors for source in all_sources_of(tensor))
 
     def merge_batches(self) -> Iterator[tuple[Span, ...]]:
-        """Yield consecutive ranges of the output of at most :data:`SLOT_BYTES` each, in file order."""
+        """Yield consecutive ranges of the output, in file order.
+
+        Each has at most :data:`SLOT_BYTES`, or is one span of a tensor that cannot be cut that fine.
+        """
         return _batched(self._spans(), self.output_bytes, SLOT_BYTES)
 
     def observe_batches(self, wanted: Sequence[bool]) -> Iterator[tuple[Span, ...]]:
@@ -87,23 +159,42 @@ class Plan:
         return (span.stop - span.start) * (DTYPE_BYTES[tensor.spec.dtype] if tensor.index >= 0 else 1)
 
     def read_bytes(self, span: Span) -> int:
-        """Return how much of the inputs a span covers."""
+        """Return how much of the inputs a span covers; what comes whole counts with the first span."""
         tensor = self.tensors[span.tensor]
-        width = DTYPE_BYTES[tensor.input_dtype] if tensor.index >= 0 else 1
-        return (span.stop - span.start) * width * (len(tensor.inputs) + (tensor.base is not None))
+        if tensor.index < 0:
+            return span.stop - span.start
+        widths = sum(DTYPE_BYTES[dtype] for _, dtype in tensor.streams)
+        whole = sum(part.source.nbytes for part in tensor.artefacts if not part.is_aligned)
+        return (span.stop - span.start) * widths + (whole if span.start == 0 else 0)
 
     def _spans(self) -> Iterator[Span]:
         for number, tensor in enumerate(self.tensors):
-            total, step = (
-                (tensor.spec.numel, SPAN_ELEMENTS) if tensor.index >= 0 else (tensor.spec.nbytes, SLOT_BYTES)
-            )
-            for start in range(0, total, step):
-                yield Span(number, start, min(start + step, total))
+            step = tensor.step
+            for start in range(0, tensor.size, step):
+                yield Span(number, start, min(start + step, tensor.size))
 
 
 def sources_of(tensor: TensorPlan) -> tuple[TensorSource, ...]:
-    """Return everything that the merge of a tensor reads, the base last."""
-    return tensor.inputs if tensor.base is None else (*tensor.inputs, tensor.base)
+    """Return everything that is cut like the tensor's blocks, in the order of its streams."""
+    return tuple(source for source, _ in tensor.streams)
+
+
+def all_sources_of(tensor: TensorPlan) -> tuple[TensorSource, ...]:
+    """Return everything that the merge of a tensor reads."""
+    return (*sources_of(tensor), *(part.source for part in tensor.artefacts if not part.is_aligned))
+
+
+def _rows_step(row: int, width: int, narrowest: int) -> int:
+    """Return how many elements of whole rows make a span.
+
+    Rows that make up whole chunks of every source and of the output, if few enough do; else as many as fit
+    a slot, so that little is read twice.
+    """
+    rows = SPAN_ELEMENTS // row
+    chunked = CHUNK_BYTES // math.gcd(row * narrowest, CHUNK_BYTES)
+    if rows >= chunked:
+        return (rows - rows % chunked) * row
+    return max(SLOT_BYTES // (row * width), 1) * row
 
 
 def _batched(spans: Iterable[Span], size: Callable[[Span], int], size_max: int) -> Iterator[tuple[Span, ...]]:

@@ -21,7 +21,8 @@ from crdt_merge_protocol.errors import CrdtMergeError
 
 from crdt_merge_node.ports import SystemFs
 
-from .tasks import Task, Worker
+from .blocks import Worker
+from .tasks import Task
 
 NICENESS: Final = 5
 """A merge takes all cores for minutes; whoever answers peers meanwhile goes first."""

@@ -9,7 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from crdt_merge_node.resolve import TensorSource, UsedModel, build_job
-from crdt_merge_node.resolve.plan import fit_memory, make_plan
+from crdt_merge_node.resolve.memory import share_memory
+from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.steps import SLOT_BYTES, sources_of
 from crdt_merge_protocol.blobs import (
     Manifest,
@@ -303,7 +304,7 @@ def test_small_inputs_are_merged_in_this_process_and_large_ones_by_all_cores():
     ("budget_mib", "k"), [(128, 1), (128, 4), (512, 1), (512, 60), (512, 200), (4096, 60)]
 )
 def test_the_memory_budget_is_kept_by_smaller_blocks_then_fewer_workers(budget_mib: int, k: int):
-    workers, block = fit_memory(budget_mib * MIB, k=k, wanted=16)
+    workers, block, _ = share_memory(budget_mib * MIB, k=k, wanted=16)
 
     assert 1 <= workers <= 16
     assert block % LEAF_ELEMENTS == 0
@@ -312,4 +313,4 @@ def test_the_memory_budget_is_kept_by_smaller_blocks_then_fewer_workers(budget_m
 
 def test_too_little_memory_says_how_much_is_needed():
     with pytest.raises(ResolveError, match=r"need .* MiB of memory at least, 64 MiB are allowed"):
-        fit_memory(64 * MIB, k=1000, wanted=2)
+        share_memory(64 * MIB, k=1000, wanted=2)

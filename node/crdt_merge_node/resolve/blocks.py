@@ -1,0 +1,222 @@
+"""From ranges of files to the decoded blocks that a strategy sees, hashed on the way.
+
+One ``Worker`` lives in each process that merges. Its arrays are used again for every block, so a strategy may
+not write to them and may not keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from blake3 import blake3
+from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, blob_digest
+from crdt_merge_protocol.errors import ResolveError
+from crdt_merge_protocol.limits import CHUNK_BYTES
+from crdt_merge_protocol.strategies.contract import Block, Float64Array, Strategy
+from crdt_merge_protocol.strategies.dtypes import decode_into
+from crdt_merge_protocol.strategies.registry import get
+
+from crdt_merge_node.errors import CorruptError
+from crdt_merge_node.ports import Fs
+
+from .files import SourceReader
+from .job import TensorSource
+from .steps import Part, Plan, Span, TensorPlan
+
+PIECE_ELEMENTS: Final = 1 << 18
+"""Elements that are read and decoded at a time: raw bytes of a large block never stand beside it whole."""
+_INTEGERS: Final = {
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "<u1",
+}  # fmt: skip
+
+
+class Worker:
+    """What tasks share in one process: the plan, the state of the present pass, open files and arrays."""
+
+    def __init__(self, fs: Fs) -> None:
+        check_arithmetic()
+        self.fs = fs
+        self.reader = SourceReader(fs)
+        self.plan: Plan
+        self.strategy: Strategy
+        self.state: Any = None
+        self._arrays: list[Float64Array] = []
+        self._whole: dict[TensorSource, Float64Array] = {}
+
+    def load(self, plan: Plan) -> None:
+        """Take up a plan; arrays are allocated when a block needs them."""
+        self.plan = plan
+        self.strategy = get(plan.strategy)
+        self.state = None
+        self._arrays = []
+        self._whole = {}
+
+    def close(self) -> None:
+        """Close all files and let go of the arrays."""
+        self.reader.close()
+        self._arrays.clear()
+        self._whole.clear()
+
+    def blocks(self, span: Span, hashers: list[ChunkHasher] | None) -> Iterator[Block]:
+        """Yield the decoded blocks of a span. Arrays are used again for the next block; nobody may write.
+
+        Args:
+            hashers: One per stream of the tensor, or None where nothing is verified. In the end each has
+                digests of all chunks that the span touches, those that begin before or end behind it too.
+        """
+        tensor = self.plan.tensors[span.tensor]
+        whole = self._whole_parts(tensor)
+        if hashers is not None:
+            self._hash_edge(tensor, hashers, span.start, is_behind=False)
+        for start in range(span.start, span.stop, tensor.block_elements):
+            stop = min(start + tensor.block_elements, span.stop)
+            views = [
+                self._decoded(number, stream, start, stop, hashers)
+                for number, stream in enumerate(tensor.streams)
+            ]
+            k = len(tensor.inputs)
+            aligned = iter(views[k + (tensor.base is not None) :])
+            yield Block(
+                tensor_index=tensor.index,
+                start=start,
+                stop=stop,
+                inputs=views[:k],
+                base=views[k] if tensor.base is not None else None,
+                artefacts=[next(aligned) if part.is_aligned else whole[part] for part in tensor.artefacts],
+            )
+        if hashers is not None:
+            self._hash_edge(tensor, hashers, span.stop, is_behind=True)
+
+    def _decoded(
+        self,
+        number: int,
+        stream: tuple[TensorSource, str],
+        start: int,
+        stop: int,
+        hashers: list[ChunkHasher] | None,
+    ) -> Float64Array:
+        """Return elements of one stream in the array that is kept for its number."""
+        source, dtype = stream
+        view = self._array(number, stop - start)
+        hasher = hashers[number] if hashers is not None and source.blob else None
+        self._read(source, dtype, start, view, hasher)
+        view.flags.writeable = False
+        return view
+
+    def _array(self, number: int, numel: int) -> Float64Array:
+        while len(self._arrays) <= number:
+            self._arrays.append(np.empty(0))
+        if self._arrays[number].size < numel:
+            self._arrays[number] = np.empty(0)  # Let go of the old one first.
+            self._arrays[number] = np.empty(numel)
+        return self._arrays[number][:numel]
+
+    def _read(
+        self, source: TensorSource, dtype: str, start: int, out: Float64Array, hasher: ChunkHasher | None
+    ) -> None:
+        width = DTYPE_BYTES[dtype]
+        for offset in range(0, out.size, PIECE_ELEMENTS):
+            target = out[offset : offset + PIECE_ELEMENTS]
+            raw = self.reader.read(source, (start + offset) * width, target.size * width)
+            if hasher is not None:
+                hasher.update(raw)
+            if dtype in FLOAT_DTYPES:
+                decode_into(dtype, raw, target)
+            else:
+                np.copyto(target, np.frombuffer(raw, _INTEGERS[dtype]))
+
+    def _hash_edge(
+        self, tensor: TensorPlan, hashers: list[ChunkHasher], edge: int, *, is_behind: bool
+    ) -> None:
+        """Hash what lies between the edge of a span and the nearest chunk border outside of it."""
+        for hasher, (source, dtype) in zip(hashers, tensor.streams, strict=True):
+            position = edge * DTYPE_BYTES[dtype]
+            beyond = position % CHUNK_BYTES
+            if not beyond or not source.blob:
+                continue
+            if is_behind:
+                rest = min(CHUNK_BYTES - beyond, source.nbytes - position)
+                hasher.update(self.reader.read(source, position, rest) if rest else b"")
+            else:
+                hasher.update(self.reader.read(source, position - beyond, beyond))
+
+    def _whole_parts(self, tensor: TensorPlan) -> dict[Part, Float64Array]:
+        """Return the artefact tensors that come whole, read and verified once per tensor.
+
+        What the next tensor wants too stays here; the rest makes room.
+        """
+        wanted = [part for part in tensor.artefacts if not part.is_aligned]
+        sources = {part.source for part in wanted}
+        self._whole = {source: values for source, values in self._whole.items() if source in sources}
+        for part in wanted:
+            if part.source not in self._whole:
+                self._whole[part.source] = self._read_whole(part)
+        return {part: self._whole[part.source] for part in wanted}
+
+    def _read_whole(self, part: Part) -> Float64Array:
+        hasher = ChunkHasher()
+        values = np.empty(part.numel)
+        self._read(part.source, part.dtype, 0, values, hasher)
+        values.flags.writeable = False
+        if part.source.blob and blob_digest(part.source.nbytes, hasher.digests()) != part.source.blob:
+            raise changed(part.source, "of an artefact")
+        return values
+
+
+class ChunkHasher:
+    """Digests of consecutive chunks from bytes that come in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._digests: list[bytes] = []
+        self._hasher = blake3()
+        self._filled = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add the next bytes."""
+        rest = memoryview(data)
+        while rest:
+            part = rest[: CHUNK_BYTES - self._filled]
+            self._hasher.update(part)
+            self._filled += len(part)
+            rest = rest[len(part) :]
+            if self._filled == CHUNK_BYTES:
+                self._finish()
+
+    def digests(self) -> list[bytes]:
+        """Return the digests; a last, shorter chunk is one."""
+        if self._filled:
+            self._finish()
+        return self._digests
+
+    def _finish(self) -> None:
+        self._digests.append(self._hasher.digest())
+        self._hasher = blake3()
+        self._filled = 0
+
+
+def changed(source: TensorSource, what: str) -> CorruptError:
+    """Return the error that a source no longer has the bytes that its digest names."""
+    return CorruptError(
+        f"{source.path or 'An inline blob'}: {what} is not blob {source.blob.hex()[:12]} any more.",
+        hint="The file was changed meanwhile, or the disk is failing.",
+    )
+
+
+def check_arithmetic() -> None:
+    """Refuse to merge in a process that flushes denormal numbers to zero.
+
+    Some shared libraries built with -ffast-math switch that on when they are loaded, and then the same
+    inputs give other bits than elsewhere (STRATEGIES E.1).
+
+    Raises:
+        ResolveError: This process cannot merge exactly.
+    """
+    smallest = np.array([5e-324, 2.3e-308])
+    if smallest[0] * 1.0 == 0.0 or smallest[1] / 2 == 0.0:
+        raise ResolveError(
+            "This process flushes denormal numbers to zero, so its results would differ from other nodes'.",
+            hint="A library that was built with -ffast-math has been loaded; find and remove it.",
+        )

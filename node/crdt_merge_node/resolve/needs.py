@@ -1,0 +1,85 @@
+"""What a strategy needs besides models: the tensors of artefacts, or an error that says what is lacking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, NoReturn
+
+from crdt_merge_protocol.errors import (
+    ArtefactInvalidError,
+    ArtefactMissingError,
+    ArtefactStaleError,
+    ResolveError,
+    RoleMissingError,
+    UnsupportedCountError,
+)
+from crdt_merge_protocol.strategies.composite import Effective
+from crdt_merge_protocol.strategies.contract import MergeContext, Strategy, Wanted
+
+from .job import ResolveJob
+from .steps import Part, TensorPlan
+
+_ROLE: Final = "role"
+_NAMED_MAX: Final = 4
+
+
+def add_parts(
+    job: ResolveJob, strategy: Strategy, context: MergeContext, tensors: Sequence[TensorPlan]
+) -> tuple[TensorPlan, ...]:
+    """Return the plans of tensors with how they are cut and what artefacts come with their blocks.
+
+    Raises:
+        ArtefactInvalidError: An artefact lacks a tensor, or has one of another size.
+    """
+    return tuple(
+        tensor
+        if tensor.index < 0
+        else replace(
+            tensor,
+            granularity=strategy.granularity(context, tensor.index),
+            artefacts=tuple(_part(job, tensor, wanted) for wanted in strategy.wants(context, tensor.index)),
+        )
+        for tensor in tensors
+    )
+
+
+def _part(job: ResolveJob, tensor: TensorPlan, wanted: Wanted) -> Part:
+    item = job.artefacts[wanted.artefact]
+    spec, source = item.artefact.spec(wanted.tensor), item.tensors.get(wanted.tensor)
+    who = f"{item.artefact.type} {item.artefact.digest.hex()[:12]}"
+    if spec is None or source is None:
+        raise ArtefactInvalidError(f"{who} has no tensor {wanted.tensor}, which {tensor.spec.name} needs.")
+    if wanted.is_aligned and spec.numel != tensor.spec.numel:
+        raise ArtefactInvalidError(
+            f"Tensor {wanted.tensor} of {who} has {spec.numel} elements and {tensor.spec.name} has "
+            f"{tensor.spec.numel}."
+        )
+    return Part(source, spec.dtype, wanted.is_aligned)
+
+
+def refuse_unmet(working: Effective, job: ResolveJob) -> NoReturn:
+    """Raise the error that says why not even a stand-in can merge these inputs."""
+    strategy, context = working.strategy, working.context
+    notes = [f"{digest[:12]}: {reason}" for digest, reason in sorted(job.unfit.items())]
+    more = f"; not used: {'; '.join(notes[:_NAMED_MAX])}" if notes else ""
+    raise _kind(strategy, context, job)(
+        f"{'; '.join([*working.reasons, working.unmet or ''])}{more}.",
+        hint="Give what is missing, or name what is to be computed instead: --param fallback=STRATEGY.",
+    )
+
+
+def _kind(strategy: Strategy, context: MergeContext, job: ResolveJob) -> type[ResolveError]:
+    if context.k < strategy.k_min or (strategy.k_max is not None and context.k > strategy.k_max):
+        return UnsupportedCountError
+    lacking = [
+        need
+        for need in strategy.artefacts
+        if need.missing_in(context.artefacts, context.digests, context.set_root) is not None
+    ]
+    if any(need.scope == "set" for need in lacking) and job.is_stale:
+        return ArtefactStaleError
+    if lacking and all(need.type != _ROLE for need in lacking):
+        return ArtefactMissingError
+    has_roles = any(need.type == _ROLE for need in strategy.artefacts)
+    return RoleMissingError if has_roles else ArtefactMissingError

@@ -1,0 +1,97 @@
+"""The account beside an output: what was merged, how, by whom asked, and what came out. JSON."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Final
+
+import numpy as np
+from crdt_merge_protocol.limits import WEIGHT_ONE
+from crdt_merge_protocol.resolve_key import used_root
+from crdt_merge_protocol.strategies.registry import get
+
+from crdt_merge_node.version import VERSION
+
+from .job import ResolveJob, ResolveResult
+from .steps import Plan
+
+PROVENANCE_SCHEMA: Final = "provenance/1"
+
+
+def provenance_of(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str, Any]:
+    """Return the account of a finished resolve."""
+    return {
+        "schema": PROVENANCE_SCHEMA,
+        "resolve_key": result.resolve_key.hex(),
+        "used_root": used_root(model.digest for model in job.inputs).hex(),
+        "output_digest": result.output_digest.hex(),
+        "file": {
+            "name": result.output_path.name,
+            "sha256": result.file_sha256.hex(),
+            "nbytes": result.nbytes,
+            "tensors": len(plan.tensors),
+        },
+        "recipe": _recipe(job, plan),
+        "effective_strategy": {
+            "strategy": plan.strategy,
+            "version": get(plan.strategy).version,
+            "reason": plan.stand_in_reason or None,
+        },
+        "inputs": [
+            {
+                "digest": model.digest.hex(),
+                "content": model.content.hex(),
+                "weight": model.weight,
+                "role": _role(plan, model.digest),
+            }
+            for model in job.inputs
+        ],
+        "weight_one": WEIGHT_ONE,
+        "artefacts": [
+            {
+                "digest": artefact.digest.hex(),
+                "type": artefact.type,
+                "subject": artefact.subject.hex() or None,
+                "set_root": artefact.set_root.hex() or None,
+            }
+            for artefact in plan.context.artefacts
+        ],
+        "artefacts_not_used": dict(sorted(job.unfit.items())),
+        "task": job.task.hex() or None,
+        "decisions": dict(result.decisions),
+        "numerics": {
+            "class": result.profile,
+            "release": VERSION,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        "run": {
+            "duration_s": round(result.duration_s, 3),
+            "workers": plan.workers,
+            "block_elements": plan.block_elements,
+        },
+        "facts": dict(job.facts),
+    }
+
+
+def _recipe(job: ResolveJob, plan: Plan) -> dict[str, Any]:
+    return {
+        "digest": job.recipe_digest.hex(),
+        "strategy": job.strategy,
+        "strategy_version": get(job.strategy).version,
+        "params": dict(sorted(job.params.items())),
+        "effective_params": {name: str(value) for name, value in sorted(plan.context.params.items())},
+        "schema": job.schema.id.hex(),
+        "base": job.base.content.hex() if job.base else None,
+        "dtype": job.dtype,
+        "seed": job.seed.hex(),
+    }
+
+
+def _role(plan: Plan, digest: bytes) -> str | None:
+    """Return the role that an artefact gives a contribution, if one does."""
+    return next(
+        (a.header.get("role") for a in plan.context.artefacts if a.type == "role" and a.subject == digest),
+        None,
+    )

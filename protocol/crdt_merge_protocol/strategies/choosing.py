@@ -1,0 +1,196 @@
+"""Which artefacts a merge uses, and which contributions have to stay out for want of one (STRATEGIES 1.10).
+
+Pure: equal sets of operations choose equally on all nodes. Of several artefacts the newest counts, by the
+depth of its operation, then its tag; never the one with the smallest digest, which can be ground. Who may
+speak decides first: of one contribution whoever contributed it, of a set of contributions an administrator,
+or whom the policy names by digest. What is of another base or another set is stale and never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from crdt_merge_protocol.resolve_key import used_root
+
+from .artefacts import Artefact, ArtefactNeed, in_order
+from .contract import Strategy
+from .parameters import Value
+from .registry import get, names
+
+ARTEFACT_PARAMETER: Final = "artefact"
+"""Parameter with the digest of the set-bound artefact to use, in hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """An artefact that somebody contributed; valid in itself."""
+
+    artefact: Artefact
+    author: bytes = b""
+    order: tuple[int, bytes] = (0, b"")
+    """(depth, tag) of its operation: the greatest is the newest."""
+    is_admin: bool = True
+    """Whether its author is an administrator of the group. Offline everybody is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Why an artefact that is valid in itself is not used."""
+
+    reason: str
+    is_stale: bool = False
+    """Made for another base or another set of contributions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What goes into a merge."""
+
+    models: tuple[bytes, ...]
+    """Digests of the contributions that have all they need, sorted."""
+    artefacts: tuple[Artefact, ...]
+    """In canonical order; none twice."""
+    lacking: Mapping[bytes, str] = field(default_factory=dict)
+    """Why other contributions are set aside, by their digest."""
+    unfit: Mapping[bytes, Unfit] = field(default_factory=dict)
+    """Why other artefacts of a type that is needed are not used, by their digest."""
+
+
+def needs_of(strategy: Strategy, params: Mapping[str, Value] | Mapping[str, str]) -> tuple[ArtefactNeed, ...]:
+    """Return what artefacts a strategy works with, and those that its parameters name, by type.
+
+    Those of the others (``fallback``, ``inner``) set no contribution aside: they are optional here.
+    """
+    needs = {need.type: need for need in strategy.artefacts}
+    for other in named_strategies(params):
+        for need in other.artefacts:
+            needs.setdefault(need.type, ArtefactNeed(need.type, is_optional=True))
+    return tuple(needs[type_] for type_ in sorted(needs))
+
+
+def named_artefact(params: Mapping[str, Value] | Mapping[str, str]) -> str:
+    """Return the digest of the set-bound artefact that the parameters name, in hex, or an empty text."""
+    return str(params.get(ARTEFACT_PARAMETER, ""))
+
+
+def choose(
+    needs: Sequence[ArtefactNeed],
+    offers: Iterable[Offer],
+    authors: Mapping[bytes, Collection[bytes]],
+    *,
+    base_content: bytes,
+    named: str = "",
+    sets_aside: bool,
+) -> Choice:
+    """Return what a merge of these contributions uses.
+
+    Contributions that lack what they need go first; only then is the set known that set-bound artefacts must
+    have been made for.
+
+    Args:
+        needs: As :func:`needs_of` returns them.
+        offers: All that is visible and valid in itself; of other types too.
+        authors: Who contributed each model, by its digest.
+        base_content: Content id of the base, empty without one.
+        named: Digest of the set-bound artefact to use, in hex; empty: the newest of an administrator.
+        sets_aside: True in a group; False offline, where what is lacking is an error of its own.
+    """
+    ranked = sorted(offers, key=lambda offer: (*offer.order, offer.artefact.digest), reverse=True)
+    unfit: dict[bytes, Unfit] = {}
+    chosen: dict[tuple[str, bytes], Artefact] = {}
+    lacking: dict[bytes, str] = {}
+    for need in (need for need in needs if need.scope == "contribution"):
+        found = _of_contributions(need, ranked, authors, base_content, unfit)
+        chosen |= {(need.type, subject): artefact for subject, artefact in found.items()}
+        if not need.is_optional and sets_aside:
+            reason = f"it has no {need.type}, which the group's strategy needs"
+            lacking |= {digest: reason for digest in authors if digest not in found}
+    models = tuple(sorted(authors.keys() - lacking.keys()))
+    chosen = {key: artefact for key, artefact in chosen.items() if key[1] not in lacking}
+    root = used_root(models)
+    for need in (need for need in needs if need.scope == "set"):
+        artefact = _of_set(need, ranked, unfit, root=root, base_content=base_content, named=named)
+        if artefact is not None:
+            chosen[need.type, b""] = artefact
+    used = {artefact.digest for artefact in chosen.values()}
+    return Choice(
+        models=models,
+        artefacts=in_order(chosen.values()),
+        lacking=lacking,
+        unfit={digest: why for digest, why in unfit.items() if digest not in used},
+    )
+
+
+def _of_contributions(
+    need: ArtefactNeed,
+    ranked: Sequence[Offer],
+    authors: Mapping[bytes, Collection[bytes]],
+    base_content: bytes,
+    unfit: dict[bytes, Unfit],
+) -> dict[bytes, Artefact]:
+    """Return the artefact of one type for each contribution that has one, by the contribution's digest."""
+    found: dict[bytes, Artefact] = {}
+    for offer in ranked:
+        artefact = offer.artefact
+        if artefact.type != need.type:
+            continue
+        subject = artefact.subject
+        if subject not in authors:
+            why = Unfit(f"contribution {subject.hex()[:12]}, which it is of, is not used")
+        elif offer.author not in authors[subject]:
+            why = Unfit(f"its author did not contribute {subject.hex()[:12]}")
+        elif artefact.base not in (b"", base_content):
+            why = _other_base(artefact)
+        elif subject in found:
+            why = Unfit("there is a newer one")
+        else:
+            found[subject] = artefact
+            continue
+        unfit.setdefault(artefact.digest, why)
+    return found
+
+
+def _of_set(
+    need: ArtefactNeed,
+    ranked: Sequence[Offer],
+    unfit: dict[bytes, Unfit],
+    *,
+    root: bytes,
+    base_content: bytes,
+    named: str,
+) -> Artefact | None:
+    """Return the artefact of one type for the whole set, or None."""
+    found: Artefact | None = None
+    for offer in ranked:
+        artefact = offer.artefact
+        if artefact.type != need.type:
+            continue
+        if named and artefact.digest.hex() != named:
+            why = Unfit(f"the policy names {named[:12]}")
+        elif not named and not offer.is_admin:
+            why = Unfit("its author is no administrator and the policy does not name it")
+        elif artefact.set_root != root:
+            why = Unfit("it was made for another set of contributions", is_stale=True)
+        elif artefact.base not in (b"", base_content):
+            why = _other_base(artefact)
+        elif found is not None:
+            why = Unfit("there is a newer one")
+        else:
+            found = artefact
+            continue
+        unfit.setdefault(artefact.digest, why)
+    return found
+
+
+def _other_base(artefact: Artefact) -> Unfit:
+    return Unfit(f"it was made for another base, {artefact.base.hex()[:12]}", is_stale=True)
+
+
+def named_strategies(params: Mapping[str, Value] | Mapping[str, str]) -> Iterator[Strategy]:
+    """Yield every strategy that a parameter names, at any depth."""
+    known = set(names())
+    for name, value in params.items():
+        if name.rpartition(".")[2] in ("fallback", "inner") and str(value) in known:
+            yield get(str(value))
