@@ -12,9 +12,12 @@ from .averages import Linear, WeightAverage
 from .contract import Strategy
 from .dam import DAM_STRATEGIES
 from .dare import Dare, DareTies
+from .delegation import FALLBACK
+from .extras import EXTRA_STRATEGIES
 from .fisher import FISHER_STRATEGIES
 from .genome import GENOME_STRATEGIES
 from .led import LED_STRATEGIES
+from .magnitude_sampling import Della, DellaLinear
 from .spherical import Slerp
 from .surgery import SURGERY_STRATEGIES
 from .task_vectors import TaskArithmetic
@@ -30,12 +33,15 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         Ties(),
         Dare(),
         DareTies(),
+        Della(),
         *FISHER_STRATEGIES,
         *DAM_STRATEGIES,
         *LED_STRATEGIES,
         *GENOME_STRATEGIES,
         *SURGERY_STRATEGIES,
         *ADA_MERGING_STRATEGIES,
+        DellaLinear(),
+        *EXTRA_STRATEGIES,
     )
 }
 ALIASES: Final = {
@@ -43,9 +49,13 @@ ALIASES: Final = {
     "mean": "weight_average",
     "model_soup": "weight_average",
     "lerp": "linear",
-    "karcher": "slerp",
     "task_vectors": "task_arithmetic",
     "dare_linear": "dare",
+    "nlerp": "multislerp",
+    "ramplus": "ramplus_tl",
+    "median": "coordinate_median",
+    "rfa": "geometric_median",
+    "centered_clipping": "norm_clipped_mean",
 }
 """Other names in use. A recipe always holds the id."""
 
@@ -56,10 +66,8 @@ def names() -> tuple[str, ...]:
 
 
 def plain_names() -> tuple[str, ...]:
-    """Return the ids of the strategies that need models, perhaps a base, and nothing else."""
-    return tuple(
-        name for name, strategy in _STRATEGIES.items() if all(need.is_optional for need in strategy.artefacts)
-    )
+    """Return the ids of the strategies that need any number of models, perhaps a base, and nothing else."""
+    return tuple(name for name, strategy in _STRATEGIES.items() if _is_plain(strategy))
 
 
 def get(name: str) -> Strategy:
@@ -76,3 +84,9 @@ def get(name: str) -> Strategy:
     raise ParameterError(
         f"There is no strategy {name!r}.{suggestion}", hint=f"Known: {', '.join(_STRATEGIES)}."
     )
+
+
+def _is_plain(strategy: Strategy) -> bool:
+    """Tell whether there are no inputs for which a stand-in could be needed."""
+    can_stand_back = any(parameter.name == FALLBACK for parameter in strategy.parameters)
+    return not can_stand_back and all(need.is_optional for need in strategy.artefacts)

@@ -82,18 +82,12 @@ class Sce(Strategy):
 
     def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
         """Tell whether a pass can still learn from a tensor."""
-        known: SceState = state or SceState()
-        if pass_no == self.pass_count(context) - 1:
-            return tensor_index not in known.empty
-        selection = known.selections.get(tensor_index)
-        if pass_no == LEVELS:
-            return selection is not None and has_ties(selection)
-        return pass_no == 0 or (selection is not None and not selection.is_done)
+        return self._learns(context, state or SceState(), pass_no, tensor_index)
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
         """Return counts of variances, of variances equal to the threshold, or leaf sums of squares."""
         known: SceState = state or SceState()
-        if not self.needs(context, state, pass_no, block.tensor_index):
+        if not self._learns(context, known, pass_no, block.tensor_index):
             return None
         if pass_no == self.pass_count(context) - 1:
             return _squares(context, known, block)
@@ -199,6 +193,14 @@ class Sce(Strategy):
         known: SceState = state or SceState()
         names = [context.specs[index].name for index in sorted(known.unweighed)]
         return [f"{len(names)} tensors, first {names[0]}: {_UNWEIGHED}."] if names else []
+
+    def _learns(self, context: MergeContext, state: SceState, pass_no: int, tensor_index: int) -> bool:
+        if pass_no == self.pass_count(context) - 1:
+            return tensor_index not in state.empty
+        selection = state.selections.get(tensor_index)
+        if pass_no == LEVELS:
+            return selection is not None and has_ties(selection)
+        return pass_no == 0 or (selection is not None and not selection.is_done)
 
 
 def _share(context: MergeContext) -> Fraction:

@@ -37,7 +37,8 @@ def test_defaults_follow_the_profile(name):
 
 
 def test_aliases_lead_to_the_published_name():
-    assert get("karcher").id == "slerp"
+    assert get("karcher").id == "karcher"
+    assert get("lerp").id == "linear"
     assert get("dare_linear").id == "dare"
 
 
