@@ -33,6 +33,13 @@ Mask = npt.NDArray[np.bool_]
 _VANISHING_SUM: Final = 1e-7
 """Sums of magnitudes below this are left alone, as in mergekit."""
 
+SEED_PARAMETERS: Final = (
+    Parameter(
+        name="seed_scope", type="choice", default="root", choices=("root", "contribution"),
+        doc="root: new masks whenever the set changes. contribution: a contribution keeps its mask.",
+    ),
+    Parameter(name="seed_salt", type="text", default="", doc="Any text: another one gives other masks."),
+)  # fmt: skip
 _DROP_PARAMETERS: Final = (
     Parameter(
         name="density", type="decimal", default="0.5", mergekit_default="1.0", low="0", high="1",
@@ -50,11 +57,7 @@ _DROP_PARAMETERS: Final = (
         name="min_numel", type="integer", default="0", low="0", unit="elements",
         doc="Nothing is dropped from smaller tensors.",
     ),
-    Parameter(
-        name="seed_scope", type="choice", default="root", choices=("root", "contribution"),
-        doc="root: new masks whenever the set changes. contribution: a contribution keeps its mask.",
-    ),
-    Parameter(name="seed_salt", type="text", default="", doc="Any text: another one gives other masks."),
+    *SEED_PARAMETERS,
 )  # fmt: skip
 
 
@@ -227,16 +230,20 @@ def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: 
     share = _keep_share(context, block.tensor_index, contribution)
     if share >= 1:
         return None
-    seed = context.seed if context.params["seed_scope"] == "root" else b""
+    key = mask_key(strategy, context, block.tensor_index, contribution)
+    return keep_mask(key, block.start, block.stop - block.start, share)
+
+
+def mask_key(strategy: str, context: MergeContext, tensor_index: int, contribution: int) -> bytes:
+    """Return the key of the stream that a contribution's mask of a tensor is drawn from."""
     salt = str(context.params["seed_salt"])
-    key = stream_key(
-        seed,
+    return stream_key(
+        context.seed if context.params["seed_scope"] == "root" else b"",
         strategy,
-        context.specs[block.tensor_index].name,
+        context.specs[tensor_index].name,
         context.digests[contribution],
         f"mask/{salt}" if salt else "mask",
     )
-    return keep_mask(key, block.start, block.stop - block.start, share)
 
 
 def _keep_share(context: MergeContext, tensor_index: int, contribution: int) -> Fraction:

@@ -42,21 +42,21 @@ from .trimming import (
     voters,
 )
 
-Stage = Literal["factors", "select", "place", "majority"]
+Stage = Literal["factors", "crumbs", "select", "place", "majority"]
 _SELECT: Final = tuple[Stage, ...](["select"] * LEVELS)
 
 
 class SignElection(Strategy):
-    """The common course of TIES and DARE-TIES; they differ in what the differences are."""
+    """The common course of TIES and what elects like it; they differ in what the differences are."""
 
     base: ClassVar[BaseUse] = "required"
     trim_parameter: ClassVar[str] = "density"
-    """What says how much of the differences trimming keeps."""
+    """What says how much of the differences trimming keeps; empty: all of them."""
 
     def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
         """Return all parameters, typed; a share of the whole model cannot differ by tensor."""
         values = super().validate(params)
-        density = values[self.trim_parameter]
+        density = values.get(self.trim_parameter)
         if (
             values["scope"] == "model"
             and isinstance(density, Table)
@@ -74,6 +74,8 @@ class SignElection(Strategy):
 
     def trim_density(self, context: MergeContext, tensor_index: int, contribution: int) -> Fraction:
         """Return the share of a contribution's elements that trimming keeps, in a tensor or in all."""
+        if not self.trim_parameter:
+            return Fraction(1)
         return context.number(self.trim_parameter, tensor_index, contribution)
 
     def first_stages(self, context: MergeContext) -> tuple[Stage, ...]:  # noqa: ARG002 - a default
@@ -86,7 +88,7 @@ class SignElection(Strategy):
 
     def keeps_nothing(self, context: MergeContext) -> bool:
         """Tell whether the result is the base."""
-        return possible(context.params[self.trim_parameter]) == {0}
+        return self._trim_densities(context) == {0}
 
     def votes(self, context: MergeContext, tensor_index: int) -> list[int]:
         """Return the contributions that have a say in a tensor and keep something of it."""
@@ -102,7 +104,7 @@ class SignElection(Strategy):
         if self.keeps_nothing(context):
             return ()
         stages = self.first_stages(context)
-        if _is_selective(possible(context.params[self.trim_parameter])):
+        if _is_selective(self._trim_densities(context)):
             stages += _SELECT
             if context.params["profile"] == MERGEKIT:
                 stages += ("place",)
@@ -196,6 +198,10 @@ class SignElection(Strategy):
             name = "*" if scope == WHOLE_MODEL else context.specs[scope].name
             thresholds.setdefault(name, {})[context.digests[i].hex()] = selection.magnitude
         return {**super().decisions(context, state), "thresholds": thresholds}
+
+    def _trim_densities(self, context: MergeContext) -> set[Scalar]:
+        """Return every density that trimming can have somewhere."""
+        return possible(context.params[self.trim_parameter]) if self.trim_parameter else {Fraction(1)}
 
     def _trimmed_voters(self, context: MergeContext, tensor_index: int) -> list[int]:
         """Return the contributions of which trimming keeps a part, neither nothing nor all."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from .contract import LEAF_ELEMENTS, Block, Float64Array, Key, MergeContext
 from .kernels import chunks
@@ -37,6 +38,8 @@ class ElectionState:
     """By scope: the sign where votes cancel out; absent: plus."""
     factors: dict[tuple[int, int], float] = field(default_factory=dict)
     """By (tensor index, contribution): scale after dropping, if it depends on the elements."""
+    crumbs: Any = None
+    """What the search for breadcrumbs found (``breadcrumbs.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,15 @@ class Trim:
     def apply(self, values: Float64Array, start: int, scratch: Float64Array) -> None:
         """Zero, in place, the elements of ``values`` that do not stay. Both arrays have one size."""
         np.abs(values, out=scratch)
-        stays = scratch >= self.threshold
+        values *= self.stays(scratch, start)
+
+    def stays(self, magnitudes: Float64Array, start: int) -> npt.NDArray[np.bool_]:
+        """Return which elements stay, ``(n,)`` bool, from their magnitudes and the first one's flat index."""
+        stays: npt.NDArray[np.bool_] = magnitudes >= self.threshold
         beyond = max(self.last_equal + 1 - start, 0)
-        if beyond < values.size:
-            np.greater(scratch[beyond:], self.threshold, out=stays[beyond:])
-        values *= stays
+        if beyond < magnitudes.size:
+            np.greater(magnitudes[beyond:], self.threshold, out=stays[beyond:])
+        return stays
 
 
 def voters(context: MergeContext) -> list[int]:
@@ -65,7 +72,7 @@ def voters(context: MergeContext) -> list[int]:
 
 def scope_of(context: MergeContext, tensor_index: int) -> int:
     """Return which search or majority a tensor belongs to."""
-    return WHOLE_MODEL if context.params["scope"] == "model" else tensor_index
+    return WHOLE_MODEL if context.params.get("scope") == "model" else tensor_index
 
 
 def selection_of(state: ElectionState, scope: int, contribution: int) -> Selection:
