@@ -1,0 +1,91 @@
+"""Matrix products that no rounding can reach: every BLAS, order and thread count gives the same bits.
+
+Rows of the left factor and columns of the right one are scaled by powers of two to at most 1 and split into
+slices: integers of ``bits`` bits, the first slice the leading bits, the next what was left. A product of two
+slices is a sum of K integers up to 2^(2 bits), and K 2^(2 bits) <= 2^53, so all partial sums are integers
+that float64 holds exactly, with or without fused multiply-add. Only the few slice products are then added
+with rounding, elementwise and in a fixed order. The library must do plain IEEE 754 float64, nothing narrower.
+
+Source: Ozaki, Ogita, Oishi, Rump, Numerical Algorithms 59 (2012) 95-118, doi:10.1007/s11075-011-9478-1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from crdt_merge_protocol.strategies.contract import Float64Array
+
+_MANTISSA_BITS: Final = 53
+_INNER_MAX: Final = 1 << 16
+"""Longer sums are cut: 18 bits a slice are left at this length, and three slices still hold a float64."""
+FULL: Final = 3
+"""Slices for the precision of float64: six products."""
+HALF: Final = 2
+"""Slices for 2^-36 of the largest terms or better: three products."""
+
+
+def exact_matmul(left: Float64Array, right: Float64Array, slices: int = FULL) -> Float64Array:
+    """Return the product of two matrices, the same bits on every machine.
+
+    Args:
+        left: ``(m, K)`` float64, finite.
+        right: ``(K, n)`` float64, finite.
+        slices: :data:`FULL` or :data:`HALF`.
+
+    Returns:
+        ``(m, n)`` float64. The error of an element is about that of an ordinary product, K 2^-53 times the
+        largest elements of its row and its column. Overflows to infinity where the true product does.
+    """
+    inner = left.shape[1]
+    if inner <= _INNER_MAX:
+        return _product(left, right, slices)
+    total = _product(left[:, :_INNER_MAX], right[:_INNER_MAX], slices)
+    for start in range(_INNER_MAX, inner, _INNER_MAX):
+        part = slice(start, start + _INNER_MAX)
+        total += _product(left[:, part], right[part], slices)
+    return total
+
+
+def exact_gram(matrix: Float64Array, slices: int = FULL) -> Float64Array:
+    """Return ``matrix.T @ matrix``, ``(n, n)`` float64, exactly symmetric."""
+    return exact_matmul(matrix.T, matrix, slices)
+
+
+def _product(left: Float64Array, right: Float64Array, slices: int) -> Float64Array:
+    rows, inner = left.shape
+    if inner == 0 or rows == 0 or right.shape[1] == 0:
+        return np.zeros((rows, right.shape[1]), np.float64)
+    bits = (_MANTISSA_BITS - (inner - 1).bit_length()) // 2
+    lefts, row_exponents = _split(left, 1, bits, slices)
+    rights, column_exponents = _split(right, 0, bits, slices)
+    total: Float64Array | None = None
+    for order in reversed(range(slices)):  # The smallest products first.
+        part = np.matmul(lefts[0], rights[order])
+        for first in range(1, order + 1):
+            part += np.matmul(lefts[first], rights[order - first])
+        if total is not None:
+            total *= 2.0**-bits
+            part += total
+        total = part
+    assert total is not None
+    # A sum of zeros has the sign that the library's order gives it.
+    total += 0.0
+    with np.errstate(over="ignore"):
+        scaled: Float64Array = np.ldexp(total, row_exponents + column_exponents - 2 * bits)
+    return scaled
+
+
+def _split(matrix: Float64Array, axis: int, bits: int, slices: int) -> tuple[list[Float64Array], np.ndarray]:
+    """Return slices of integers and the exponents of their scales, kept as an axis of length 1."""
+    largest = np.maximum(matrix.max(axis=axis, keepdims=True), -matrix.min(axis=axis, keepdims=True))
+    exponents = np.frexp(largest)[1]
+    rest = np.ldexp(matrix, bits - exponents)
+    found = []
+    for _ in range(slices - 1):
+        found.append(np.rint(rest))
+        rest -= found[-1]
+        rest *= 2.0**bits
+    found.append(np.rint(rest, out=rest))
+    return found, exponents
