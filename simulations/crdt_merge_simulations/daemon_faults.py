@@ -7,10 +7,15 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from crdt_merge_node.transport.connection import Connection, Lane
+from crdt_merge_protocol.messages.gossip import Gossip
+
+from .daemon_models import clone_content
 from .loop import OUTSIDE
 from .machine import DATA, Machine
+from .mischief import Mischief, fork, garbage, orphans
 from .network import Direction
-from .plan import Fault
+from .plan import Act, Fault
 from .planning import stream
 
 if TYPE_CHECKING:
@@ -20,6 +25,10 @@ MOMENT_S: Final = 0.5
 """A fault that waits for its moment waits so long at most."""
 CALLS_MAX: Final = 40
 """Of a disk, before a machine dies in the middle of one."""
+CLONE_ACT_S: Final = 0.8
+"""After which somebody works on a clone and on its original."""
+CULPRITS: Final = frozenset({"forker", "liar", "withholder", "garbage", "flooder"})
+"""Faults after which nothing can be asked of their node."""
 
 
 class Faults:
@@ -142,6 +151,29 @@ class Faults:
             machine.disks_lost += 1
             machine.use_disk(copy)
 
+    def do_clone(self, fault: Fault) -> None:
+        """Start a second daemon on a copy of the disk, keys included; both are worked on."""
+        world, original = self._world, self._node(fault)
+        clone = world.add_clone(original)
+        world.note(f"{clone.name} starts")
+        clone.start()
+        for number, machine in enumerate((clone, original)):
+            act = Act(
+                index=10_000 + 2 * fault.index + number,
+                time=fault.time + CLONE_ACT_S,
+                node=machine.number,
+                kind="add",
+                args={"group": 0, "slot": "clone", "content": clone_content(fault.index)},
+            )
+            world.loop.call_later(CLONE_ACT_S, world.users.begin, machine, act, context=OUTSIDE)
+
+        def vanish() -> None:
+            clone.is_wanted = False
+            clone.kill(restart_s=None)
+            world.checker.disk_lost(clone.number, {})
+
+        self._for(fault, vanish)
+
     def do_freeze(self, fault: Fault) -> None:
         """SIGSTOP and SIGCONT."""
         process = self._node(fault).process
@@ -252,6 +284,56 @@ class Faults:
         """Change a byte of the next segment."""
         for direction in self._both(fault)[:1]:
             direction.is_corrupting = True
+
+    # --- peers that lie -----------------------------------------------------------------------------
+
+    def do_forker(self, fault: Fault) -> None:
+        """Sign two operations for one place of a log, and show each to half of the peers (R6)."""
+        machine, world = self._node(fault), self._world
+        states = list(machine.states().values())
+        connections = self._connections(machine)
+        if not states or not connections:
+            return
+        twins = fork(machine.key, states[0], self._rng(fault))
+        for number, connection in enumerate(connections):
+            message = Gossip(group=states[0].group, operations=(twins[number % 2].wire(),))
+            connection.send(message, Lane.OPERATIONS)
+        world.twins.append((machine.key.node_id, twins[0].id, twins[1].id))
+
+    def do_liar(self, fault: Fault) -> None:
+        """Announce roots that it does not have."""
+        self._be(fault, "liar")
+
+    def do_withholder(self, fault: Fault) -> None:
+        """Send no operations, whoever wants them."""
+        self._be(fault, "withholder")
+
+    def _be(self, fault: Fault, kind: str) -> None:
+        machine = self._node(fault)
+        machine.mischief = Mischief(kind, self._rng(fault))
+        self._for(fault, lambda: setattr(machine, "mischief", None))
+
+    def do_garbage(self, fault: Fault) -> None:
+        """Send bytes that are no frames, over connections that are authenticated."""
+        rng = self._rng(fault)
+        for connection in self._connections(self._node(fault)):
+            connection._pump.write(garbage(rng))  # noqa: SLF001  (no honest code sends what is no message)
+
+    def do_flooder(self, fault: Fault) -> None:
+        """Send operations whose past does not exist."""
+        machine = self._node(fault)
+        for group in list(machine.states())[:1]:
+            messages = orphans(machine.key, group, fault.args["count"], self._rng(fault))
+            for connection in self._connections(machine):
+                for message in messages:
+                    connection.send(message, Lane.OPERATIONS)
+
+    @staticmethod
+    def _connections(machine: Machine) -> list[Connection]:
+        if machine.node is None:
+            return []
+        connections = machine.node.services.driver.connections
+        return [connections[peer] for peer in sorted(connections)]
 
     # --- disks --------------------------------------------------------------------------------------
 

@@ -18,46 +18,36 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from unittest import mock
 
-import numpy as np
 import structlog
-from crdt_merge_node.contents import GroupContents
-from crdt_merge_node.control.model import (
-    ContributionAdded,
-    GroupInfo,
-    PolicyChanges,
-    PolicyInfo,
-    ResolveReport,
-)
+from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import SystemClock
 from crdt_merge_node.transport import TlsContexts
 from crdt_merge_node.transport.certificates import CertificateAuthority
-from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.errors import CrdtMergeError
-from crdt_merge_protocol.limits import WEIGHT_ONE
-from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP
-from crdt_merge_protocol.state import CRDTMergeState
-from crdt_merge_protocol.tensorfile import layout
 from cryptography import x509
 
-from .daemon_faults import Faults
+from .daemon_faults import CULPRITS, Faults
+from .daemon_models import DaemonModels
+from .daemon_sharing import shared_daemon_work
+from .daemon_tap import Tap
+from .daemon_users import Users
+from .daemon_watch import Watcher
 from .disk import SimulatedDisk
 from .disk_sqlite import SimulatedVfs
 from .invariants import Checker
 from .loop import OUTSIDE, SimulatedLoop, simulated_loop
-from .machine import DATA, USER, Machine, StoppedError, Surroundings
+from .machine import DATA, Machine, StoppedError, Surroundings
 from .network import PORT, Direction, Network, host_of
 from .plaintext import PlaintextContexts, RealContexts
-from .plan import Act, Plan
+from .plan import Fault, Plan
 from .planning import stream
-from .result import Result, Sample
-
-T = TypeVar("T")
+from .result import Result
 
 WALL_S: Final = 1_800_000_000.0
 START_S_MAX: Final = 60.0
@@ -66,7 +56,6 @@ STARTS_PER_S: Final = 50.0
 SEEDS_MAX: Final = 3
 SAMPLES: Final = 80
 COLLECT_EVERY_SAMPLES: Final = 16
-UNKNOWN_KIND: Final = 200
 
 
 def run(plan: Plan, *, tls: bool = False) -> Result:
@@ -80,6 +69,7 @@ def run(plan: Plan, *, tls: bool = False) -> Result:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory())) if tls else None
         logged = stack.enter_context(_listening())
+        stack.enter_context(shared_daemon_work())
         loop = stack.enter_context(simulated_loop())
         # In a function of its own, so that nothing but the loop's graveyard keeps the world at the end.
         result, vfses = _live(plan, loop, directory)
@@ -95,7 +85,8 @@ def _live(plan: Plan, loop: SimulatedLoop, directory: Path | None) -> tuple[Resu
     world = DaemonWorld(plan, loop, directory)
     try:
         loop.run_until_complete(world.live())
-        return world.result(), [vfs for machine in world.machines for vfs in machine.vfses]
+        machines = (*world.machines, *world.clones)
+        return world.result(), [vfs for machine in machines for vfs in machine.vfses]
     finally:
         world.end()
 
@@ -110,9 +101,18 @@ class DaemonWorld:
         self.network.is_content_traced = directory is None
         self.checker = Checker()
         self.sometimes: Counter[str] = self.checker.sometimes
+        self.models = DaemonModels(plan)
+        self.tap = Tap(self.checker, plan.scenario.nodes, loop.time)
+        self.users = Users(self)
         self.faults = Faults(self)
+        self.watcher = Watcher(self)
         self.log: list[str] = []
-        self.samples: list[Sample] = []
+        self.clones: list[Machine] = []
+        """Machines that began with a copy of another's disk."""
+        self.culprits = frozenset(fault.args["node"] for fault in plan.faults if fault.kind in CULPRITS)
+        """Nodes that lie at some time; nothing is asked of them."""
+        self.twins: list[tuple[bytes, bytes, bytes]] = []
+        """(author, id, id) of forks."""
         self.after_ack: dict[int, Callable[[], None]] = {}
         """Called at the next acknowledgement of a node."""
         self.backups: dict[int, SimulatedDisk] = {}
@@ -123,8 +123,6 @@ class DaemonWorld:
         self._converged_after_s: float | None = None
         self._disks_lost: dict[int, int] = {}
         """How often the checker was told that a node's disk was lost."""
-        self._counts: dict[tuple[int, bytes], int] = {}
-        """Operations that a node held in a group when last looked at."""
         scenario = plan.scenario
         self._late = {act.node for act in plan.acts if act.kind == "start"}
         self._unsupported = sorted({fault.kind for fault in plan.faults} - self.faults.kinds())
@@ -152,7 +150,19 @@ class DaemonWorld:
                 ready=self._ready,
                 ended=self._ended,
             )
+            self._surroundings = surroundings
             return [Machine(surroundings, number, self._seeds(number)) for number in range(count)]
+
+    def add_clone(self, original: Machine) -> Machine:
+        """Return a new machine, not started, with the disk of another and links like its."""
+        number = len(self.machines) + len(self.clones)
+        for (a, b), direction in list(self.network.directions.items()):
+            if original.number in (a, b):
+                ends = (number, b) if a == original.number else (a, number)
+                self.network.directions[ends] = direction.like(stream(self.plan.seed, "link", *ends))
+        clone = Machine(self._surroundings, number, original.seeds, original=original)
+        self.clones.append(clone)
+        return clone
 
     def _seeds(self, number: int) -> tuple[str, ...]:
         lower = sorted(
@@ -187,31 +197,28 @@ class DaemonWorld:
         self.note(f"{machine.name} is ready" + ("" if recovery.is_clean else ", after repairs"))
         if not recovery.is_clean:
             self.sometimes["recovery repaired"] += 1
-        states = self.states(machine)
+        self.tap.attach(machine)
+        states = machine.states()
         if self._disks_lost.get(machine.number, 0) != machine.disks_lost:
             self._disks_lost[machine.number] = machine.disks_lost
+            self.tap.forget(machine.number)
             self.checker.disk_lost(
                 machine.number,
                 {group: [signed.id for signed in state.causal()] for group, state in states.items()},
             )
+        for group, state in states.items():
+            self.checker.stored(machine.number, group, list(state.trie))
         self.checker.kept(machine.number, states.values())
-
-    @property
-    def _has_lost_disk(self) -> bool:
-        return any(machine.disks_lost for machine in self.machines)
 
     def _ended(self, machine: Machine, error: BaseException) -> None:
         self.note(f"{machine.name} ended: {type(error).__name__}")
         self.sometimes[f"ended {type(error).__name__}"] += 1
+        if isinstance(error, CorruptError):
+            # Power cuts and full disks are no excuse: a store that only they have met must be whole.
+            text = f"the store of {machine.name} is damaged, and no byte of it has rotted"
+            self.checker.expect("I1", machine.disk.is_rotten, text)
         if not isinstance(error, CrdtMergeError | StoppedError):
             self.checker.expect("I9", False, f"{machine.name} ended: {error!r}")
-
-    def states(self, machine: Machine) -> dict[bytes, CRDTMergeState]:
-        """Return group -> state of a machine that is ready; nothing of one that is not."""
-        if machine.node is None:
-            return {}
-        replicas = machine.node.services.engine.replicas
-        return {group: replicas[group].state for group in sorted(replicas)}
 
     # --- the story ----------------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class DaemonWorld:
         duration_s = self.plan.scenario.duration_s
         at = self._origin
         for act in self.plan.acts:
-            self.loop.call_at(at + act.time, self._begin_act, act, context=OUTSIDE)
+            self.loop.call_at(at + act.time, self.users.begin, self.machines[act.node], act, context=OUTSIDE)
         for fault in self.plan.faults:
             if fault.kind not in self._unsupported:
                 self.loop.call_at(at + fault.time, self._begin_fault, fault, context=OUTSIDE)
@@ -232,7 +239,7 @@ class DaemonWorld:
                 self.loop.call_at(at + moment, self._back_up, fault, context=OUTSIDE)
         for number in range(1, SAMPLES + 1):
             await self._until(at + number * duration_s / SAMPLES)
-            self._sample()
+            self.watcher.sample(self._story_time())
             if number % COLLECT_EVERY_SAMPLES == 0:
                 gc.collect()
         self.is_in_story = False
@@ -245,37 +252,14 @@ class DaemonWorld:
             await asyncio.sleep(1 / STARTS_PER_S)
         await self._eventually(lambda: all(machine.node for machine in first), START_S_MAX)
         groups = self.plan.scenario.workload.groups
-        await self._on(self.machines[0], self._create_groups(groups))
+        await self.on(self.machines[0], self.users.create_groups(self.machines[0], groups))
         if not await self._eventually(
-            lambda: all(len(self.states(machine)) == groups for machine in first), START_S_MAX
+            lambda: all(len(machine.states()) == groups for machine in first), START_S_MAX
         ):
             self.note("the cluster did not come together before the story")
 
-    async def _create_groups(self, count: int) -> None:
-        machine, scenario = self.machines[0], self.plan.scenario
-        assert machine.node is not None, "it is ready"
-        machine.put_file(USER / "like", self._model(0))
-        for number in range(count):
-            await _last(
-                machine.node.api.group_create(
-                    name=f"g{number}",
-                    strategy=scenario.strategy,
-                    params=scenario.params,
-                    base_path=None,
-                    like_path=str(USER / "like"),
-                    dtype="",
-                    weight_cap=DEFAULT_WEIGHT_CAP,
-                    holders=scenario.holders,
-                ),
-                GroupInfo,
-            )
-
-    def _model(self, content: int) -> bytes:
-        """Return a file with one tensor of a contribution; equal numbers are equal files."""
-        elements = max(1, self.plan.scenario.workload.tensor_bytes // 4)
-        spec = TensorSpec(name="weights", dtype="F32", shape=(elements,))
-        generator = np.random.default_rng([self.plan.seed & 0xFFFFFFFF, content])
-        return layout([spec])[0] + generator.standard_normal(elements, dtype=np.float32).tobytes()
+    def _story_time(self) -> float:
+        return round(self.loop.time() - self._origin, 6)
 
     async def _until(self, moment: float) -> None:
         await asyncio.sleep(max(0.0, moment - self.loop.time()))
@@ -288,178 +272,19 @@ class DaemonWorld:
             await asyncio.sleep(0.1)
         return True
 
-    async def _on(self, machine: Machine, work: Any) -> Any:
+    async def on(self, machine: Machine, work: Any) -> Any:
         """Do something in the process of a machine; it must live that long."""
         assert machine.process is not None, "there is a process"
         return await self.loop.create_task(work, context=machine.process.context)
 
     # --- acts and faults ----------------------------------------------------------------------------
 
-    def _begin_fault(self, fault: Any) -> None:
+    def _begin_fault(self, fault: Fault) -> None:
         if self.is_in_story:
             self.faults.begin(fault)
 
-    def _back_up(self, fault: Any) -> None:
+    def _back_up(self, fault: Fault) -> None:
         self.backups[fault.index] = self.machines[fault.args["node"]].disk.copy()
-
-    def _begin_act(self, act: Act) -> None:
-        machine = self.machines[act.node]
-        if act.kind == "start":
-            machine.start()
-        elif act.kind == "leave":
-            self._leave(machine, act.args["down_s"])
-        elif machine.process is None or machine.node is None:
-            self.sometimes["act on a node that is down"] += 1
-        else:
-            self.loop.create_task(self._act(machine, act), context=machine.process.context)
-
-    def _leave(self, machine: Machine, down_s: float) -> None:
-        if not machine.is_wanted or machine.node is None:
-            return
-        machine.say_goodbye()
-
-        def come_back() -> None:
-            machine.kill(restart_s=None)
-            machine.lose_disk()
-            machine.start()
-
-        self.note(f"{machine.name} leaves")
-        self.loop.call_later(down_s, come_back, context=OUTSIDE)
-
-    async def _act(self, machine: Machine, act: Act) -> None:
-        """Carry out an act within the process of the node."""
-        try:
-            operation = await self._deed(machine, act)
-        except (CrdtMergeError, OSError) as error:
-            self.sometimes[f"act refused: {type(error).__name__}"] += 1
-            self.note(f"{machine.name} {act.kind} refused: {type(error).__name__}")
-            return
-        group = bytes.fromhex(self._group(machine, act))
-        self.note(f"{machine.name} {act.kind} {operation.hex()[:8]}")
-        self.checker.acknowledged(machine.number, self.states(machine)[group], operation)
-        if (then := self.after_ack.pop(machine.number, None)) is not None:
-            then()
-
-    def _group(self, machine: Machine, act: Act) -> str:
-        for group, state in self.states(machine).items():
-            if state.genesis.name == f"g{act.args['group']}":
-                return group.hex()
-        raise CrdtMergeError("the group is not known here yet.")
-
-    async def _deed(self, machine: Machine, act: Act) -> bytes:
-        node = machine.node
-        assert node is not None, "looked at a moment ago, in the same callback"
-        group, args = self._group(machine, act), act.args
-        match act.kind:
-            case "add":
-                path = USER / f"{act.index}.safetensors"
-                machine.put_file(path, self._model(args["content"]))
-                added = await _last(
-                    node.api.contribution_add(
-                        group,
-                        path=str(path),
-                        slot=args["slot"],
-                        base_path=None,
-                        weight=WEIGHT_ONE,
-                        meta={},
-                        wait_holds=0,
-                    ),
-                    ContributionAdded,
-                )
-                machine.disk.unlink(path)
-                return bytes.fromhex(added.contribution.tag)
-            case "remove":
-                removed = await node.api.contribution_remove(group, args["slot"])
-                return bytes.fromhex(removed.operation)
-            case "policy":
-                changes = PolicyChanges(weight_cap=args["weight_cap"])
-                policy = await _last(node.api.policy_set(group, changes), PolicyInfo)
-                return bytes.fromhex(policy.id)
-            case "unknown":
-                body = b"\x01" + stream(self.plan.seed, "unknown", act.index).randbytes(16)
-                signed = await node.services.driver.author(bytes.fromhex(group), UNKNOWN_KIND, body)
-                return signed.id
-        raise AssertionError(f"no such act: {act.kind}")
-
-    # --- looking ------------------------------------------------------------------------------------
-
-    def _sample(self) -> None:
-        roots, operations, keys, tombstones = [], [], set(), 0
-        honest = [machine.key.node_id for machine in self.machines]
-        for machine in self.machines:
-            states = self.states(machine)
-            roots.append("".join(state.sync_root.hex()[:8] for state in states.values()))
-            operations.append(sum(len(state) for state in states.values()))
-            tombstones = max(tombstones, sum(len(state.removes) for state in states.values()))
-            if machine.node is None:
-                continue
-            replicas = machine.node.services.engine.replicas
-            for group in sorted(replicas):
-                state = replicas[group].state
-                if self._counts.get((machine.number, group)) != len(state):
-                    self._counts[machine.number, group] = len(state)
-                    self.checker.stored(machine.number, group, list(state.trie))
-                self.checker.look(machine.number, replicas[group], honest, thoroughly=False)
-                contents = machine.node.services.keeper.contents(group)
-                if contents is not None and contents.is_complete:
-                    keys.add(contents.keys()[1])
-        self.samples.append(
-            Sample(
-                time=round(self.loop.time() - self._origin, 6),
-                distinct_roots=len({root for root in roots if root}),
-                distinct_keys=len(keys),
-                roots=roots,
-                sides=[self.faults.side_of(number) for number in range(len(self.machines))],
-                operations=operations,
-                tombstones=tombstones,
-            )
-        )
-
-    def _is_converged(self) -> bool:
-        first = self.states(self.machines[0])
-        groups = self.plan.scenario.workload.groups
-        if len(first) != groups:
-            return False
-        for machine in self.machines:
-            states = self.states(machine)
-            if len(states) != groups or any(
-                states[group].sync_root != first[group].sync_root for group in first if group in states
-            ):
-                return False
-        return all(self._is_complete(machine, group) for machine in self.machines for group in first)
-
-    def _is_complete(self, machine: Machine, group: bytes) -> bool:
-        """Whether all bytes that still exist are here, judged from the newest view."""
-        node = machine.node
-        if node is None or (contents := node.services.keeper.contents(group)) is None:
-            return False
-        if contents.view != node.services.engine.replicas[group].state.view:
-            return False
-        lost = self._lost_bytes()
-        return contents.is_ready(frozenset(self._without(contents, lost)))
-
-    def _lost_bytes(self) -> frozenset[bytes]:
-        """Return what is wanted and on no disk: possible only where a disk was lost before it was fetched."""
-        if not self._has_lost_disk:
-            return frozenset()
-        wanted: set[bytes] = set()
-        stores = []
-        for machine in self.machines:
-            if machine.node is not None:
-                stores.append(machine.node.services.store.blobs)
-                for group in self.states(machine):
-                    if (contents := machine.node.services.keeper.contents(group)) is not None:
-                        wanted.update(contents.missing)
-        return frozenset(
-            id_
-            for id_ in wanted
-            if not any(store.has(id_) or store.get_object(id_) is not None for store in stores)
-        )
-
-    @staticmethod
-    def _without(contents: GroupContents, lost: frozenset[bytes]) -> list[bytes]:
-        """Return the contributions that nobody will ever see the bytes of."""
-        return sorted(item.visible.tag for item in contents.awaited() if lost & item.missing.keys())
 
     # --- peace --------------------------------------------------------------------------------------
 
@@ -471,96 +296,27 @@ class DaemonWorld:
             machine.cut_in, machine.fails_next_write = None, False
             self.after_ack.clear()
             machine.start()
-        if await self._eventually(self._is_converged, self.plan.scenario.peace_s):
+        if await self._eventually(self.watcher.is_converged, self.plan.scenario.peace_s):
             self._converged_after_s = round(self.loop.time() - healed, 6)
             self.note(f"all agree after {self._converged_after_s:.1f} s")
         else:
             self.note("they do not agree")
-            self._explain()
-        self._sample()
-        await self._look_at_all()
-
-    def _explain(self) -> None:
-        """Write down who differs."""
-        for machine in self.machines:
-            states = self.states(machine)
-            roots = " ".join(f"{len(state)}:{state.sync_root.hex()[:8]}" for state in states.values())
-            complete = [self._is_complete(machine, group) for group in states]
-            peers = len(machine.node.services.driver.connections) if machine.node else 0
-            self.note(f"{machine.name} has {roots or 'nothing'}, complete {complete}, {peers} peers")
-
-    async def _look_at_all(self) -> None:
-        honest = [machine.key.node_id for machine in self.machines]
-        states = {machine.number: self.states(machine) for machine in self.machines}
-        for machine in self.machines:
-            self.checker.kept(machine.number, states[machine.number].values())
-            if machine.node is None:
-                continue
-            replicas = machine.node.services.engine.replicas
-            for group in sorted(replicas):
-                self.checker.look(machine.number, replicas[group], honest, thoroughly=True)
-                waiting = replicas[group].orphan_count
-                self.checker.expect("I17", not waiting, f"{machine.name} still has {waiting} orphans")
-        authors = {machine.key.node_id: machine.number for machine in self.machines}
-        for state in states[0].values():
-            for signed in state.causal():
-                self.checker.authored(authors[signed.operation.author], signed)
-        is_converged = self._converged_after_s is not None
-        self.checker.agreed(states, is_converged=is_converged, twins=())
-        if is_converged:
-            for group in states[0]:
-                await self._compare_outputs(group)
-        self.checker.expect("I9", not self.loop.problems, "; ".join(self.loop.problems[:5]))
-
-    async def _compare_outputs(self, group: bytes) -> None:
-        """Resolve on two nodes and compare (I14)."""
-        lost = self._lost_bytes()
-        used: set[tuple[bytes, ...]] = set()
-        keys, without = set(), []
-        for machine in self.machines:
-            assert machine.node is not None, "all are ready, for they agree"
-            contents = machine.node.services.keeper.contents(group)
-            assert contents is not None, "all have compared, for they agree"
-            without = self._without(contents, lost)
-            keys.add(contents.keys(frozenset(without))[1])
-            used.add(tuple(item.visible.tag for item in contents.used))
-        self.checker.expect("I14", len(keys) == 1, f"{len(keys)} resolve keys with all bytes there")
-        if used == {()}:
-            self.sometimes["nothing to resolve"] += 1
-            return
-        chosen = stream(self.plan.seed, "resolve", group.hex()).sample(
-            range(len(self.machines)), min(2, len(self.machines))
-        )
-        self.sometimes["bytes lost with a disk"] += len(without)
-        digests = [
-            await self._on(self.machines[number], self._resolve(number, group, without)) for number in chosen
-        ]
-        self.note(f"outputs {' '.join(digest[:8] for digest in digests)}")
-        self.checker.expect("I14", len(set(digests)) == 1, f"nodes {chosen} wrote different outputs")
-
-    async def _resolve(self, number: int, group: bytes, without: list[bytes]) -> str:
-        node = self.machines[number].node
-        assert node is not None, "all are ready, for they agree"
-        output = str(USER / "merged.safetensors")
-        report = await _last(
-            node.api.resolve(
-                group.hex(), output_path=output, wait_s=5.0, without=tuple(tag.hex() for tag in without)
-            ),
-            ResolveReport,
-        )
-        return report.output_digest
+            self.watcher.explain()
+        self.watcher.sample(self._story_time())
+        await self.watcher.look_at_all()
 
     # --- the end ------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """Pull all plugs."""
-        for machine in self.machines:
+        for machine in (*self.machines, *self.clones):
             machine.is_wanted = False
             machine.kill(restart_s=None)
 
     def result(self) -> Result:
         """Return what was seen."""
-        plan, states = self.plan, self.states(self.machines[0])
+        plan = self.plan
+        states = next(each for each in self.machines if each.number not in self.culprits).states()
         operations = [signed for state in states.values() for signed in state.causal()]
         needed = sum(len(signed.wire()) for signed in operations) * (len(self.machines) - 1)
         return Result(
@@ -572,11 +328,15 @@ class DaemonWorld:
             checks=self.checker.checks,
             sometimes=self.sometimes,
             log=self.log,
-            samples=self.samples,
+            samples=self.watcher.samples,
             links=[(link.a, link.b) for link in plan.links],
             sites=list(plan.sites),
             bytes_sent=[self.network.bytes_sent.get(number, 0) for number in range(len(self.machines))],
             bytes_needed=needed,
+            hops=self.tap.hops,
+            delivery_s=self.tap.delivery_s,
+            duplicates=self.tap.duplicates,
+            deliveries=self.tap.deliveries,
             operations=len(operations),
             visible=sum(len(state.view.visible) for state in states.values()),
             events=self.loop.callbacks,
@@ -584,16 +344,6 @@ class DaemonWorld:
             trace=self.loop.trace.hexdigest(),
             unsupported=self._unsupported,
         )
-
-
-async def _last(steps: AsyncIterator[Any], kind: type[T]) -> T:
-    """Return the result at the end of a stream of progress."""
-    found: T | None = None
-    async for step in steps:
-        if isinstance(step, kind):
-            found = step
-    assert found is not None, f"the stream ends with a {kind.__name__} or raises"
-    return found
 
 
 @contextlib.contextmanager

@@ -60,6 +60,8 @@ class SimulatedDisk:
         self.is_dead = False
         self.is_void = False
         """The process that had it is gone: what its leftover SQLite handles do has no effect and no error."""
+        self.is_rotten = False
+        """Stored bytes were changed behind its back; else whoever finds damage has done it himself."""
         self.used_bytes = 0
         """Size of all files that have a name."""
         self._root = _Directory()
@@ -82,23 +84,20 @@ class SimulatedDisk:
 
     def after_power_cut(self, rng: Random) -> SimulatedDisk:
         """Return the disk that the next start finds, as chance left it."""
-        disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
-        disk._root = _survive_directory(self._root, rng, {})
-        disk.used_bytes = _used_bytes(disk._root)
-        return disk
+        return self._successor(_survive_directory(self._root, rng, {}))
 
     def after_kill(self) -> SimulatedDisk:
         """Return the disk as the next process finds it: nothing written is lost. Old handles are void."""
         self.is_dead = self.is_void = True
-        disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
-        disk._root, disk.used_bytes = self._root, self.used_bytes
-        return disk
+        return self._successor(self._root)
 
     def copy(self) -> SimulatedDisk:
         """Return a copy of what is on it at this moment, as a snapshot of a volume is."""
+        return self._successor(_copy_directory(self._root, {}))
+
+    def _successor(self, root: _Directory) -> SimulatedDisk:
         disk = SimulatedDisk(capacity_bytes=self.capacity_bytes)
-        disk._root = _copy_directory(self._root, {})
-        disk.used_bytes = self.used_bytes
+        disk._root, disk.used_bytes, disk.is_rotten = root, _used_bytes(root), self.is_rotten
         return disk
 
     def paths(self, under: Path) -> list[Path]:
@@ -112,6 +111,7 @@ class SimulatedDisk:
 
     def rot(self, path: Path, offset: int) -> None:
         """Change a stored byte behind everybody's back."""
+        self.is_rotten = True
         node = self.node(path)
         node.data[offset] ^= 0x20
         if offset < len(node.durable):

@@ -27,6 +27,7 @@ from crdt_merge_node.transport import TlsContexts
 from crdt_merge_node.transport.certificates import CertificateAuthority
 from crdt_merge_node.transport.identity import prepare_keys, write_membership
 from crdt_merge_protocol.identity import NodeKey
+from crdt_merge_protocol.state import CRDTMergeState
 from cryptography import x509
 from pydantic import ByteSize
 
@@ -34,6 +35,7 @@ from .disk import PowerCutError, SimulatedDisk
 from .disk_sqlite import SimulatedVfs
 from .execution import InlineExecutor
 from .loop import OUTSIDE, Process, SimulatedLoop
+from .mischief import Mischief
 from .network import PORT, MachineNet, Network, host_of
 from .planning import stream
 
@@ -85,9 +87,21 @@ class Surroundings:
 class Machine:
     """A machine and its daemon, of whom one life follows the other."""
 
-    def __init__(self, surroundings: Surroundings, number: int, seeds: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        number: int,
+        seeds: tuple[str, ...],
+        *,
+        original: Machine | None = None,
+    ) -> None:
+        """Make a machine with a new identity, or one with a copy of another's disk.
+
+        Args:
+            original: Whose disk is copied as it is now, keys included.
+        """
         self.number = number
-        self.name = f"n{number}"
+        self.name: str = f"n{number}" if original is None else f"{original.name}-clone"
         self.seeds = seeds
         self.boots = 0
         self.process: Process | None = None
@@ -101,13 +115,20 @@ class Machine:
         self.cut_in: tuple[int, Callable[[], None]] | None = None
         """After so many more disk calls, do this in the middle of the next."""
         self.fails_next_write = False
+        self.mischief: Mischief | None = None
+        """What it does to the messages of its engine at the moment."""
         self.vfses: list[SimulatedVfs] = []
         """SQLite needs them for as long as connections live."""
         self._around = surroundings
         rng = stream(surroundings.seed, "clock", number)
         skew = rng.choice((rng.gauss(0.0, 2.0), rng.uniform(-DAY_S, DAY_S), rng.uniform(-400, 400) * DAY_S))
         self.clock = MachineClock(surroundings.loop, surroundings.wall + skew, rng.uniform(0.0, 1e6))
-        self.key, self.disk = self._first_disk()
+        self._identity_number: int = number if original is None else original._identity_number  # noqa: SLF001
+        if original is None:
+            self.key, self.disk = self._first_disk()
+        else:
+            self.key, self.disk = original.key, original.disk.copy()
+            self._certificate: x509.Certificate = original._certificate  # noqa: SLF001
         self._contexts = surroundings.contexts(self._certificate, self.disk)
         self._stop: asyncio.Future[BaseException] | None = None
 
@@ -115,12 +136,15 @@ class Machine:
 
     def _first_disk(self) -> tuple[NodeKey, SimulatedDisk]:
         disk = SimulatedDisk()
-        key, tls_key = prepare_keys(DATA, fs=disk, rng=SeededRng(f"{self._around.seed}/keys/{self.number}"))
+        key, tls_key = prepare_keys(DATA, fs=disk, rng=self._key_rng())
         self._certificate = self._around.authority.issue(
             tls_key.public_key(), key.node_id, now=self._around.wall
         )
         self._complete(disk)
         return key, disk
+
+    def _key_rng(self) -> SeededRng:
+        return SeededRng(f"{self._around.seed}/keys/{self._identity_number}")
 
     def _complete(self, disk: SimulatedDisk) -> None:
         write_membership(
@@ -139,7 +163,7 @@ class Machine:
     def lose_disk(self) -> None:
         """Put an empty disk in, with the same identity."""
         disk = SimulatedDisk()
-        prepare_keys(DATA, fs=disk, rng=SeededRng(f"{self._around.seed}/keys/{self.number}"))
+        prepare_keys(DATA, fs=disk, rng=self._key_rng())
         self._complete(disk)
         self.disks_lost += 1
         self.use_disk(disk)
@@ -245,6 +269,13 @@ class Machine:
             executor=InlineExecutor(),
             vfs=self.vfses[-1].name,
         )
+
+    def states(self) -> dict[bytes, CRDTMergeState]:
+        """Return group -> state if the daemon is ready; nothing if it is not."""
+        if self.node is None:
+            return {}
+        replicas = self.node.services.engine.replicas
+        return {group: replicas[group].state for group in sorted(replicas)}
 
     def say_goodbye(self) -> None:
         """Tell the daemon to stop, as SIGTERM does; it is not started again."""

@@ -50,6 +50,10 @@ class Direction:
         """Called when the last cut ends."""
         self._free_at = 0.0
 
+    def like(self, rng: Random) -> Direction:
+        """Return another one with the same latency and bandwidth, in order."""
+        return Direction(self.latency_s, self.bandwidth_bytes_per_s, rng)
+
     def arrival(self, now: float, nbytes: int) -> float:
         """Return when a segment that leaves now is there."""
         begin = max(now, self._free_at)

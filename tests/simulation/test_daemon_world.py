@@ -3,11 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from crdt_merge_node.storage import OpRow
+from crdt_merge_node.storage import OpRow, database
+from crdt_merge_node.storage.database import PRAGMAS
 from crdt_merge_node.writer import StoreWriter
+from crdt_merge_protocol import engine
 from crdt_merge_protocol.events import OperationsStored, StoreOperations
+from crdt_merge_protocol.operations import LOG_BYTES
+from crdt_merge_protocol.replica import Replica
+from crdt_merge_protocol.strategies import averages
+from crdt_merge_protocol.strategies.kernels import combine
 from crdt_merge_simulations import daemon_world
 from crdt_merge_simulations.plan import Act, Fault, FaultSpec, Plan, Scenario, WorkloadSpec
 from crdt_merge_simulations.planning import make_plan
@@ -32,7 +39,9 @@ FAULTS = {
     "io_error": 1,
     "rot": 1,
     "clock_jump": 1,
+    "clone": 1,
 }
+LIES = ("flooder", "forker", "garbage", "liar", "withholder")
 
 
 def scenario(*, nodes=3, operations=8, duration_s=4.0, faults=None, **workload):
@@ -99,6 +108,48 @@ def test_three_daemons_survive_each_kind_of_fault(kind):
     assert violations(result) == {}
     assert result.is_success
     assert result.sometimes[f"fault {kind}"] >= 1
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_honest_daemons_agree_whatever_one_of_them_tells_the_others(kind):
+    faults = FaultSpec(counts={kind: 2})
+
+    result = daemon_world.run(make_plan(scenario(nodes=4, operations=6, duration_s=3.0, faults=faults), 21))
+
+    assert violations(result) == {}
+    assert result.is_success
+    assert result.unsupported == []
+    assert result.checks["I6"].checked > 0
+
+
+def test_whoever_forks_is_convicted_on_all_daemons():
+    faults = FaultSpec(counts={"forker": 1})
+
+    result = daemon_world.run(make_plan(scenario(nodes=4, operations=6, duration_s=3.0, faults=faults), 22))
+
+    assert result.is_success
+    assert result.sometimes["a fork was seen"] == 1
+
+
+@pytest.mark.parametrize("strategy", ["weight_average", "ties"])
+def test_outputs_are_those_of_a_merge_that_shares_no_code_with_the_node(strategy):
+    plan = make_plan(replace(scenario(), strategy=strategy), 1)
+
+    result = daemon_world.run(plan)
+
+    assert result.is_success
+    assert result.sometimes["output compared with the oracle"] == 1
+
+
+def test_a_run_tells_how_far_operations_travelled_and_how_far_apart_the_weights_were():
+    result = daemon_world.run(make_plan(scenario(), 1))
+
+    assert result.hops[1] > 0
+    assert len(result.delivery_s) == result.operations
+    assert max(result.delivery_s) < 1.0
+    distances = [sample.distance for sample in result.samples if sample.distance is not None]
+    assert max(distances) > 0.0
+    assert distances[-1] == 0.0
 
 
 def test_tls_in_place_of_plaintext_changes_nothing_that_matters():
@@ -187,3 +238,26 @@ def test_acknowledging_before_it_is_durable_is_caught(monkeypatch):
     monkeypatch.setattr(StoreWriter, "_commit", acknowledge_first)
 
     assert "I1" in caught({"kill": 4})
+
+
+def test_a_database_that_is_not_synced_is_caught(monkeypatch):
+    pragmas = [
+        ("synchronous", "off", (0,)) if name == "synchronous" else (name, *rest) for name, *rest in PRAGMAS
+    ]
+    monkeypatch.setattr(database, "PRAGMAS", tuple(pragmas))
+
+    assert "I1" in caught({"torn": 4})
+
+
+def test_a_clone_that_goes_on_in_the_log_of_its_original_is_caught(monkeypatch):
+    monkeypatch.setattr(engine, "Replica", lambda genesis, key, _log: Replica(genesis, key, bytes(LOG_BYTES)))
+    faults = FaultSpec(counts={"clone": 2})
+    plan = make_plan(scenario(nodes=4, operations=0, duration_s=3.0, faults=faults), 5)
+
+    assert {"I6", "I10"} & violations(daemon_world.run(plan)).keys()
+
+
+def test_a_merge_that_weighs_wrongly_is_caught(monkeypatch):
+    monkeypatch.setattr(averages, "combine", lambda *arguments: 2.0 * combine(*arguments))
+
+    assert sorted(violations(daemon_world.run(make_plan(scenario(), 1)))) == ["I14"]
