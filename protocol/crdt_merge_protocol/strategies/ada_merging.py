@@ -20,7 +20,7 @@ from .delegation import fallback_parameter
 from .election import Ballot, Booth
 from .kernels import chunks, combine
 from .parameters import Parameter
-from .set_bound import SetBound
+from .set_bound import SetBound, artefact_parameter
 from .ties import Ties, plain_differences
 from .trimming import ElectionState, scope_of, trim_of
 
@@ -61,6 +61,7 @@ class AdaMerging(SetBound):
             name="lambda_max", type="decimal", default="1", low="-3", high="3",
             doc="Greatest coefficient that a table may hold.",
         ),
+        artefact_parameter(),
         fallback_parameter(),
     )  # fmt: skip
 

@@ -63,7 +63,7 @@ def needs_of(strategy: Strategy, params: Mapping[str, Value] | Mapping[str, str]
 
     Those of the others (``fallback``, ``inner``) set no contribution aside: they are optional here.
     """
-    needs = {need.type: need for need in strategy.artefacts}
+    needs = {need.type: need for need in strategy.artefacts_for(params)}
     for other in named_strategies(params):
         for need in other.artefacts:
             needs.setdefault(need.type, ArtefactNeed(need.type, is_optional=True))

@@ -247,6 +247,10 @@ class Strategy(ABC):
                 return f"{self.id}: {reason}"
         return None
 
+    def artefacts_for(self, params: Mapping[str, Any]) -> tuple[ArtefactNeed, ...]:
+        """Return what it needs besides models under these parameters, texts or values."""
+        return self.artefacts
+
     def determinism_in(self, context: MergeContext) -> Determinism:
         """Return the class of this very merge, which may depend on sizes and parameters."""
         return self.determinism

@@ -18,7 +18,7 @@ from .artefacts import Artefact, ArtefactNeed
 from .contract import BaseUse, Block, Float64Array, MergeContext, Wanted
 from .delegation import fallback_parameter
 from .kernels import CHUNK_ELEMENTS, chunks
-from .set_bound import SetBound
+from .set_bound import SetBound, artefact_parameter
 
 DAM: Final = "dam_coeff"
 Writer = Callable[[int, Float64Array], None]
@@ -41,7 +41,7 @@ class Dam(SetBound):
     )
     base: ClassVar[BaseUse] = "unused"
     artefacts = (ArtefactNeed(DAM),)
-    parameters = (fallback_parameter(),)
+    parameters = (artefact_parameter(), fallback_parameter())
 
     def misfit(self, context: MergeContext, artefact: Artefact) -> str | None:
         """Return which tensor has no coefficients."""

@@ -10,7 +10,7 @@ nothing, would win.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -28,6 +28,7 @@ from .reductions import add_leaves, leaf_products, leaf_sums
 
 FISHER: Final = "fisher_diag"
 SAME: Final = "same"
+_MEAN_OF_OTHERS: Final = "mean_of_others"
 _WHOLE_MODEL: Final = -1
 
 
@@ -75,7 +76,7 @@ class FisherMerge(Strategy):
             doc="Exponent of the Fisher values; 0 is the plain mean.",
         ),
         Parameter(
-            name="missing_fisher", type="choice", default="error", choices=("error", "mean_of_others"),
+            name="missing_fisher", type="choice", default="error", choices=("error", _MEAN_OF_OTHERS),
             doc="Contributions without a Fisher diagonal: not used, or given the mean of the others'.",
         ),
         Parameter(
@@ -95,13 +96,29 @@ class FisherMerge(Strategy):
                 hint="Compute them alike, or name the mode to use with label_mode.",
             )
 
+    def artefacts_for(self, params: Mapping[str, Any]) -> tuple[ArtefactNeed, ...]:
+        """Return that a Fisher diagonal is optional where others can stand for it."""
+        return (ArtefactNeed(FISHER, is_optional=str(params.get("missing_fisher")) == _MEAN_OF_OTHERS),)
+
     def unmet(self, context: MergeContext) -> str | None:
-        """Return whose Fisher diagonal is missing; with ``mean_of_others`` one is enough."""
-        lacking = [context.digests[i] for i in range(context.k) if _position(context, i) is None]
-        is_enough = context.params["missing_fisher"] == "mean_of_others" and len(lacking) < context.k
-        if not lacking or is_enough:
+        """Return whose Fisher diagonal is missing.
+
+        With ``mean_of_others`` one of all is enough; in a group nobody can stop the others by one of another
+        label mode.
+        """
+        absent = [i for i in range(context.k) if context.artefact(FISHER, i) is None]
+        unusable = [i for i in range(context.k) if _position(context, i) is None]
+        required = unusable if context.is_strict else absent
+        if len(unusable) == context.k:
+            required = unusable
+        elif context.params["missing_fisher"] == _MEAN_OF_OTHERS:
+            required = []
+        if not required:
             return None
-        return f"{self.id}: no {FISHER} for contribution {', '.join(digest.hex()[:12] for digest in lacking)}"
+        who = ", ".join(context.digests[i].hex()[:12] for i in required)
+        mode = context.params["label_mode"]
+        kind = FISHER if mode == SAME else f"{FISHER} of label mode {mode}"
+        return f"{self.id}: no {kind} for contribution {who}"
 
     def wants(self, context: MergeContext, tensor_index: int) -> tuple[Wanted, ...]:
         """Return the Fisher diagonals of a tensor; a frozen tensor has none."""
@@ -162,7 +179,7 @@ class FisherMerge(Strategy):
             found.append(f"Fisher diagonals of label modes {' and '.join(modes)} were mixed.")
         lacking = [context.digests[i].hex()[:12] for i in range(context.k) if _position(context, i) is None]
         if lacking:
-            found.append(f"No {FISHER} for {', '.join(lacking)}: the mean of the others' was used.")
+            found.append(f"No usable {FISHER} for {', '.join(lacking)}: the mean of the others' was used.")
         if context.params["normalize"] == "none" and context.k > 1:
             found.append("Fisher diagonals were used as they came: whoever scales one up decides the merge.")
         return found

@@ -18,7 +18,7 @@ from .artefacts import Artefact, ArtefactNeed
 from .contract import BaseUse, MergeContext, Strategy
 from .inner import Delegating
 from .parameters import Value
-from .set_bound import SetBound
+from .set_bound import SetBound, artefact_parameter
 
 GENOME: Final = "genome"
 _REMEMBERED_MAX: Final = 8
@@ -44,7 +44,7 @@ class GenomeMerge(Delegating, SetBound):
     base: ClassVar[BaseUse] = "optional"
     allows_negative_weights = True
     artefacts = (ArtefactNeed(GENOME),)
-    parameters = (delegation.fallback_parameter(),)
+    parameters = (artefact_parameter(), delegation.fallback_parameter())
     formula = "out = inner strategy of the genome, with its parameters per layer group and contribution"
 
     def misfit(self, context: MergeContext, artefact: Artefact) -> str | None:

@@ -8,6 +8,18 @@ from typing import Any
 
 from .artefacts import Artefact
 from .contract import MergeContext, Strategy
+from .parameters import Parameter
+
+
+def artefact_parameter() -> Parameter:
+    """Return the parameter that names the artefact to apply (``choosing.ARTEFACT_PARAMETER``)."""
+    return Parameter(
+        name="artefact",
+        type="text",
+        default="",
+        doc="Contribution digest, hex, of the artefact to apply; else the newest that an administrator "
+        "contributed.",
+    )
 
 
 class SetBound(Strategy):

@@ -18,7 +18,7 @@ from .contract import BaseUse, Block, MergeContext, Output, Strategy
 from .delegation import INNER, fallback_parameter, inner_parameter, parameters_of
 from .inner import Delegating
 from .parameters import Value
-from .set_bound import SetBound
+from .set_bound import SetBound, artefact_parameter
 
 SURGERY: Final = "surgery_adapter"
 _DEFAULT: Final = "task_arithmetic"
@@ -43,6 +43,7 @@ class RepresentationSurgery(Delegating, SetBound):
     artefacts = (ArtefactNeed(SURGERY),)
     parameters = (
         inner_parameter(_DEFAULT, "Strategy of the common model; by default with lambda 0.3."),
+        artefact_parameter(),
         fallback_parameter(),
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactMissingError
 from crdt_merge_protocol.strategies.reference import merge_arrays
+from crdt_merge_protocol.strategies.registry import get
 from support.artefacts import artefact
 
 BASE = np.array([[1, -2, 3, -4], [0.5, 0.25, -1.5, 2]])
@@ -178,8 +179,24 @@ def test_kinds_of_labels_are_not_mixed_offline_and_warned_of_in_a_group():
     with pytest.raises(ArtefactInvalidError, match="empirical and sampled"):
         merged(artefacts=mixed, is_strict=True)
     assert "empirical and sampled were mixed" in merged(artefacts=mixed).decisions["warnings"][0]
-    with pytest.raises(ArtefactMissingError, match=DIGESTS[0].hex()[:12]):
-        merged({"label_mode": "sampled"}, mixed)
+
+
+def test_a_named_kind_is_demanded_offline_and_cannot_be_used_to_stop_a_group():
+    mixed = [fisher(0, {"t": FISHERS[0]}, "empirical"), *fishers()[1:]]
+
+    with pytest.raises(ArtefactMissingError, match=f"of label mode sampled for .* {DIGESTS[0].hex()[:12]}"):
+        merged({"label_mode": "sampled"}, mixed, is_strict=True)
+    with pytest.raises(ArtefactMissingError, match="of label mode expected"):
+        merged({"label_mode": "expected"}, mixed)
+    out = merged({"label_mode": "sampled"}, mixed)
+    assert DIGESTS[0].hex()[:12] in out.decisions["warnings"][0]
+
+
+def test_where_others_can_stand_for_it_a_fisher_diagonal_is_optional():
+    strategy = get("fisher_merge")
+
+    assert [n.is_optional for n in strategy.artefacts_for({})] == [False]
+    assert [n.is_optional for n in strategy.artefacts_for({"missing_fisher": "mean_of_others"})] == [True]
 
 
 def test_neither_order_nor_blocks_show():
