@@ -136,8 +136,7 @@ def _merge_slices(context: MergeContext, block: Block) -> Float64Array:
         coefficients = _coefficients(context, block.tensor_index, products)
         total = vectors[0] * coefficients[0][:, np.newaxis]
         for vector, coefficient in zip(vectors[1:], coefficients[1:], strict=True):
-            np.multiply(vector, coefficient[:, np.newaxis], out=vector)
-            total += vector
+            total += vector * coefficient[:, np.newaxis]
         target[part] = total if here is None else total + here
     return out
 
