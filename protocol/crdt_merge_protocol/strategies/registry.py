@@ -9,6 +9,7 @@ from crdt_merge_protocol.errors import ParameterError
 
 from .ada_merging import ADA_MERGING_STRATEGIES
 from .averages import Linear, WeightAverage
+from .breadcrumbs import BreadcrumbsTies, ModelBreadcrumbs
 from .contract import Strategy
 from .dam import DAM_STRATEGIES
 from .dare import Dare, DareTies
@@ -40,7 +41,9 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         *GENOME_STRATEGIES,
         *SURGERY_STRATEGIES,
         *ADA_MERGING_STRATEGIES,
+        ModelBreadcrumbs(),
         DellaLinear(),
+        BreadcrumbsTies(),
         *EXTRA_STRATEGIES,
     )
 }
@@ -51,6 +54,7 @@ ALIASES: Final = {
     "lerp": "linear",
     "task_vectors": "task_arithmetic",
     "dare_linear": "dare",
+    "breadcrumbs": "model_breadcrumbs",
     "nlerp": "multislerp",
     "ramplus": "ramplus_tl",
     "median": "coordinate_median",
