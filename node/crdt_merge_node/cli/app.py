@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "group": f"{_CLI}.group:group",
     "policy": f"{_CLI}.policy:policy",
     "contribution": f"{_CLI}.contribution:contribution",
+    "artefact": f"{_CLI}.artefact:artefact",
     "resolve": f"{_CLI}.resolve:resolve",
     "merge": f"{_CLI}.merge:merge",
     "strategy": f"{_CLI}.strategy:strategy",
