@@ -49,8 +49,10 @@ def exact_matmul(left: Float64Array, right: Float64Array, slices: int = FULL) ->
 
 
 def exact_gram(matrix: Float64Array, slices: int = FULL) -> Float64Array:
-    """Return ``matrix.T @ matrix``, ``(n, n)`` float64, exactly symmetric."""
-    return exact_matmul(matrix.T, matrix, slices)
+    """Return ``matrix.T @ matrix``, ``(n, n)`` float64, symmetric to the bit."""
+    # Slice products are added in an order that is not the same above the diagonal.
+    lower = np.tril(exact_matmul(matrix.T, matrix, slices))
+    return lower + np.tril(lower, -1).T
 
 
 def _product(left: Float64Array, right: Float64Array, slices: int) -> Float64Array:

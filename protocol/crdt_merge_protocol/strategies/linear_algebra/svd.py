@@ -82,7 +82,7 @@ def symmetric_eigh(matrix: Float64Array, *, is_exact: bool) -> tuple[Float64Arra
     A multiple of the identity makes the matrix semidefinite, where the singular vectors are the eigenvectors.
 
     Args:
-        matrix: ``(n, n)`` float64, finite, symmetric to the bit.
+        matrix: ``(n, n)`` float64, finite, symmetric to rounding.
         is_exact: The same bits on every machine, slowly; else LAPACK.
     """
     shift = exponent_of(matrix)

@@ -1,0 +1,171 @@
+"""Dual orthogonal projections: keep every model's behaviour on the directions that its task vector uses.
+
+For each model the loss measures the merged matrix's distance from the model's, projected on the left and on
+the right singular directions of its task vector and weighted by their singular values. The published method
+takes two models at a time and 200 steps of Adam. For fixed shares the loss is quadratic and convex, so its
+minimum solves a Sylvester equation, for any number of models at once and independent of their order: that is
+our extension. On directions that no task vector uses the mean of the models stays, where the published method
+starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from .averages import shares, weight_parameter
+from .contract import BaseUse, Block, Float64Array, MergeContext
+from .linear_algebra import svd, symmetric_eigh
+from .matrices import (
+    MatrixStrategy,
+    are_finite,
+    is_embedding,
+    matrix_shape,
+    mean_change,
+    task_matrices,
+)
+from .parameters import Parameter
+from .star import multiply
+
+_NULL: Final = 1e-10
+"""Directions that no task vector uses, relative to the most used: there the mean stays."""
+_EXACT_SIDE_MAX: Final = 512
+_EXACT_NS: Final = (45.0, 1.5)
+"""Per n^3 of an eigendecomposition, and per m n (m + n) of the products of a contribution, at 512."""
+_LAPACK_NS: Final = (1.0, 0.2)
+
+
+class DualProjection(MatrixStrategy):
+    """The matrix nearest to all models on the directions that their task vectors use."""
+
+    id = "dual_projection"
+    title = "dual orthogonal projections"
+    paper = "Yang et al., Continual Model Merging without Data: Dual Projections, NeurIPS 2025, zD5cUX67b9"
+    doc = (
+        "Minimises the distance from every model on the singular directions of its difference from the base, "
+        "exactly and for any number of models; published for two at a time, by gradient steps. Vectors and "
+        "embeddings are averaged."
+    )
+    formula = (
+        "T_i = X_i - B = U_i S_i V_i^T, cut to its leading directions;  a_i = w_i / sum(w)\n"
+        "out minimises sum_i a_i (|S_i U_i^T (W - X_i)|^2 + |(W - X_i) V_i S_i|^2):\n"
+        "A W + W C = sum_i a_i (A_i X_i + X_i C_i),  A_i = U_i S_i^2 U_i^T,  C_i = V_i S_i^2 V_i^T"
+    )
+    base: ClassVar[BaseUse] = "required"
+    parameters = (
+        Parameter(
+            name="svd_epsilon", type="decimal", default="1.0", low="0.000001", high="1",
+            doc="Share of the sum of the singular values that the leading directions hold.",
+        ),
+        Parameter(
+            name="rank_rule", type="choice", default="full", choices=("full", "official"),
+            doc="official: one direction fewer, as in the authors' code.",
+        ),
+        weight_parameter(),
+    )  # fmt: skip
+
+    def determinism_in(self, context: MergeContext) -> Any:
+        """Return ``bitwise`` if both sides of every matrix are small: both are diagonalised."""
+        shapes = [matrix_shape(spec) for spec in context.specs]
+        return "bitwise" if all(shape is None or _is_small(shape) for shape in shapes) else "fp_tolerant"
+
+    def scratch_bytes(self, context: MergeContext, tensor_index: int) -> int:
+        """Return the differences, both squares with their eigenvectors, and slices."""
+        shape = matrix_shape(context.specs[tensor_index])
+        if shape is None:
+            return 0
+        rows, columns = shape
+        return 8 * (rows * columns * (2 * context.k + 8) + 10 * (rows * rows + columns * columns))
+
+    def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
+        """Return an estimate: two eigendecompositions, and products per contribution."""
+        shape = matrix_shape(context.specs[tensor_index])
+        if shape is None:
+            return super().nanoseconds(context, tensor_index)
+        decomposition, products = _EXACT_NS if _is_small(shape) else _LAPACK_NS
+        rows, columns = shape
+        return decomposition * (rows**3 + columns**3) + products * context.k * rows * columns * sum(shape)
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
+        """Return the minimum of the loss."""
+        assert block.base is not None
+        index = block.tensor_index
+        parts = [(i, share) for i, share in enumerate(shares(context, index)) if share]
+        shape = matrix_shape(context.specs[index])
+        if shape is None:
+            return mean_change(context, block)
+        if len(parts) == 1:
+            return block.inputs[parts[0][0]].copy()
+        every = task_matrices(context, block, block.base)
+        if not are_finite(every):
+            return mean_change(context, block)
+        weights = [float(share) for _, share in parts]
+        deltas = [every[i] for i, _ in parts]
+        change = _minimum(context, deltas, weights, _is_small(shape))
+        out: Float64Array = change.reshape(-1) + block.base
+        return out
+
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:
+        """Say that embeddings were averaged, which the published method does too."""
+        found = super().warnings(context, state)
+        names = [s.name for s in context.specs if len(s.shape) >= 2 and is_embedding(s.name)]
+        return found + ([f"{len(names)} embeddings were averaged."] if names else [])
+
+
+def _is_small(shape: tuple[int, int]) -> bool:
+    return max(shape) <= _EXACT_SIDE_MAX
+
+
+def _minimum(
+    context: MergeContext, deltas: Sequence[Float64Array], weights: Sequence[float], is_small: bool
+) -> Float64Array:
+    """Return the change from the base at the minimum, ``(m, n)``.
+
+    Written as the mean of the changes plus a correction, so that models which agree are not touched.
+    """
+    mean = np.zeros_like(deltas[0])
+    for delta, weight in zip(deltas, weights, strict=True):
+        mean += weight * delta
+    rows, columns = mean.shape
+    left, right = np.zeros((rows, rows)), np.zeros((columns, columns))
+    pull = np.zeros_like(mean)
+    for delta, weight in zip(deltas, weights, strict=True):
+        used = _leading(context, delta, is_small)
+        apart = delta - mean
+        left += weight * multiply(used, used.T, is_small)
+        right += weight * multiply(used.T, used, is_small)
+        pull += weight * multiply(used, multiply(used.T, apart, is_small), is_small)
+        pull += weight * multiply(multiply(apart, used.T, is_small), used, is_small)
+    a, p = symmetric_eigh(left, is_exact=is_small)
+    b, q = symmetric_eigh(right, is_exact=is_small)
+    both = a[:, None] + b
+    seen = both > _NULL * both.max()
+    turned = multiply(multiply(p.T, pull, is_small), q, is_small)
+    turned = np.where(seen, turned / np.where(seen, both, 1.0), 0.0)
+    out: Float64Array = mean + multiply(multiply(p, turned, is_small), q.T, is_small)
+    return out
+
+
+def _leading(context: MergeContext, delta: Float64Array, is_small: bool) -> Float64Array:
+    """Return a task vector cut to its leading directions."""
+    epsilon, rule = context.number("svd_epsilon"), context.params["rank_rule"]
+    if epsilon == 1 and rule == "full":
+        return delta
+    found = svd(delta, is_exact=is_small)
+    rank = _rank(found.s, epsilon, 0 if rule == "official" else 1)
+    return multiply(found.u[:, :rank] * found.s[:rank], found.vt[:rank], is_small)
+
+
+def _rank(values: Float64Array, epsilon: Fraction, extra: int) -> int:
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + float(value))
+    bound = float(epsilon) * sums[-1]
+    reached = next((place for place, total in enumerate(sums[1:]) if total >= bound), values.size - 1)
+    return min(reached + extra, values.size)
+
+
+DUAL_PROJECTION_STRATEGIES: Final = (DualProjection(),)
