@@ -33,7 +33,8 @@ no sum of their squares can overflow. A ``match`` is a shell pattern over T; the
     neither is never selected. Header: ``n_samples`` >= 1; optionally ``form``: ``score``, or ``mask`` if the
     elements are 1 where a parameter is selected and 0 elsewhere.
 ``role`` (one contribution)
-    No tensors. Header: ``role``, one of finetuned, safety, aligned, unaligned, forget, unlearned, base.
+    No tensors. Header: ``role``, one of finetuned, safety, aligned, unaligned, forget, unlearned, base;
+    optionally ``attribute``, a text: what was forgotten or unlearned.
 ``lora_meta`` (one contribution)
     No tensors. Header: ``r`` >= 1; ``alpha``, decimal text; ``use_rslora`` and ``fan_in_fan_out``, true or
     false; ``target_modules``, a list of texts; optionally ``rank_pattern``, module to whole number, and
@@ -73,7 +74,7 @@ import numpy.typing as npt
 from crdt_merge_protocol.blobs import FLOAT_DTYPES, Schema, TensorSpec
 from crdt_merge_protocol.resolve_key import used_root
 
-from .artefact_fields import HeaderReader, decimal_of, input_axis, triangle_side, unmatched
+from .artefact_fields import NAME_CHARS_MAX, HeaderReader, decimal_of, input_axis, triangle_side, unmatched
 from .artefacts import SCOPES
 
 LABEL_MODES: Final = ("expected", "sampled", "empirical")
@@ -221,6 +222,9 @@ def _check_snip(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
 
 def _check_role(reader: HeaderReader, tensors: Specs, model: Specs) -> None:  # noqa: ARG001 - one signature.
     reader.choice("role", ROLES)
+    attribute = reader.take("attribute", is_optional=True)
+    if attribute is not None and (not isinstance(attribute, str) or len(attribute) > NAME_CHARS_MAX):
+        reader.add(f"attribute is a text of at most {NAME_CHARS_MAX} characters")
     _refuse_rest(reader, tensors, ())
 
 

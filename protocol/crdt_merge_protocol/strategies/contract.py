@@ -174,6 +174,8 @@ class Strategy(ABC):
     """modulators: a common model and, per contribution, what turns it into the model of that task."""
     artefacts: ClassVar[tuple[ArtefactNeed, ...]] = ()
     """What it needs besides models (STRATEGIES 1.10)."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """Roles of the contributions that it works with (``roles.py``); empty: it asks for none."""
     k_min: ClassVar[int] = 1
     k_max: ClassVar[int | None] = None
     formula: ClassVar[str] = ""

@@ -8,21 +8,28 @@ from typing import Final
 from crdt_merge_protocol.errors import ParameterError
 
 from .ada_merging import ADA_MERGING_STRATEGIES
+from .adarank import ADARANK_STRATEGIES, SVD_TRUNCATED_STRATEGIES
 from .averages import Linear, WeightAverage
 from .breadcrumbs import BreadcrumbsTies, ModelBreadcrumbs
 from .contract import Strategy
 from .dam import DAM_STRATEGIES
 from .dare import Dare, DareTies
 from .delegation import FALLBACK
+from .dual_projection import DUAL_PROJECTION_STRATEGIES
 from .extras import EXTRA_STRATEGIES
 from .fisher import FISHER_STRATEGIES
 from .genome import GENOME_STRATEGIES
+from .knots import KNOTS_STRATEGIES
 from .led import LED_STRATEGIES
 from .magnitude_sampling import Della, DellaLinear
+from .regmean import REGMEAN_STRATEGIES
+from .safe_merge import SAFE_MERGE_STRATEGIES
 from .spherical import Slerp
+from .star import STAR_STRATEGIES
 from .surgery import SURGERY_STRATEGIES
 from .task_vectors import TaskArithmetic
 from .ties import Ties
+from .unlearning import NegativeMerge, SplitUnlearnMerge
 
 _STRATEGIES: Final[dict[str, Strategy]] = {
     strategy.id: strategy
@@ -41,10 +48,19 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         *GENOME_STRATEGIES,
         *SURGERY_STRATEGIES,
         *ADA_MERGING_STRATEGIES,
+        *ADARANK_STRATEGIES,
+        *DUAL_PROJECTION_STRATEGIES,
         ModelBreadcrumbs(),
+        NegativeMerge(),
+        *REGMEAN_STRATEGIES,
+        *SAFE_MERGE_STRATEGIES,
+        SplitUnlearnMerge(),
+        *STAR_STRATEGIES,
+        *KNOTS_STRATEGIES,
         DellaLinear(),
         BreadcrumbsTies(),
         *EXTRA_STRATEGIES,
+        *SVD_TRUNCATED_STRATEGIES,
     )
 }
 ALIASES: Final = {
@@ -55,6 +71,12 @@ ALIASES: Final = {
     "task_vectors": "task_arithmetic",
     "dare_linear": "dare",
     "breadcrumbs": "model_breadcrumbs",
+    "negmerge": "negative_merge",
+    "spunge": "split_unlearn_merge",
+    "regression_mean": "regmean",
+    "dop": "dual_projection",
+    "knots": "svd_knot_tying",
+    "safemerge": "safe_merge",
     "nlerp": "multislerp",
     "ramplus": "ramplus_tl",
     "median": "coordinate_median",

@@ -1,0 +1,198 @@
+"""Unlearning by merging: subtract what fine-tunes on one forget set agree on; merge what was unlearned.
+
+Neither turns ordinary contributions into anything. An artefact of type ``role`` says what a model was made
+for; what was not made for this is set aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from crdt_merge_protocol.errors import ParameterError
+
+from .averages import weight_parameter
+from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
+from .delegation import INNER, NONE, fallback_parameter, inner_parameter, parameters_of, strategy_named
+from .inner import Delegating
+from .kernels import CHUNK_ELEMENTS, chunks
+from .parameters import Parameter, Value
+from .roles import ByRole, attribute_of, narrowed, narrowed_block
+from .task_vectors import LAMBDA
+
+
+class NegativeMerge(ByRole):
+    """The base minus the mean of what all forget-set fine-tunes changed in the same direction."""
+
+    id = "negative_merge"
+    title = "NegMerge"
+    paper = "Kim, Han, Choe, NegMerge, ICML 2025, arXiv:2410.05583"
+    doc = (
+        "Unlearns: subtracts the mean difference of models fine-tuned on the same forget set, where all "
+        "agree in sign. lambda has to be chosen on validation data; 0.3 to 1 is a start."
+    )
+    formula = (
+        "t_i = X_i - B; c = 1 where all t_i have one sign and none is 0, else 0\n"
+        "out = B - lambda * c * sum_i w_i t_i / sum_i w_i"
+    )
+    base: ClassVar[BaseUse] = "required"
+    roles = ("forget",)
+    parameters = (
+        weight_parameter(),
+        Parameter(
+            name=LAMBDA, type="decimal", default=NONE, low="0", high="3", choices=(NONE,),
+            per=frozenset({"tensor"}),
+            doc="How much is subtracted. Has to be given: it trades forgetting for accuracy.",
+        ),
+        Parameter(
+            name="consensus", type="decimal", default="1", low="0.5", high="1",
+            doc="Share of the models that must agree in sign. Below 1, which is not in the paper, those that "
+            "agree are averaged.",
+        ),
+        fallback_parameter(),
+    )  # fmt: skip
+
+    def divides_by_weights(self, context: MergeContext) -> bool:  # noqa: ARG002
+        """Tell that where no weight is left, the base stays."""
+        return False
+
+    def unmet(self, context: MergeContext) -> str | None:
+        """Return why nothing can be subtracted: nobody has the role, or nobody said how much."""
+        reason = super().unmet(context)
+        if reason is not None or all(
+            context.value(LAMBDA, index) != NONE for index in range(len(context.specs))
+        ):
+            return reason
+        return f"{self.id}: lambda has to be given; it is chosen on validation data, usually 0.3 to 1"
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
+        """Return a block of the base minus what the models agree on."""
+        assert block.base is not None
+        index = block.tensor_index
+        weights = context.weights_in(index)
+        voting = [i for i in self.taken(context) if weights[i]]
+        out = np.zeros(block.stop - block.start, np.float64)
+        agreement = _Agreement([block.inputs[i] for i in voting], block.base, [weights[i] for i in voting])
+        consensus, scale = context.number("consensus"), float(context.number(LAMBDA, index))
+        for part in chunks(out.size) if voting else ():
+            agreement.mean(part, consensus, out[part])
+        out *= -scale
+        out += block.base
+        return out
+
+    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
+        """Return whose agreement was sought as well."""
+        return {**super().decisions(context, state), "forget": _hex(context, self.taken(context))}
+
+
+class _Agreement:
+    """Means over the models that change an element in the same direction, chunk by chunk."""
+
+    def __init__(
+        self, inputs: Sequence[Float64Array], base: Float64Array, weights: Sequence[Fraction]
+    ) -> None:
+        self._inputs, self._base = inputs, base
+        equal = len(set(weights)) == 1
+        self._weights = [1.0 if equal else float(weight) for weight in weights]
+        self._term, self._weight = np.empty(CHUNK_ELEMENTS), np.empty(CHUNK_ELEMENTS)
+
+    def mean(self, part: slice, consensus: Fraction, out: Float64Array) -> None:
+        """Write the means of a range into ``out``, zero where too few agree."""
+        ups, downs = (np.zeros(out.size, np.int32) for _ in range(2))
+        for values in self._inputs:
+            term = self._difference(values, part)
+            ups += term > 0
+            downs += term < 0
+        least = math.ceil(consensus * len(self._inputs))
+        has_consensus = (np.maximum(ups, downs) >= least) & (ups != downs)
+        is_up = ups > downs
+        out[:] = 0.0
+        total = self._weight[: out.size]
+        total[:] = 0.0
+        for values, weight in zip(self._inputs, self._weights, strict=True):
+            term = self._difference(values, part)
+            agrees = ((term > 0) & is_up) | ((term < 0) & ~is_up)
+            agrees &= has_consensus
+            term *= agrees
+            term *= weight
+            out += term
+            total += np.multiply(agrees, weight)
+        total += total == 0
+        out /= total
+
+    def _difference(self, values: Float64Array, part: slice) -> Float64Array:
+        return np.subtract(values[part], self._base[part], out=self._term[: part.stop - part.start])
+
+
+class SplitUnlearnMerge(ByRole, Delegating):
+    """The inner merge of models that were unlearned, each on another part of the data."""
+
+    id = "split_unlearn_merge"
+    title = "SPUNGE"
+    paper = "Kadhe et al., Split, Unlearn, Merge, ICML 2024 workshop FM-Wild, arXiv:2406.11780"
+    doc = (
+        "Merges models from which different attributes of unwanted data were unlearned. Unlearning itself "
+        "needs data and happens at the contributors; other models are set aside."
+    )
+    formula = "out = inner(B, all X_i in the role unlearned)"
+    base: ClassVar[BaseUse] = "optional"
+    roles = ("unlearned",)
+    allows_negative_weights = True
+    parameters = (
+        inner_parameter("ties", "Strategy that merges the unlearned models."),
+        fallback_parameter(),
+    )
+
+    def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
+        """Return all parameters, typed; the inner strategy makes one model."""
+        values = super().validate(params)
+        if strategy_named(str(values[INNER])).output != "model":
+            raise ParameterError(f"{values[INNER]} makes more than one model; it cannot be inner.")
+        return values
+
+    def inner(self, context: MergeContext) -> tuple[Strategy, MergeContext]:
+        """Return the inner strategy, and the context with the unlearned models only."""
+        within = narrowed(context, self.taken(context))
+        strategy = strategy_named(str(context.params[INNER]))
+        params = parameters_of(context.params, INNER)
+        return strategy, replace(within, strategy=strategy.id, params=params)
+
+    def check(self, context: MergeContext) -> None:
+        """Refuse as every strategy, and what the inner one refuses."""
+        super().check(context)
+        if self.taken(context):
+            strategy, within = self.inner(context)
+            strategy.check(within)
+
+    def unmet(self, context: MergeContext) -> str | None:
+        """Return why nothing can be merged: nobody has the role, or the inner strategy cannot."""
+        reason = super().unmet(context)
+        if reason is not None:
+            return reason
+        strategy, within = self.inner(context)
+        return strategy.unmet(within)
+
+    def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
+        """Return what the inner strategy has to know of the unlearned models."""
+        return super().observe(context, state, pass_no, narrowed_block(block, self.taken(context)))
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
+        """Return the inner merge of the unlearned models."""
+        return super().merge(context, state, narrowed_block(block, self.taken(context)))
+
+    def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
+        """Return what was unlearned from which contribution as well."""
+        attributes = {context.digests[i].hex(): attribute_of(context, i) or "" for i in self.taken(context)}
+        return {**super().decisions(context, state), "unlearned": attributes}
+
+
+def _hex(context: MergeContext, positions: Sequence[int]) -> list[str]:
+    return [context.digests[i].hex() for i in positions]
+
+
+UNLEARNING_STRATEGIES: Final = (NegativeMerge(), SplitUnlearnMerge())
