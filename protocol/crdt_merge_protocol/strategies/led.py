@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from crdt_merge_protocol.errors import ParameterError
+
 from .artefacts import ArtefactNeed
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Key, MergeContext, Strategy, Wanted
 from .delegation import fallback_parameter
 from .kernels import CHUNK_ELEMENTS, chunks
-from .parameters import Parameter
+from .parameters import Parameter, Table, Value
 from .selection import LEVELS, Selection, Tally, advance, kept_count, merge_tallies, tally
 from .task_vectors import LAMBDA
 from .trimming import (
@@ -85,6 +87,21 @@ class LedMerge(Strategy):
         ),
         fallback_parameter(),
     )  # fmt: skip
+
+    def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
+        """Return all parameters, typed; a share of the whole model cannot differ by tensor.
+
+        Raises:
+            ParameterError: As every strategy, and for such a share.
+        """
+        values = super().validate(params)
+        ratio = values["ratio"]
+        if values["scope"] == "model" and isinstance(ratio, Table) and any(row.glob for row in ratio.rows):
+            raise ParameterError(
+                "ratio cannot differ by tensor while the whole model is ranked at once.",
+                hint="Set scope=tensor.",
+            )
+        return values
 
     def divides_by_weights(self, context: MergeContext) -> bool:  # noqa: ARG002 - for none.
         """Tell that it does not."""

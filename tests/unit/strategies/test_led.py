@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from crdt_merge_protocol.errors import ArtefactMissingError
+from crdt_merge_protocol.errors import ArtefactMissingError, ParameterError
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from support.artefacts import artefact
 
@@ -144,6 +144,14 @@ def test_a_contribution_without_weight_takes_nothing_from_the_others():
     out = merged({}, scores, weights=(1, 0)).tensors["t"]
 
     np.testing.assert_allclose(out, MODELS[0]["t"], rtol=1e-15)
+
+
+def test_a_share_of_the_whole_model_cannot_differ_by_tensor():
+    scores = [snip(i, {"t": bits("10101100")}) for i in range(2)]
+
+    with pytest.raises(ParameterError, match="cannot differ by tensor"):
+        merged({"scope": "model", "ratio": "t=0.5;0.3"}, scores)
+    assert merged({"scope": "tensor", "ratio": "t=0.5;0.3"}, scores).tensors
 
 
 def test_missing_scores_are_an_error_that_names_the_contribution():
