@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from crdt_merge_node.contents import GroupContents
 from crdt_merge_node.control.model import ResolveReport
+from crdt_merge_node.errors import CorruptError
 from crdt_merge_protocol.view import Visible
 
 from .daemon_users import last
@@ -16,6 +18,10 @@ from .result import Sample
 
 if TYPE_CHECKING:
     from .daemon_world import DaemonWorld
+
+REPAIRS_MAX: Final = 8
+"""Rotten blobs that one merge may find, one after the other."""
+REPAIR_S: Final = 2.0
 
 
 class Watcher:
@@ -203,6 +209,16 @@ def _without(contents: GroupContents, lost: frozenset[bytes]) -> list[bytes]:
 
 
 async def _resolve(machine: Machine, group: bytes, without: list[bytes]) -> str:
+    """Return the digest of what a node writes; what has rotted unread is found then, and fetched again."""
+    for _ in range(REPAIRS_MAX):
+        try:
+            return await _resolve_once(machine, group, without)
+        except CorruptError:
+            await asyncio.sleep(REPAIR_S)
+    return await _resolve_once(machine, group, without)
+
+
+async def _resolve_once(machine: Machine, group: bytes, without: list[bytes]) -> str:
     assert machine.node is not None, "all are ready, for they agree"
     output = str(USER / "merged.safetensors")
     report = await last(
