@@ -41,7 +41,7 @@ TRAIN: Final = 600
 TEST: Final = 1_000
 EPOCHS: Final = 300
 LEARNING_RATE: Final = 0.5
-MERGES: Final = (("weight_average", ""), ("fisher_merge", "fisher"))
+MERGES: Final = (("weight_average", ""), ("fisher_merge", "fisher"), ("regmean", "gram"))
 """Strategy, and the artefacts that it needs."""
 
 
