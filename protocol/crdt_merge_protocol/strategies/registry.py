@@ -16,6 +16,7 @@ from .dam import DAM_STRATEGIES
 from .dare import Dare, DareTies
 from .delegation import FALLBACK
 from .dual_projection import DUAL_PROJECTION_STRATEGIES
+from .emr import EmrMerging
 from .extras import EXTRA_STRATEGIES
 from .fisher import FISHER_STRATEGIES
 from .genome import GENOME_STRATEGIES
@@ -50,6 +51,7 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         *ADA_MERGING_STRATEGIES,
         *ADARANK_STRATEGIES,
         *DUAL_PROJECTION_STRATEGIES,
+        EmrMerging(),
         ModelBreadcrumbs(),
         NegativeMerge(),
         *REGMEAN_STRATEGIES,
@@ -71,6 +73,7 @@ ALIASES: Final = {
     "task_vectors": "task_arithmetic",
     "dare_linear": "dare",
     "breadcrumbs": "model_breadcrumbs",
+    "emr": "emr_merging",
     "negmerge": "negative_merge",
     "spunge": "split_unlearn_merge",
     "regression_mean": "regmean",
