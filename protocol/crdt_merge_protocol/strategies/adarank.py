@@ -31,7 +31,7 @@ from .matrices import (
     svd_nanoseconds,
 )
 from .parameters import Parameter
-from .set_bound import SetBound
+from .set_bound import SetBound, artefact_parameter
 from .star import multiply
 from .task_vectors import LAMBDA
 
@@ -66,6 +66,7 @@ class AdaRank(SetBound, MatrixStrategy):
             name="gap_tol", type="decimal", default="0.000000001", low="0", high="0.1",
             doc="Singular values nearer than this share of the largest must not be told apart by a mask.",
         ),
+        artefact_parameter(),
         fallback_parameter(),
     )  # fmt: skip
 

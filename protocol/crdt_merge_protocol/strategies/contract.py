@@ -280,6 +280,15 @@ class Strategy(ABC):
         """Return what turns a block of the common model into that of a task: packed, for ``modulators``."""
         raise NotImplementedError(f"{self.id} has no modulators")
 
+    def adapter(self, context: MergeContext, contribution: int) -> tuple[int, dict[str, str]] | None:
+        """Return tensors of an artefact that go beside the model of a task unchanged, for ``modulators``.
+
+        Returns:
+            None: nothing. Else (position in ``context.artefacts``, {name in the file beside the output:
+            tensor of the artefact}).
+        """
+        return None
+
     def divides_by_weights(self, context: MergeContext) -> bool:
         """Tell whether the sum of the weights is a divisor."""
         return True

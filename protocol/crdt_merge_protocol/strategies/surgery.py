@@ -82,12 +82,7 @@ class RepresentationSurgery(Delegating, SetBound):
         return b""
 
     def adapter(self, context: MergeContext, contribution: int) -> tuple[int, dict[str, str]] | None:
-        """Return what goes beside the model of a task: an artefact's position, and which of its tensors.
-
-        Returns:
-            None if the contribution has no adapter, else (position in ``context.artefacts``, {name in the
-            adapter file: tensor of the artefact}).
-        """
+        """Return the tensors ``down`` and ``up`` of a task; None if the contribution has no adapter."""
         position = self.position(context)
         if position is None:
             return None
