@@ -1,0 +1,125 @@
+"""Sums of low-rank differences, exact as longer factors, and the best shorter ones.
+
+``sum_i c_i B_i A_i`` is one product: the B side by side times the A one below the other, of rank
+``sum r_i``. The best approximation of rank r comes from the singular values of the small core between two QR
+factors, so no matrix of the module's size is ever made (Eckart and Young, 1936).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from crdt_merge_protocol.errors import ParameterError
+from crdt_merge_protocol.strategies.contract import Float64Array
+from crdt_merge_protocol.strategies.linear_algebra import exact_matmul, fits_exact, householder_qr, svd
+
+from .adapter import Factors
+
+RANK_CAP = 256
+"""Up to this rank a sum is kept as it is unless another rule is given."""
+RULES = ("auto", "sum", "max", "min", "mean", "energy:SHARE", "NUMBER")
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """Factors of a sum, and what was lost."""
+
+    up: Float64Array
+    """``(m, r)`` float64."""
+    down: Float64Array
+    """``(r, n)`` float64."""
+    dropped: float
+    """Share of the squared Frobenius norm that the rank could not keep, 0 to 1."""
+
+
+def concatenate(parts: Sequence[tuple[float, Factors]]) -> tuple[Float64Array, Float64Array]:
+    """Return the factors of ``sum_i c_i B_i A_i``: exact but for one rounding of each ``c_i B_i``."""
+    up = np.concatenate([coefficient * factors.up for coefficient, factors in parts], axis=1)
+    down = np.concatenate([factors.down for _, factors in parts], axis=0)
+    return up, down
+
+
+def target_rank(rule: str, ranks: Sequence[int]) -> int | Fraction:
+    """Return the rank that a rule asks for, or the share of energy to keep.
+
+    Args:
+        rule: One of :data:`RULES`.
+        ranks: Of the parts of the sum.
+
+    Raises:
+        ParameterError: No such rule.
+    """
+    total = sum(ranks)
+    if rule == "auto":
+        return total if total <= RANK_CAP else max(ranks)
+    named = {"sum": total, "max": max(ranks), "min": min(ranks), "mean": -(-total // len(ranks))}
+    if rule in named:
+        return named[rule]
+    try:
+        if rule.startswith("energy:"):
+            share = Fraction(rule.removeprefix("energy:"))
+            if 0 < share <= 1:
+                return share
+        elif int(rule) > 0:
+            return int(rule)
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ParameterError(f"A rank is one of {', '.join(RULES)}, not {rule!r}.")
+
+
+def reduce(up: Float64Array, down: Float64Array, target: int | Fraction) -> Reduced:
+    """Return the best factors of the wanted rank; those given, if they are short enough already."""
+    if isinstance(target, int) and target >= up.shape[1]:
+        return Reduced(up, down, 0.0)
+    left, left_core = householder_qr(up)
+    right, right_core = householder_qr(np.ascontiguousarray(down.T))
+    core = exact_matmul(left_core, np.ascontiguousarray(right_core.T))
+    found = svd(core, is_exact=fits_exact(*core.shape))
+    return _cut(exact_matmul(left, found.u), found.s, exact_matmul(found.vt, _transposed(right)), target)
+
+
+def truncate(matrix: Float64Array, target: int | Fraction) -> Reduced:
+    """Return the best factors of a dense difference, ``(m, n)``."""
+    found = svd(matrix, is_exact=fits_exact(*matrix.shape))
+    return _cut(found.u, found.s, found.vt, target)
+
+
+def delta(factors: Factors) -> Float64Array:
+    """Return the difference that factors stand for, in the shape of the module's weight."""
+    product = exact_matmul(factors.up, factors.down)
+    if factors.is_transposed:
+        product = _transposed(product)
+    return product.reshape(factors.shape)
+
+
+def as_matrix(difference: Float64Array, factors: Factors) -> Float64Array:
+    """Return a difference in a weight's shape as the product of factors like these, ``(m, n)``."""
+    if factors.is_transposed:
+        return _transposed(difference.reshape(-1, factors.up.shape[0]))
+    return difference.reshape(factors.up.shape[0], -1)
+
+
+def _cut(u: Float64Array, s: Float64Array, vt: Float64Array, target: int | Fraction) -> Reduced:
+    squares = s * s
+    total = float(sum(squares.tolist()))
+    rank = min(target, len(s)) if isinstance(target, int) else _rank_of_share(squares, total, target)
+    rank = max(rank, 1)
+    root = np.sqrt(s[:rank])
+    dropped = float(sum(squares[rank:].tolist())) / total if total else 0.0
+    return Reduced(u[:, :rank] * root, root[:, None] * vt[:rank], dropped)
+
+
+def _rank_of_share(squares: Float64Array, total: float, share: Fraction) -> int:
+    kept = 0.0
+    for rank, square in enumerate(squares.tolist(), 1):
+        kept += square
+        if kept >= float(share) * total:
+            return rank
+    return len(squares)
+
+
+def _transposed(matrix: Float64Array) -> Float64Array:
+    return np.ascontiguousarray(matrix.T)
