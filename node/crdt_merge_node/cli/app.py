@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "artefact": f"{_CLI}.artefact:artefact",
     "resolve": f"{_CLI}.resolve:resolve",
     "merge": f"{_CLI}.merge:merge",
+    "lora": f"{_CLI}.lora:lora",
     "strategy": f"{_CLI}.strategy:strategy",
     "dev": f"{_CLI}.dev:dev",
     "demo": f"{_CLI}.demo:demo",
