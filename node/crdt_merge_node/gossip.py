@@ -103,6 +103,8 @@ class GossipDriver:
         self._repeats = Repeats(clock)
         self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_for = 0.0
+        """Deadline of the timer, on the clock of the engine."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
@@ -295,15 +297,22 @@ class GossipDriver:
         self._arm()
 
     def _arm(self) -> None:
-        """Set the one timer to the engine's deadline."""
+        """Set the one timer to the engine's deadline; most events do not move it."""
+        now = self.clock.monotonic()
+        deadline = None if self._is_closing else self.engine.deadline(now=now)
         if self._timer:
+            if deadline == self._armed_for:
+                return
             self._timer.cancel()
             self._timer = None
-        now = self.clock.monotonic()
-        deadline = self.engine.deadline(now=now)
-        if deadline is not None and not self._is_closing:
+        if deadline is not None:
+            self._armed_for = deadline
             delay = max(0.0, deadline - now)
-            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(Tick())
 
     def _disconnect(self, effect: Disconnect) -> None:
         connection = self.connections.get(effect.peer)

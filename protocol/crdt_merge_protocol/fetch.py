@@ -281,6 +281,8 @@ class FetchPlanner:
             turn = int(self._rng.random() * len(usable))
             usable = usable[turn:] + usable[:turn]
         runs: dict[tuple[bytes, Item], list[int]] = {}
+        if not self._has_something_to_ask(now):
+            return asks
         while usable:
             # In turns, so that one wide window does not take what a narrow one could have fetched meanwhile.
             for provider in tuple(usable):
@@ -290,6 +292,13 @@ class FetchPlanner:
                 else:
                     runs.setdefault((provider, run[0]), []).extend(run[1])
         return asks + _asks((provider, item, sorted(run)) for (provider, item), run in runs.items())
+
+    def _has_something_to_ask(self, now: float) -> bool:
+        """Tell whether any piece is free, or was asked for so long ago that another may be asked for it."""
+        if any(wanted.missing & ~wanted.taken for wanted in self._items.values()):
+            return True
+        flights = (flight for known in self._providers.values() for flight in known.flights.values())
+        return any(now - flight.sent_at >= ENDGAME_PATIENCE_S for flight in flights)
 
     def next_wakeup(self, *, now: float) -> float | None:
         """Return when to call :meth:`next_requests` though nothing happens; None: not at all.

@@ -55,7 +55,7 @@ START_S_MAX: Final = 60.0
 STARTS_PER_S: Final = 50.0
 SEEDS_MAX: Final = 3
 SAMPLES: Final = 80
-COLLECT_EVERY_SAMPLES: Final = 16
+COLLECT_EVERY_SAMPLES: Final = 40
 
 
 def run(plan: Plan, *, tls: bool = False) -> Result:

@@ -174,7 +174,7 @@ class Connection:
         """Return the next frames, the most important first, never half a frame."""
         frames: list[bytes] = []
         nbytes = 0
-        for lane, queue in zip(Lane, self._lanes, strict=True):
+        for lane, queue in enumerate(self._lanes):
             while queue and (not frames or nbytes + len(queue[0]) <= _BATCH_BYTES):
                 frame = queue.popleft()
                 self._lane_bytes[lane] -= len(frame)
