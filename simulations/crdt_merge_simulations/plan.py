@@ -52,6 +52,8 @@ class WorkloadSpec:
     """Nodes that leave and come back with an empty disk."""
     tensor_bytes: int = 4096
     """Size of the one tensor of a contribution, where the fidelity has tensors."""
+    within_s: float = 0.0
+    """Operations come within so many seconds of the start of the work; 0: all the time."""
     is_one_sender: bool = False
     """All operations by one node, for figures of dissemination."""
 

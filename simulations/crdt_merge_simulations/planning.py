@@ -91,9 +91,10 @@ def _occasions(
 ) -> list[tuple[float, int, int, Random]]:
     """Return (time, number, node, stream) of each act, in the order of time."""
     occasions = []
+    span_s = scenario.workload.within_s or scenario.duration_s
     for number in range(scenario.workload.operations):
         rng = stream(seed, "act", number)
-        time = rng.uniform(0, scenario.duration_s)
+        time = rng.uniform(0, span_s)
         node = 0 if scenario.workload.is_one_sender else rng.randrange(scenario.nodes)
         while time < starts.get(node, 0.0) + 1.0 and node in starts:
             node = rng.randrange(scenario.nodes)

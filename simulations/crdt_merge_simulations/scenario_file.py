@@ -179,6 +179,8 @@ def _workload_problems(scenario: Scenario) -> list[str]:
             problems.append(f"workload.{field.name} must be 0..1, not {value}.")
         if field.name in _UNSIGNED and value < 0:
             problems.append(f"workload.{field.name} cannot be negative.")
+    if not 0 <= workload.within_s <= scenario.duration_s:
+        problems.append("workload.within_s must be within the duration.")
     if workload.groups < 1:
         problems.append("workload.groups must be at least 1.")
     if workload.late_joiners >= max(1, scenario.nodes):
