@@ -196,16 +196,16 @@ def _check_gram(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
     _refuse_rest(reader, tensors, (name for name in inputs.values() if isinstance(name, str)))
 
 
-def _input_length(spec: TensorSpec, transposed: Sequence[str]) -> int:
+def _input_length(spec: TensorSpec, transposed: frozenset[str]) -> int:
     return spec.shape[0] if input_axis(spec, transposed) == 0 else math.prod(spec.shape[1:])
 
 
-def _check_transposed(reader: HeaderReader, model: Specs) -> list[str]:
+def _check_transposed(reader: HeaderReader, model: Specs) -> frozenset[str]:
     names = reader.names("transposed", is_optional=True)
     for name in names:
         if name not in model or len(model[name].shape) != 2:
             reader.add(f"transposed names {name[:64]!a}, which is no matrix of the model")
-    return names
+    return frozenset(names)
 
 
 def _check_snip(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
@@ -281,25 +281,31 @@ def _check_masks(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
     reader.decimal("initial_ratio", is_optional=True)
     _check_rows(reader, model)
     matrices = {name: spec for name, spec in model.items() if len(spec.shape) >= 2}
-    for name, spec in sorted(matrices.items()):
-        found = _numbered(tensors, name, count)
+    for name, found in sorted(_numbered(reader, tensors, matrices, count).items()):
+        shape = matrices[name].shape
         for item in found:
-            _check_shape(reader, item, (min(spec.shape[0], math.prod(spec.shape[1:])),))
+            _check_shape(reader, item, (min(shape[0], math.prod(shape[1:])),))
         if 0 < len(found) < count:
             reader.add(f"{len(found)} of {count} contributions have a mask of tensor {name}")
-    _refuse_rest(reader, tensors, (f"{i}/{name}" for i in range(count) for name in matrices))
 
 
-def _numbered(tensors: Specs, name: str, count: int) -> list[TensorSpec]:
-    keys = (f"{i}/{name}" for i in range(count))
-    return [tensors[key] for key in keys if key in tensors]
+def _numbered(reader: HeaderReader, tensors: Specs, model: Specs, count: int) -> dict[str, list[TensorSpec]]:
+    """Return the tensors ``i/T`` by T; what is named otherwise, or of no T, is a problem."""
+    found: dict[str, list[TensorSpec]] = {name: [] for name in model}
+    for name, spec in sorted(tensors.items()):
+        number, _, rest = name.partition("/")
+        if rest in found and number.isdecimal() and number == str(int(number)) and int(number) < count:
+            found[rest].append(spec)
+        else:
+            reader.add(f"tensor {name} belongs to nothing of the model")
+    return found
 
 
 def _check_dam(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
     count = _count(reader)
     transposed = _check_transposed(reader, model)
-    for name, spec in sorted(model.items()):
-        found = _numbered(tensors, name, count)
+    for name, found in sorted(_numbered(reader, tensors, model, count).items()):
+        spec = model[name]
         if len(found) < count:
             reader.add(f"{len(found)} of {count} contributions have coefficients of tensor {name}")
         shapes = {(), (1,), spec.shape}
@@ -308,7 +314,6 @@ def _check_dam(reader: HeaderReader, tensors: Specs, model: Specs) -> None:
         for item in found:
             if item.shape not in shapes:
                 reader.add(f"tensor {item.name} has shape {list(item.shape)}, which fits no axis of {name}")
-    _refuse_rest(reader, tensors, (f"{i}/{name}" for i in range(count) for name in model))
 
 
 def _check_surgery(reader: HeaderReader, tensors: Specs, model: Specs) -> None:  # noqa: ARG001 - one signature.

@@ -6,7 +6,7 @@ Also what is read off them later: which row of a table speaks of a tensor, which
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -192,9 +192,9 @@ def triangle_side(numel: int) -> int | None:
     return side if side * (side + 1) // 2 == numel else None
 
 
-def input_axis(spec: TensorSpec, transposed: Iterable[str]) -> int:
+def input_axis(spec: TensorSpec, transposed: Container[str]) -> int:
     """Return which axis of a weight the layer's inputs are on: 1 of [out, in, ...], 0 of [in, out]."""
-    return 0 if spec.name in set(transposed) else 1
+    return 0 if spec.name in transposed else 1
 
 
 def _is_glob(value: object) -> bool:
