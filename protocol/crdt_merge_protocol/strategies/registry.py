@@ -31,6 +31,7 @@ from .surgery import SURGERY_STRATEGIES
 from .task_vectors import TaskArithmetic
 from .ties import Ties
 from .unlearning import NegativeMerge, SplitUnlearnMerge
+from .weight_scope import WeightScopeAlignment
 
 _STRATEGIES: Final[dict[str, Strategy]] = {
     strategy.id: strategy
@@ -57,6 +58,7 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         *REGMEAN_STRATEGIES,
         *SAFE_MERGE_STRATEGIES,
         SplitUnlearnMerge(),
+        WeightScopeAlignment(),
         *STAR_STRATEGIES,
         *KNOTS_STRATEGIES,
         DellaLinear(),
@@ -74,6 +76,7 @@ ALIASES: Final = {
     "dare_linear": "dare",
     "breadcrumbs": "model_breadcrumbs",
     "emr": "emr_merging",
+    "wsa": "weight_scope_alignment",
     "negmerge": "negative_merge",
     "spunge": "split_unlearn_merge",
     "regression_mean": "regmean",
