@@ -15,6 +15,7 @@ Rules of the file:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,9 +35,13 @@ OFFENCE_S: Final = 1.0
 OFFENCE_S_MAX: Final = 60.0
 OFFENCE_FORGOTTEN_S: Final = 600.0
 
+ADDRESSES_REMEMBERED_MAX: Final = 16384
+"""Texts that were looked at: every shuffle names the same ones again."""
+
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[1-9][0-9]{0,4})")
 
 
+@functools.lru_cache(maxsize=ADDRESSES_REMEMBERED_MAX)
 def is_address(text: str) -> bool:
     """Tell whether ``text`` is ``host:port`` or ``[ipv6]:port`` that may be dialled on a peer's word.
 
@@ -219,7 +224,7 @@ class AddressBook:
 
     def due(self, *, now: float) -> list[Dial]:
         """Return the connections to try now, the most overdue first."""
-        idle = list(self._idle())
+        idle = list(self._idle(sorted(self.peers.items())))
         room = DIALS_MAX - sum(target.dialled_until > now for target in idle)
         ready = [target for target in idle if target.dialled_until <= now and self._due(target) <= now]
         dials = []
@@ -231,7 +236,7 @@ class AddressBook:
 
     def next_due(self, *, now: float) -> float | None:
         """Return when :meth:`due` has something to say again."""
-        idle = list(self._idle())
+        idle = list(self._idle(self.peers.items()))
         outcomes = [target.dialled_until for target in idle if target.dialled_until > now]
         waiting = [self._due(target) for target in idle if target.dialled_until <= now]
         return min(outcomes if len(outcomes) >= DIALS_MAX else outcomes + waiting, default=None)
@@ -240,8 +245,8 @@ class AddressBook:
         offences = self._offences.get(target.peer) if target.peer is not None else None
         return max(target.due, offences.until) if offences else target.due
 
-    def _idle(self) -> Iterator[Target]:
-        for peer, target in sorted(self.peers.items()):
+    def _idle(self, peers: Iterable[tuple[bytes, Target]]) -> Iterator[Target]:
+        for peer, target in peers:
             if peer not in self.active and peer not in self.blocked and (target.addresses or target.heard):
                 yield target
         yield from self.seeds.values()

@@ -33,8 +33,9 @@ class Announcer:
 
     def next_due(self) -> float | None:
         """Return when :meth:`take` has something."""
-        times = [time for time in (self._due, self._all_due) if time is not None]
-        return min(times, default=None)
+        if self._due is None or self._all_due is None:
+            return self._all_due if self._due is None else self._due
+        return min(self._due, self._all_due)
 
     def take(self, groups: Iterable[bytes], *, now: float) -> list[bytes]:
         """Return the groups to announce now, of all ``groups`` there are; sorted."""

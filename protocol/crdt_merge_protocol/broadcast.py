@@ -33,13 +33,15 @@ class Broadcast:
         self._synced_count = 0
         self._synced_until = 0.0
 
-    def received(self, peer: bytes, receipt: Receipt, *, is_push: bool, is_mesh: bool) -> Outgoing:
+    def received(
+        self, peer: bytes, receipt: Receipt, *, is_push: bool, is_mesh: bool, now: float
+    ) -> Outgoing:
         """Note which operations a peer pushed or sent in a sync session."""
         if is_mesh:
             return []
         new = [signed.id for signed in receipt.accepted]
         if is_push:
-            return self.tree.pushed(peer, new=new, known=(*receipt.durable, *receipt.in_flight))
+            return self.tree.pushed(peer, new=new, known=(*receipt.durable, *receipt.in_flight), now=now)
         self.tree.synced(peer, new)
         return []
 
@@ -78,7 +80,7 @@ class Broadcast:
         if isinstance(message, Prune):
             self.tree.pruned(peer)
         elif replica is not None and isinstance(message, IHave):
-            self.tree.announced(peer, message, replica.is_here, now=now)
+            return self.tree.announced(peer, message, replica.is_here, now=now)
         elif replica is not None and isinstance(message, Graft):
             return self.tree.grafted(peer, message, replica.state.get)
         return []

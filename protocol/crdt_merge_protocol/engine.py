@@ -55,7 +55,7 @@ from .limits import GROUPS_MAX, IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
 from .messages.membership import Goodbye, Peers, Roots, peers_messages
-from .messages.overlay import VIEW_MESSAGES, Graft, IHave
+from .messages.overlay import VIEW_MESSAGES, IHave, Prune
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
 from .overlay import Action, Overlay
@@ -73,6 +73,9 @@ ORPHAN_GRACE_S: Final = 0.5
 FULL_RETRY_S: Final = 5.0
 """After the disk was full, how long nothing is taken from peers. What they offered stays with them."""
 
+NEIGHBOUR_MESSAGES: Final = frozenset({Gossip, Roots, IHave})
+"""Who sends these takes us for a neighbour."""
+
 
 class Engine:
     """The deterministic core of a node."""
@@ -86,6 +89,7 @@ class Engine:
         self.attestations = Attestations(self.node)
         self.reconciler = Reconciler(node=self.node, states=self.state, random_bytes=random_bytes)
         self._broadcast = Broadcast(self.node)
+        self.overlay.view.is_needed = self._broadcast.tree.eager.__contains__
         self._announcer = Announcer(self._jitter)
         self._strangers = Strangers()
         self._storing: set[bytes] = set()
@@ -102,13 +106,15 @@ class Engine:
 
     def deadline(self, *, now: float) -> float | None:
         """Return when :class:`Tick` is due, in the caller's seconds; None: not before another event."""
-        times = [
+        due = self.overlay.next_due(now=now)
+        for other in (
             self._announcer.next_due(),
-            self.overlay.next_due(now=now),
             self._broadcast.tree.next_due(),
             self.reconciler.next_due(),
-        ]
-        return min((time for time in times if time is not None), default=None)
+        ):
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
 
     def open_group(self, genesis: Genesis) -> Replica:
         """Begin with a group that storage holds; the caller applies its stored operations to the state."""
@@ -225,14 +231,16 @@ class Engine:
     def _neighbours_changed(self) -> list[Effect]:
         """Tell new neighbours what is here, and forget what those said who are none any more."""
         added, removed = self.overlay.take_changes()
+        if not added and not removed:
+            return []
+        effects: list[Effect] = []
         for peer in removed:
-            self._broadcast.tree.neighbour_down(peer)
+            effects += self._tree_sends(self._broadcast.tree.neighbour_down(peer))
             self.reconciler.peer_down(peer)
         for peer in added:
             self._broadcast.tree.neighbour_up(peer)
-        if added or removed:
-            self.reconciler.spread_s = 0.0 if self.overlay.is_mesh else SESSION_SPREAD_S
-        effects = self._announce(added, sorted(self.replicas)) if added else []
+        self.reconciler.spread_s = 0.0 if self.overlay.is_mesh else SESSION_SPREAD_S
+        effects += self._announce(added, sorted(self.replicas)) if added else []
         return effects + [
             Send(peer=peer, message=attest, lane=Lane.OPERATIONS)
             for peer in added
@@ -281,7 +289,7 @@ class Engine:
             effects = self._dispatch(peer, message, now=now)
         except RemoteProtocolError as error:
             return [self._offence(peer, error, now=now)]
-        if isinstance(message, Gossip | Roots | IHave) and not self.overlay.is_neighbour(peer):
+        if type(message) in NEIGHBOUR_MESSAGES and not self.overlay.is_neighbour(peer):
             effects += self._perform(self.overlay.view.not_a_neighbour(peer, now=now))
         return effects
 
@@ -311,8 +319,7 @@ class Engine:
         if isinstance(message, VIEW_MESSAGES):
             return self._perform(self.overlay.received(peer, message, now=now))
         if isinstance(message, TREE_MESSAGES):
-            group = message.group if isinstance(message, IHave | Graft) else b""
-            replica = self.replicas.get(group)
+            replica = None if isinstance(message, Prune) else self.replicas.get(message.group)
             return self._tree_sends(self._broadcast.told(peer, message, replica, now=now))
         if isinstance(message, SYNC_MESSAGES):
             outgoing, group, wires = self.reconciler.receive(peer, message, now=now)
@@ -339,7 +346,7 @@ class Engine:
         receipt = replica.receive(wires, peer)
         self._in_flight_bytes += replica.in_flight_bytes - before
         effects = self._tree_sends(
-            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh)
+            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh, now=now)
         )
         if receipt.accepted:
             effects.append(StoreOperations(group=group, operations=receipt.accepted))

@@ -57,13 +57,20 @@ ANSWER_S: Final = 5.0
 DIAL_S: Final = 15.0
 """By then the outcome of a dial was reported."""
 SEEK_INTERVAL_MIN_S: Final = 0.5
+SEEK_CALM_S: Final = 4.0
+"""The least of a node that has enough. There are as many places for others as links that nodes would choose,
+so whoever looks for one of the last meets refusals, and each costs a connection."""
 SEEK_INTERVAL_MAX_S: Final = 240.0
 """Between requests of a node that has enough links, only not all that it would choose itself."""
 SEEK_NOBODY_S: Final = 3.0
 LOST_INTERVAL_MIN_S: Final = 0.5
 LOST_INTERVAL_MAX_S: Final = 15.0
+FLEETING_S: Final = 2.0
+"""A neighbour that is found again within this has kept the place; if not, nobody else must make room."""
 CROSS_INTERVAL_MIN_S: Final = 2.0
 CROSS_INTERVAL_MAX_S: Final = 900.0
+ANY_EVICTED_RATIO: Final = 0.1
+"""How often a link is left although the tree needs it: pushing fast must not buy a place for ever."""
 URGENT_DIALS_MAX: Final = 4
 ROUTINE: Final = "not a neighbour in the partial view"
 """Why connections are closed here; said to the peer."""
@@ -110,6 +117,7 @@ class Wish:
 class Lost:
     """A neighbour whose connection broke."""
 
+    since: float
     due: float
     interval_s: float = LOST_INTERVAL_MIN_S
 
@@ -143,6 +151,8 @@ class HyParView:
         self._cross_interval_s = CROSS_INTERVAL_MIN_S
         self._alone_since: float | None = None
         self._had_links = False
+        self.is_needed: Callable[[bytes], bool] = lambda _: False
+        """Whether a neighbour is part of the broadcast tree, so that leaving it delays what is pushed."""
         self.is_isolated = True
         """No neighbour since the start, or for 10 s: the address book dials everybody."""
 
@@ -212,7 +222,7 @@ class HyParView:
             del self._wishes[peer]
         if self.links.pop(peer, None) is None:
             return []
-        self._lost[peer] = Lost(now + self._spread(LOST_INTERVAL_MIN_S, 1.0))
+        self._lost[peer] = Lost(now, now + self._spread(LOST_INTERVAL_MIN_S, 1.0))
         if len(self._lost) > LOST_PEERS_MAX:
             self._lost.popitem(last=False)
         self._hurry(now=now)
@@ -301,7 +311,7 @@ class HyParView:
         has_room = self._accepted_count() < ACTIVE_MAX - CHOSEN_MAX or self.is_small or wish is not None
         if not has_room and not is_urgent:
             return [Tell(peer, Leave(peers=self._sample(peer)))]
-        evicted = [] if has_room or not accepted else self._evict(self._passive.choice(accepted), now=now)
+        evicted = [] if has_room or not accepted else self._evict(self._expendable(accepted), now=now)
         self._link(peer, is_chosen=wish is not None and wish.is_chosen)
         return [*evicted, Tell(peer, Accepted(peers=self._sample(peer)))]
 
@@ -334,15 +344,18 @@ class HyParView:
 
     def next_due(self) -> float | None:
         """Return when :meth:`tick` has something to do."""
-        times = [self._shuffle_due, self._cross_due]
-        times += self._idle.values()
-        times += [lost.due for lost in self._lost.values()]
-        times += [wish.until for wish in self._wishes.values()]
+        times = [time for time in (self._shuffle_due, self._cross_due) if time is not None]
+        if self._idle:
+            times += self._idle.values()
+        if self._lost:
+            times += [lost.due for lost in self._lost.values()]
+        if self._wishes:
+            times += [wish.until for wish in self._wishes.values()]
         if self._is_seeking():
             times.append(self._seek_due)
         if self._alone_since is not None and self._had_links and not self.is_isolated:
             times.append(self._alone_since + ISOLATED_S)
-        return min((time for time in times if time is not None), default=None)
+        return min(times, default=None)
 
     def tick(self, *, now: float) -> list[Action]:
         """Do what is due: close, shuffle, look for lost neighbours, cross over, look for new ones."""
@@ -379,13 +392,14 @@ class HyParView:
         lost = self._lost[peer]
         lost.interval_s = min(2 * lost.interval_s, LOST_INTERVAL_MAX_S)
         lost.due = now + self._spread(lost.interval_s, 0.2)
-        return self._call(peer, Wish(is_chosen=True, is_urgent=True, until=now + DIAL_S))
+        is_urgent = now >= lost.since + FLEETING_S
+        return self._call(peer, Wish(is_chosen=True, is_urgent=is_urgent, until=now + DIAL_S))
 
     def _cross(self, *, now: float) -> list[Action]:
         """Link to somebody outside the view, so that no part of the cluster stays apart for long."""
         self._cross_due = now + self._spread(self._cross_interval_s, 0.3)
         self._cross_interval_s = min(2 * self._cross_interval_s, CROSS_INTERVAL_MAX_S)
-        if self.is_small or not self.links:
+        if self.is_small or not self.links or self._is_hub():
             return []
         wish = Wish(is_chosen=True, is_urgent=True, until=now + DIAL_S)
         if self._jitter() < 0.5:
@@ -421,15 +435,29 @@ class HyParView:
         actions = self._trim_chosen(CHOSEN_MAX, now=now)
         while len(self.links) > ACTIVE_MAX:
             accepted = [peer for peer, link in self.links.items() if not link.is_chosen]
-            actions += self._evict(self._passive.choice(accepted), now=now)
+            actions += self._evict(self._expendable(accepted), now=now)
         return actions
 
     def _trim_chosen(self, count: int, *, now: float) -> list[Action]:
         actions: list[Action] = []
         chosen = [peer for peer, link in self.links.items() if link.is_chosen]
         while len(chosen) > count and not self.is_small:
-            actions += self._evict(chosen.pop(int(self._jitter() * len(chosen))), now=now)
+            peer = self._expendable(chosen)
+            chosen.remove(peer)
+            actions += self._evict(peer, now=now)
         return actions
+
+    def _is_hub(self) -> bool:
+        """Tell whether a link of the tree would have to make room for another chosen one, and should not."""
+        chosen = [peer for peer, link in self.links.items() if link.is_chosen]
+        is_full = len(chosen) >= CHOSEN_MAX and all(map(self.is_needed, chosen))
+        return is_full and self._jitter() >= ANY_EVICTED_RATIO
+
+    def _expendable(self, peers: list[bytes]) -> bytes:
+        """Return who is left for another: at random, usually out of those that nothing is pushed to."""
+        spare = [peer for peer in peers if not self.is_needed(peer)]
+        is_any = not spare or self._jitter() < ANY_EVICTED_RATIO
+        return self._passive.choice(peers if is_any else spare)
 
     def _accepted_count(self) -> int:
         pending = sum(not wish.is_chosen for wish in self._wishes.values())
@@ -437,12 +465,12 @@ class HyParView:
 
     def _hurry(self, *, now: float) -> None:
         """Look for neighbours soon, because one was lost."""
-        self._seek_interval_s = SEEK_INTERVAL_MIN_S
+        self._seek_interval_s = SEEK_INTERVAL_MIN_S if len(self.links) < ACTIVE_MIN else SEEK_CALM_S
         self._seek_due = now
         self._note_solitude(now=now)
 
     def _chosen_count(self) -> int:
-        return sum(link.is_chosen for link in self.links.values())
+        return len([link for link in self.links.values() if link.is_chosen])
 
     def _is_seeking(self) -> bool:
         return bool(self.passive) and (self._chosen_count() < CHOSEN_MAX or self.is_small)
@@ -464,7 +492,8 @@ class HyParView:
             peer = others.pop(int(self._jitter() * len(others)))
             actions += self._call(peer, Wish(is_chosen=True, is_urgent=is_urgent, until=now + DIAL_S))
             room -= 1
-        wait_s = self._seek_interval_s if actions else max(self._seek_interval_s, SEEK_NOBODY_S)
+        wait_s = max(self._seek_interval_s, 0.0 if actions else SEEK_NOBODY_S)
+        wait_s = wait_s if is_urgent or self.is_small else max(wait_s, SEEK_CALM_S)
         self._seek_due = now + self._spread(wait_s, 0.5)
         return actions
 

@@ -52,6 +52,8 @@ class Overlay(AddressBook):
         """:attr:`_next_due` holds, as long as nothing that concerns the view happens."""
         self._neighbours: set[bytes] = set()
         """As last told by :meth:`take_changes`."""
+        self._are_neighbours_known = True
+        """Nothing has happened since then that could have changed them."""
 
     # --- what others ask --------------------------------------------------------------------------------
 
@@ -85,17 +87,24 @@ class Overlay(AddressBook):
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Return (new neighbours, neighbours no more) since the last call."""
+        if self._are_neighbours_known:
+            return [], []
+        self._are_neighbours_known = True
         present = self.active if self.is_mesh else self.view.links.keys()
         if present == self._neighbours:
             return [], []
         before, self._neighbours = self._neighbours, set(present)
         return sorted(self._neighbours - before), sorted(before - self._neighbours)
 
+    def _touch(self) -> None:
+        """Forget what was worked out, because something that concerns the view happens."""
+        self._is_due_known = self._are_neighbours_known = False
+
     # --- connections ------------------------------------------------------------------------------------
 
     def peer_up(self, peer: bytes, dialled: str | None, *, now: float) -> list[Action]:
         """Note a connection that is open and proved who the peer is."""
-        self._is_due_known = False
+        self._touch()
         self._partial_peers.discard(peer)
         self._neighbours.discard(peer)
         if dialled is None:
@@ -109,7 +118,7 @@ class Overlay(AddressBook):
 
     def peer_down(self, peer: bytes, *, now: float) -> list[Action]:
         """Note that a connection is gone."""
-        self._is_due_known = False
+        self._touch()
         self._dialled.discard(peer)
         self._partial_peers.discard(peer)
         self.disconnected(peer, now=now)
@@ -117,19 +126,19 @@ class Overlay(AddressBook):
 
     def dial_answered(self, dial: Dial, peer: bytes, *, now: float) -> list[Action]:
         """Note a dial that found a peer to whom there is a connection already."""
-        self._is_due_known = False
+        self._touch()
         self.reached(dial.address, peer)
         return [] if self.is_mesh else self.view.answered(peer, dial.address, now=now)
 
     def dial_failed(self, dial: Dial, error: str, *, now: float, is_refusal: bool) -> list[Action]:
         """Note a dial that led to no connection."""
-        self._is_due_known = False
+        self._touch()
         self.failed(dial.address, dial.expect, error, now=now, is_refusal=is_refusal)
         return [] if self.is_mesh else self.view.failed(dial, now=now)
 
     def introduced(self, contacts: Iterable[Contact], informant: bytes, *, now: float) -> list[Action]:
         """Take in what a peer says of others."""
-        self._is_due_known = False
+        self._touch()
         if not self.is_mesh:
             self.view.note(contacts, now=now)
             return []
@@ -139,14 +148,14 @@ class Overlay(AddressBook):
 
     def closing(self, peer: bytes) -> None:
         """Note that this node ends a connection because of what the peer did."""
-        self._is_due_known = False
+        self._touch()
         self.view.closing(peer)
 
     # --- messages ---------------------------------------------------------------------------------------
 
     def received(self, peer: bytes, message: Message, *, now: float) -> list[Action]:
         """Take in a message of the partial view from a connected peer."""
-        self._is_due_known = False
+        self._touch()
         if isinstance(message, View | Shuffle) and message.population > FULL_MESH_NODES_MAX:
             self._follow_until = now + CALM_S
         if isinstance(message, View):
@@ -179,7 +188,7 @@ class Overlay(AddressBook):
 
     def tick(self, *, now: float) -> list[Action]:
         """Do what is due."""
-        self._is_due_known = False
+        self._touch()
         if self.is_mesh:
             return [*self._review(now=now), *(self.due(now=now) if self.is_mesh else ())]
         actions = self._review(now=now) if self._review_due <= now else []

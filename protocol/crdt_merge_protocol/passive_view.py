@@ -65,11 +65,18 @@ class PassiveView:
 
     def sample(self, links: Iterable[bytes], count: int, *, besides: bytes = b"") -> tuple[Contact, ...]:
         """Return random contacts out of neighbours and passive peers, to tell somebody of."""
-        contacts = [contact for peer in links if peer != besides and (contact := self.contact(peer))]
-        contacts += [(peer, addresses) for peer, addresses in self.contacts.items() if peer != besides]
+        peers = [*links, *self.contacts]
         chosen: list[Contact] = []
-        while contacts and len(chosen) < count:
-            chosen.append(contacts.pop(int(self._jitter() * len(contacts))))
+        while peers and len(chosen) < count:
+            place = int(self._jitter() * len(peers))
+            peer, peers[place] = peers[place], peers[-1]
+            peers.pop()
+            if peer == besides:
+                continue
+            addresses = self.contacts.get(peer)
+            contact = self.contact(peer) if addresses is None else (peer, addresses)
+            if contact is not None:
+                chosen.append(contact)
         return tuple(chosen)
 
     def choice(self, values: Sequence[T]) -> T:

@@ -3,7 +3,12 @@
 Plumtree (Leitão, Pereira, Rodrigues, SRDS 2007; PROTOCOL 3). A neighbour is *eager*, then operations are
 pushed to it, or *lazy*, then their ids are announced. A push of what another push brought before makes the
 link lazy (PRUNE); an announced id that does not arrive makes one eager and fetches it (GRAFT). One tree
-serves the whole cluster.
+serves the whole cluster. Links come and go, so the tree is kept short:
+
+1. Announcements wait a fixed time, so one that comes soon after the push shows that the announcer is nearer
+   to the author than who pushed: the link to it becomes part of the tree, and the slower one is pruned.
+2. Who loses the link that it was pushed to on puts the nearest announcer in its place at once.
+3. A new link is lazy unless there is no tree yet, and links of the tree are rarely given up for new ones.
 
 What is told or pushed is durable here: this class hears of an operation, but passes it on only when
 :meth:`stored` is called. It keeps ids of operations that peers speak of, bounded per peer.
@@ -12,6 +17,7 @@ What is told or pushed is durable here: this class hears of an operation, but pa
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +38,16 @@ from .operations import SignedOperation
 
 IHAVE_FLUSH_S: Final = 0.05
 """Ids are announced together after this; a push along the tree is usually faster."""
-GRAFT_S: Final = 0.1
+GRAFT_S: Final = 0.03
 """An announced operation that has not come by then is fetched, and the link becomes part of the tree."""
+OPTIMISE_S: Final = 0.03
+"""An announcer that would have pushed this much earlier than the one who did is nearer."""
+OPTIMISE_INTERVAL_S: Final = 10.0
+OPTIMISE_BURST: Final = 4
+"""So many links at once, then one an interval: where many nodes author, each is far from another end of the
+tree, and under load announcements wait less and look early."""
+EAGER_AT_FIRST: Final = 4
+"""Of the links of a node that nothing was pushed to; so the first push of all does not take every link."""
 GRAFT_AGAIN_S: Final = 0.25
 GRAFT_TRIES_MAX: Final = 4
 GRAFT_BYTES_MAX: Final = 256 * KIB
@@ -50,6 +64,8 @@ class Recent:
 
     source: bytes | None = None
     """Who pushed it first; this node, if it is the author; None: it came by anti-entropy."""
+    arrived: float = 0.0
+    """When it was pushed first."""
     holders: set[bytes] = field(default_factory=set)
 
 
@@ -76,24 +92,45 @@ class Plumtree:
         self._queue: dict[bytes, dict[bytes, list[bytes]]] = {}
         """peer -> group -> ids to announce."""
         self._flush_due: float | None = None
+        self._parent: bytes | None = None
+        """Who pushed the newest operation first."""
+        self._group = b""
+        """That of the newest operation."""
+        self._lags: dict[bytes, float] = {}
+        """How much later than the push a lazy neighbour would have pushed, as far as it announced lately."""
+        self._optimise_due = -math.inf
 
     # --- neighbours -------------------------------------------------------------------------------------
 
     def neighbour_up(self, peer: bytes) -> None:
-        """Begin to push to a new neighbour; should it be one too many, it prunes the link."""
+        """Begin to push to a new neighbour, or to announce to it if there is a tree."""
+        self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
-        self.eager[peer] = None
+        is_lazy = bool(self.eager) if self._parent is not None else len(self.eager) >= EAGER_AT_FIRST
+        (self.lazy if is_lazy else self.eager)[peer] = None
 
-    def neighbour_down(self, peer: bytes) -> None:
-        """Forget a neighbour."""
+    def neighbour_down(self, peer: bytes) -> Outgoing:
+        """Forget a neighbour; if it was the one that pushes to this node, another shall."""
+        is_parent = peer in self.eager and peer == self._parent
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
         self._queue.pop(peer, None)
+        self._lags.pop(peer, None)
+        if not is_parent or not self.lazy or not self._group:
+            return []
+        nearest = min(self.lazy, key=lambda other: self._lags.get(other, math.inf))
+        return self._join(nearest, self._group)
+
+    def _join(self, peer: bytes, group: bytes) -> Outgoing:
+        """Make the link to a neighbour part of the tree, at both ends."""
+        self._set_eager(peer)
+        return [(peer, Graft(group=group, ids=()))]
 
     def _set_eager(self, peer: bytes) -> None:
         if peer in self.lazy:
             del self.lazy[peer]
             self.eager[peer] = None
+            self._lags.pop(peer, None)
 
     def _set_lazy(self, peer: bytes) -> None:
         if peer in self.eager:
@@ -102,24 +139,30 @@ class Plumtree:
 
     # --- operations -------------------------------------------------------------------------------------
 
-    def pushed(self, peer: bytes, *, new: Iterable[bytes], known: Iterable[bytes]) -> Outgoing:
+    def pushed(self, peer: bytes, *, new: Iterable[bytes], known: Iterable[bytes], now: float) -> Outgoing:
         """Note the ids that a peer pushed: those that were new here, and those that were not.
 
         Returns:
-            A PRUNE if another peer is faster.
+            A PRUNE if another peer is faster; a GRAFT for one who announced it long before it was pushed.
         """
         is_first = is_late = False
+        announced: Announced | None = None
         for operation_id in new:
-            self._recall(operation_id).source = peer
+            recent = self._recall(operation_id)
+            recent.source, recent.arrived = peer, now
+            announced = announced or self._announced.get(operation_id)
             is_first = True
         for operation_id in known:
-            recent = self._recent.get(operation_id)
-            if recent is None:
+            before = self._recent.get(operation_id)
+            if before is None:
                 continue
-            recent.holders.add(peer)
-            is_late |= recent.source not in (None, peer)
+            before.holders.add(peer)
+            is_late |= before.source not in (None, peer)
         if is_first:
+            self._parent = peer
             self._set_eager(peer)
+            if announced is not None and not announced.tries:
+                return self._optimise(announced.peers[0], announced.group, now=now)
         elif is_late and (peer in self.eager or peer in self.lazy):
             self._set_lazy(peer)
             return [(peer, Prune())]
@@ -144,6 +187,7 @@ class Plumtree:
         Returns:
             What to send at once, and how many came by anti-entropy and are announced.
         """
+        self._group = group
         pairs: list[tuple[SignedOperation, Recent]] = []
         synced: list[tuple[SignedOperation, Recent]] = []
         for signed in operations:
@@ -198,23 +242,47 @@ class Plumtree:
 
     # --- messages ---------------------------------------------------------------------------------------
 
-    def announced(self, peer: bytes, message: IHave, is_here: Callable[[bytes], bool], *, now: float) -> None:
-        """Note what a neighbour has; what is not here is fetched unless it comes on its own."""
-        for operation_id in message.ids:
+    def announced(
+        self, peer: bytes, message: IHave, is_here: Callable[[bytes], bool], *, now: float
+    ) -> Outgoing:
+        """Note what a neighbour has; what is not here is fetched unless it comes on its own.
+
+        Returns:
+            A GRAFT if this neighbour is nearer to the author than who pushed.
+        """
+        is_nearer = False
+        for place, operation_id in enumerate(message.ids):
             if is_here(operation_id):
                 if recent := self._recent.get(operation_id):
                     recent.holders.add(peer)
+                    # The first waited as long as announcements do, the others perhaps not.
+                    is_nearer |= place == 0 and self._is_nearer(peer, recent, now=now)
                 continue
             known = self._announced.get(operation_id)
             if self._announced_counts[peer] >= ANNOUNCED_PER_PEER_MAX or (known and peer in known.peers):
                 continue
             if known is None:
                 if len(self._announced) >= ANNOUNCED_MAX:
-                    return
+                    break
                 known = self._announced[operation_id] = Announced(message.group, [])
                 heapq.heappush(self._timers, (now + GRAFT_S, operation_id))
             known.peers.append(peer)
             self._announced_counts[peer] += 1
+        return self._optimise(peer, message.group, now=now) if is_nearer else []
+
+    def _is_nearer(self, peer: bytes, recent: Recent, *, now: float) -> bool:
+        if peer not in self.lazy or recent.source in (None, self._node, peer):
+            return False
+        self._lags[peer] = lag_s = now - IHAVE_FLUSH_S - recent.arrived
+        return lag_s < -OPTIMISE_S
+
+    def _optimise(self, peer: bytes, group: bytes, *, now: float) -> Outgoing:
+        """Make the link to a lazy neighbour part of the tree, unless that was done too often lately."""
+        if peer not in self.lazy or now < self._optimise_due:
+            return []
+        burst_s = (OPTIMISE_BURST - 1) * OPTIMISE_INTERVAL_S
+        self._optimise_due = max(self._optimise_due, now - burst_s) + OPTIMISE_INTERVAL_S
+        return self._join(peer, group)
 
     def grafted(
         self, peer: bytes, message: Graft, find: Callable[[bytes], SignedOperation | None]
@@ -242,9 +310,10 @@ class Plumtree:
 
     def next_due(self) -> float | None:
         """Return when :meth:`tick` has something to do."""
-        graft_due = self._timers[0][0] if self._timers else None
-        times = [time for time in (self._flush_due, graft_due) if time is not None]
-        return min(times, default=None)
+        if not self._timers:
+            return self._flush_due
+        graft_due = self._timers[0][0]
+        return graft_due if self._flush_due is None else min(self._flush_due, graft_due)
 
     def tick(self, is_in_flight: Callable[[bytes, bytes], bool], *, now: float) -> Outgoing:
         """Announce what waits to be announced, and fetch what was announced and has not come.
@@ -281,12 +350,16 @@ class Plumtree:
             return []
         self._flush_due = None
         queue, self._queue = self._queue, {}
-        return [
-            (peer, IHave(group=group, ids=page))
-            for peer, groups in queue.items()
-            for group, ids in groups.items()
-            for page in _pages([one for one in ids if not self._is_held(one, peer)])
-        ]
+        written: dict[tuple[bytes, tuple[bytes, ...]], IHave] = {}
+        outgoing: Outgoing = []
+        for peer, groups in queue.items():
+            for group, ids in groups.items():
+                for page in _pages([one for one in ids if not self._is_held(one, peer)]):
+                    key = (group, page)
+                    if key not in written:
+                        written[key] = IHave(group=group, ids=page)
+                    outgoing.append((peer, written[key]))
+        return outgoing
 
     def _is_held(self, operation_id: bytes, peer: bytes) -> bool:
         recent = self._recent.get(operation_id)

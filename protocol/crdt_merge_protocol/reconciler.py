@@ -103,6 +103,9 @@ class Reconciler:
         self.spread_s = 0.0
         """How much sessions are put off at random, so that neighbours do not all fetch the same at once."""
         self._ended: list[Ended] = []
+        self._next_due: float | None = None
+        self._is_due_known = True
+        """:attr:`_next_due` holds, until something is planned, begun, answered or over."""
 
     @property
     def session_count(self) -> int:
@@ -120,6 +123,8 @@ class Reconciler:
 
     def take_ended(self) -> list[Ended]:
         """Return the sessions that have ended since the last call."""
+        if not self._ended:
+            return []
         ended, self._ended = self._ended, []
         return ended
 
@@ -138,6 +143,7 @@ class Reconciler:
 
     def hasten(self, peer: bytes, group: bytes, *, now: float, wait_s: float = 0.0) -> None:
         """Reconcile soon, if the peer is worth it: something is known to be missing."""
+        self._is_due_known = False
         place = (peer, group)
         if wait_s and place not in self._due:
             self._hastened.add(place)
@@ -147,11 +153,13 @@ class Reconciler:
     def relax(self, group: bytes) -> None:
         """Take back what :meth:`hasten` put off and nothing else asked for: nothing is missing any more."""
         for place in [place for place in self._hastened if place[1] == group]:
+            self._is_due_known = False
             self._hastened.discard(place)
             self._due.pop(place, None)
 
     def pause(self, until: float) -> None:
         """Open no session before a time, and break off those under way: nothing can be stored meanwhile."""
+        self._is_due_known = False
         self._paused_until = until
         for running in list(self._running.values()):
             self._forget(running)
@@ -160,6 +168,7 @@ class Reconciler:
 
     def peer_down(self, peer: bytes) -> None:
         """Forget a peer and its sessions."""
+        self._is_due_known = False
         for peers in self._roots.values():
             peers.pop(peer, None)
         for running in list(self._running.values()):
@@ -173,12 +182,14 @@ class Reconciler:
 
     def _consider(self, peer: bytes, group: bytes, *, now: float) -> None:
         if self.is_equal(peer, group):
-            self._due.pop((peer, group), None)
+            if self._due.pop((peer, group), None) is not None:
+                self._is_due_known = False
             self._fruitless.pop((peer, group), None)
         elif (peer, group) not in self._due:
             wait_s = GRACE_S if self._node < peer else GRACE_S + YIELD_S
             if self.spread_s:
                 wait_s += self.spread_s * int.from_bytes(self._random_bytes(2), "little") / 2**16
+            self._is_due_known = False
             self._due[peer, group] = now + max(wait_s, self._penalty_s((peer, group)))
 
     def _penalty_s(self, place: Place) -> float:
@@ -190,6 +201,11 @@ class Reconciler:
 
     def next_due(self) -> float | None:
         """Return when :meth:`tick` has something to do."""
+        if not self._is_due_known:
+            self._next_due, self._is_due_known = self._earliest(), True
+        return self._next_due
+
+    def _earliest(self) -> float | None:
         times = [running.session.deadline for running in self._running.values()]
         if self._count(is_inbound=False) < SYNC_OUTBOUND_MAX:
             times += [
@@ -201,6 +217,9 @@ class Reconciler:
 
     def tick(self, *, now: float) -> Outgoing:
         """Expire stuck sessions and open those that are due."""
+        if not self._running and not self._due:
+            return []
+        self._is_due_known = False
         for running in list(self._running.values()):
             if running.session.expire(now):
                 self._settle(running, now=now)
@@ -223,6 +242,7 @@ class Reconciler:
         Raises:
             RemoteProtocolError: The message does not belong to the session or breaks its rules.
         """
+        self._is_due_known = False
         if isinstance(message, Open):
             return self._accept(peer, message, now=now), message.group, []
         assert isinstance(message, SYNC_MESSAGES), "the engine passes sync messages only"
@@ -237,6 +257,9 @@ class Reconciler:
 
     def stored(self, group: bytes, ids: Iterable[bytes], *, now: float) -> Outgoing:
         """Tell the sessions of a group which operations are durable now."""
+        if not self._running:
+            return []
+        self._is_due_known = False
         ids = tuple(ids)
         outgoing: Outgoing = []
         for running in list(self._running.values()):

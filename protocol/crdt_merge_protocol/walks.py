@@ -10,7 +10,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from .limits import SAMPLE_PEERS_MAX, SHUFFLES_ROUTED_MAX, WALK_NOTE_STEP, WALK_STEPS_MAX
+from .limits import (
+    ACTIVE_MAX,
+    CHOSEN_MAX,
+    SAMPLE_PEERS_MAX,
+    SHUFFLES_ROUTED_MAX,
+    WALK_NOTE_STEP,
+    WALK_STEPS_MAX,
+)
 from .messages.base import Message
 from .messages.overlay import NONCE_BYTES, ForwardJoin, Shuffle, ShuffleReply
 from .passive_view import PassiveView
@@ -20,6 +27,8 @@ SHUFFLE_PEERS: Final = 4
 WALKS_PER_PEER_MAX: Final = 256
 """Walks that one neighbour may have passed on between two shuffles of this node."""
 JOINS_PER_PEER_MAX: Final = 4
+JOIN_WALKS_MAX: Final = ACTIVE_MAX - CHOSEN_MAX
+"""Each may end in an offer, and a newcomer has room for so many links that others wish for."""
 
 Steps = list[tuple[bytes, Message]]
 
@@ -48,20 +57,24 @@ class Walks:
         self._counts.pop(peer, None)
 
     def begin_join(self, peer: bytes) -> Steps:
-        """Send a newcomer's name out on one walk over each link."""
+        """Send a newcomer's name out on a few walks, each over a link of its own."""
         contact = self._passive.contact(peer)
         self._counts[peer] += 1
         if contact is None or self._counts[peer] > JOINS_PER_PEER_MAX:
             return []
         walk = ForwardJoin(contact=contact, steps=WALK_STEPS_MAX)
-        return [(other, walk) for other in self._links() if other != peer]
+        others = [other for other in self._links() if other != peer]
+        while len(others) > JOIN_WALKS_MAX:
+            others.remove(self._passive.choice(others))
+        return [(other, walk) for other in others]
 
     def pass_join(self, peer: bytes, message: ForwardJoin, *, now: float) -> tuple[Steps, bool]:
         """Pass a newcomer on; tell whether its walk ends here."""
         newcomer, addresses = message.contact
-        if newcomer == self._node or not self._may_walk(peer):
+        links = self._links()
+        if newcomer == self._node or not self._may_walk(peer, links):
             return [], False
-        others = [other for other in self._links() if other not in (peer, newcomer)]
+        others = [other for other in links if other not in (peer, newcomer)]
         is_end = message.steps == 0 or not others
         if is_end or message.steps == WALK_NOTE_STEP:
             self._passive.note(newcomer, addresses, now=now)
@@ -84,11 +97,11 @@ class Walks:
     def pass_shuffle(self, peer: bytes, message: Shuffle, *, now: float) -> Steps:
         """Pass a shuffle on, or answer it with a sample of this node's own."""
         nonce, peers = message.nonce, message.peers
-        if not self._may_walk(peer) or nonce in self._routes or nonce == self._own_nonce:
+        links = self._links()
+        if not self._may_walk(peer, links) or nonce in self._routes or nonce == self._own_nonce:
             return []
         if message.steps == WALK_NOTE_STEP and (contact := self._passive.contact(peer)):
             peers = (contact, *peers)[:SAMPLE_PEERS_MAX]
-        links = self._links()
         others = [other for other in links if other != peer]
         if message.steps > 0 and others:
             self._routes[nonce] = peer
@@ -114,6 +127,6 @@ class Walks:
         for peer, addresses in peers:
             self._passive.note(peer, addresses, now=now)
 
-    def _may_walk(self, peer: bytes) -> bool:
+    def _may_walk(self, peer: bytes, links: list[bytes]) -> bool:
         self._counts[peer] += 1
-        return peer in self._links() and self._counts[peer] <= WALKS_PER_PEER_MAX
+        return peer in links and self._counts[peer] <= WALKS_PER_PEER_MAX
