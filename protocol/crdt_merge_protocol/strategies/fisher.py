@@ -57,7 +57,7 @@ class FisherMerge(Strategy):
     )
     formula = (
         "out = sum_i w_i g(F_i) X_i / sum_i w_i g(F_i)\n"
-        "g(F) = (F s)^fisher_power + floor;  s = 1 / rms(F) over the model (model_l2),\n"
+        "g(F) = min(F s, cap)^fisher_power + floor;  s = 1 / rms(F) over the model (model_l2),\n"
         "1 / mean(F) of the tensor (tensor_mean) or 1 (none)"
     )
     base: ClassVar[BaseUse] = "unused"
@@ -70,6 +70,11 @@ class FisherMerge(Strategy):
         Parameter(
             name="floor", type="decimal", default="0.000001", low="0", high="1000",
             doc="Added to every Fisher value after normalising; what nobody knows anything of is averaged.",
+        ),
+        Parameter(
+            name="cap", type="decimal", default="none", low="0.000001", high="1000000", choices=("none",),
+            doc="Greatest Fisher value after normalising, in units of the typical one: bounds what a "
+            "diagonal that is large in a few places decides there.",
         ),
         Parameter(
             name="fisher_power", type="choice", default="1", choices=("0", "0.5", "1", "2"),
@@ -193,6 +198,8 @@ class _Work:
         self._weights = [float(weight) for weight in context.weights]
         self._power = str(context.params["fisher_power"])
         self._floor = float(context.number("floor"))
+        cap = context.params["cap"]
+        self._cap = None if cap == "none" else float(context.number("cap"))
         held = [i for i, _ in _holders(context, block.tensor_index)]
         self._fishers = dict(zip(held, block.artefacts, strict=True))
         self._scales = {i: scales.of(block.tensor_index, i) for i in held}
@@ -234,6 +241,8 @@ class _Work:
             gain[:] = self._floor
             return
         np.multiply(fisher[part], self._scales[i], out=gain)
+        if self._cap is not None:
+            np.minimum(gain, self._cap, out=gain)
         if self._power == "0.5":
             np.sqrt(gain, out=gain)
         elif self._power == "2":

@@ -105,6 +105,21 @@ def test_scaling_a_fisher_diagonal_takes_nothing_over(factor):
     np.testing.assert_array_equal(honest.tensors["t"], exaggerated.tensors["t"])
 
 
+def test_a_cap_bounds_what_a_diagonal_decides_where_it_is_large():
+    rng = np.random.default_rng(1)
+    models = [{"t": rng.normal(size=4_096)} for _ in DIGESTS]
+    peak = np.zeros(4_096)
+    peak[7] = 1.0
+    informations = [fisher(0, {"t": peak}), *(fisher(i, {"t": np.ones(4_096)}) for i in (1, 2))]
+
+    free = merged(artefacts=informations, models=models).tensors["t"][7]
+    capped = merged({"cap": "1", "floor": "0"}, informations, models).tensors["t"][7]
+
+    first, *others = (model["t"][7] for model in models)
+    assert free == pytest.approx((64 * first + sum(others)) / 66, rel=1e-6)
+    assert capped == pytest.approx((first + sum(others)) / 3)
+
+
 def test_without_normalising_the_scale_decides_and_the_merge_says_so():
     out = merged({"normalize": "none"}, fishers((1e12, 1, 1)))
 
