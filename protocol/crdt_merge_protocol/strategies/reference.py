@@ -19,6 +19,7 @@ from crdt_merge_protocol.errors import ArtefactMissingError, LocalProtocolError
 from crdt_merge_protocol.resolve_key import used_root
 
 from .artefacts import Artefact, in_order
+from .composite import effective
 from .contract import BLOCK_ELEMENTS, LEAF_ELEMENTS, Block, Float64Array, MergeContext, Strategy
 from .registry import get
 
@@ -95,10 +96,13 @@ def merge_arrays(
         base_content=base_content,
         task=None if task is None else sorted(distinct).index(task),
     )
+    if inputs:
+        found = effective(strategy, context)
+        strategy, context = found.strategy, found.context
+        if found.unmet is not None:
+            strategy.check(context)  # Its errors say more, where it has any.
+            raise ArtefactMissingError(f"{found.unmet}.")
     strategy.check(context)
-    reason = strategy.unmet(context)
-    if reason is not None:
-        raise ArtefactMissingError(f"{reason}.")
     models = [model for _, model, _ in ordered]
     run = _Run(
         strategy,

@@ -80,7 +80,7 @@ class NegativeMerge(ByRole):
         agreement = _Agreement([block.inputs[i] for i in voting], block.base, [weights[i] for i in voting])
         consensus, scale = context.number("consensus"), float(context.number(LAMBDA, index))
         for part in chunks(out.size) if voting else ():
-            agreement.mean(part, consensus, out[part])
+            agreement.write(part, consensus, out[part])
         out *= -scale
         out += block.base
         return out
@@ -101,7 +101,7 @@ class _Agreement:
         self._weights = [1.0 if equal else float(weight) for weight in weights]
         self._term, self._weight = np.empty(CHUNK_ELEMENTS), np.empty(CHUNK_ELEMENTS)
 
-    def mean(self, part: slice, consensus: Fraction, out: Float64Array) -> None:
+    def write(self, part: slice, consensus: Fraction, out: Float64Array) -> None:
         """Write the means of a range into ``out``, zero where too few agree."""
         ups, downs = (np.zeros(out.size, np.int32) for _ in range(2))
         for values in self._inputs:

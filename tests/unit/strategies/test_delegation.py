@@ -3,6 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.strategies import registry
@@ -11,6 +12,7 @@ from crdt_merge_protocol.strategies.composite import effective
 from crdt_merge_protocol.strategies.contract import MergeContext
 from crdt_merge_protocol.strategies.delegation import fallback_parameter, inner_parameter
 from crdt_merge_protocol.strategies.parameters import Parameter
+from crdt_merge_protocol.strategies.reference import merge_arrays
 
 
 class Picky(Linear):
@@ -137,6 +139,16 @@ def test_without_a_stand_in_the_reason_is_told():
 
     assert found.strategy.id == "pickier"
     assert "at least 3 models, there are 1" in found.unmet
+
+
+def test_merging_in_memory_runs_the_stand_in():
+    models = [{"t": np.array([1.0, 5.0])}, {"t": np.array([3.0, -1.0])}]
+    texts = {"fallback": "task_arithmetic", "fallback.lambda": "0.5"}
+
+    result = merge_arrays("pickier", models, {"t": np.zeros(2)}, texts)
+
+    assert result.tensors["t"].tolist() == [2.0, 2.0]
+    assert result.decisions["strategy"] == "task_arithmetic"
 
 
 def test_everything_else_about_the_inputs_stays():
