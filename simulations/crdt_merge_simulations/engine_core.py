@@ -16,6 +16,7 @@ from collections.abc import Callable
 from random import Random
 from struct import Struct
 from typing import Any, Final
+from zlib import crc32
 
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.events import DialAnswered, DialFailed, Event, MessageReceived, PeerDown, PeerUp
@@ -30,15 +31,15 @@ from .economy import DialLog
 from .engine_links import CONNECT_TIMEOUT_S, SILENCE_S, SYN_RETRIES_S, Line, Network, connect
 from .engine_node import SimulatedNode
 from .invariants import Checker
-from .meter import Meter
+from .meter import CARRIERS, Meter
 from .plan import Plan
 from .planning import stream
-from .sharing import Codec
+from .sharing import Codec, Frame
 from .topology import LinkTable
 
 SEEDS_MAX: Final = 3
 """Addresses that a node is given to begin with, where everybody may talk to everybody."""
-_STAMP: Final = Struct("<dII")
+_STAMP: Final = Struct("<dIII")
 
 
 class World:
@@ -69,6 +70,7 @@ class World:
         self._sequence = 0
         self._codec = Codec()
         self._table = LinkTable(plan)
+        self._bandwidth = plan.scenario.topology.bandwidth_bytes_per_s
         self._losses = self.stream("loss")
         self._tampering = self.stream("tamper")
         self._silences = self.stream("silence")
@@ -243,26 +245,28 @@ class World:
             if changed is None:
                 return
             message = changed
-        pair = (node.place, line.target.place)
-        ratio = self.network.loss.get(pair)
-        if ratio is not None and type(message) is Gossip and self._losses.random() < ratio:
-            self.checker.sometimes["a payload was lost"] += 1
-            return
-        self.send_frame(line, self._codec.encode(message))
+        if type(message) is Gossip and (self.network.loss or self.network.loss_everywhere):
+            ratio = self.network.loss.get((node.place, line.target.place), self.network.loss_everywhere)
+            if ratio and self._losses.random() < ratio:
+                self.checker.sometimes["a payload was lost"] += 1
+                return
+        self._carry(line, self._codec.frame(message))
 
-    def send_frame(self, line: Line, frame: bytes) -> None:
-        """Carry bytes to the other end of a connection."""
+    def send_frame(self, line: Line, data: bytes) -> None:
+        """Carry bytes, whatever they are, to the other end of a connection."""
+        self._carry(line, Frame(data, crc32(data)))
+
+    def _carry(self, line: Line, frame: Frame) -> None:
         node, network = line.source, self.network
-        node.bytes_sent += len(frame)
+        node.bytes_sent += len(frame.data)
         if line.tamper:
-            frame = self._tampered(line, frame)
+            frame = self._tampered(line, frame.data)
         if line.held or (network.cuts and network.is_cut(node.place, line.target.place)):
             line.held.append(frame)
             return
         time = self.now + self._delay(node, line.target, line.delay_s)
-        bandwidth = self.plan.scenario.topology.bandwidth_bytes_per_s
-        if bandwidth:
-            line.busy_until = max(line.busy_until, self.now) + len(frame) / bandwidth
+        if self._bandwidth:
+            line.busy_until = max(line.busy_until, self.now) + len(frame.data) / self._bandwidth
             time += line.busy_until - self.now
         line.arrived = max(line.arrived, time)
         self.at(line.arrived, line.target, self._deliver, line, frame)
@@ -280,12 +284,13 @@ class World:
                 self.at(line.arrived, line.target, self._deliver, line, frame)
 
     def _delay(self, node: SimulatedNode, target: SimulatedNode, delay_s: float) -> float:
-        extra_s = self.network.extra_s
-        if extra_s:
-            delay_s += extra_s.get((node.place, target.place), 0.0)
+        if self.network.extra_s:
+            delay_s += self.network.extra_s.get((node.place, target.place), 0.0)
+        if node.slowness == target.slowness == 1.0:
+            return delay_s
         return delay_s + 0.001 * (node.slowness - 1 + target.slowness - 1)
 
-    def _tampered(self, line: Line, frame: bytes) -> bytes:
+    def _tampered(self, line: Line, frame: bytes) -> Frame:
         """Change a byte of a frame, or break off in the middle of it."""
         line.decoder = FrameDecoder()
         position = self._tampering.randrange(len(frame))
@@ -299,34 +304,30 @@ class World:
             delay_s = self._delay(line.source, line.target, line.delay_s)
             self.at(self.now + delay_s, line.target, self.hang_up, line.back, "connection reset")
         line.tamper = 0
-        return frame
+        return Frame(frame, crc32(frame))
 
-    def _deliver(self, line: Line, frame: bytes) -> None:
-        target = line.target
+    def _deliver(self, line: Line, frame: Frame) -> None:
         if not line.back.is_open:
             return
-        self.trace.update(_STAMP.pack(self.now, line.source.index, target.index))
-        self.trace.update(frame)
-        if line.decoder is None:
-            try:
-                self._receive(line, self._codec.decode(frame))
-            except RemoteProtocolError as error:
-                self.checker.sometimes["a frame was refused"] += 1
-                self.hang_up(line.back, error.message)
+        self.trace.update(_STAMP.pack(self.now, line.source.index, line.target.index, frame.mark))
+        if frame.message is not None and line.decoder is None:
+            self._receive(line, frame.message)
             return
+        if line.decoder is None:
+            line.decoder = FrameDecoder()
         try:
-            messages = line.decoder.feed(frame)
+            messages = line.decoder.feed(frame.data)
         except RemoteProtocolError as error:
             self.checker.sometimes["a frame was refused"] += 1
             self.hang_up(line.back, error.message)
             return
         for message in messages:
-            self._receive(line, message)
+            if line.back.is_open:
+                self._receive(line, message)
 
     def _receive(self, line: Line, message: Message) -> None:
-        if not line.back.is_open:
-            return
-        self.meter.received(line.source, line.target, message)
+        if type(message) in CARRIERS:
+            self.meter.received(line.source, line.target, message)
         line.target.handle(MessageReceived(peer=line.source.id, message=message))
 
     # --- what nodes report ----------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ that it is over; what arrives at an end that no longer knows the connection is l
    liveness checks of the transport do (PING_IDLE_S, PING_MISSES_MAX). Nobody can connect across a cut.
 3. A killed process is known to its peers after one delay (the kernel resets); a machine without power, only
    after the silence.
-4. Frames are bytes. A frame that was tampered with goes through a real decoder, and so does everything after
-   it on that line; what the decoder refuses closes the connection.
+4. Frames are bytes, handed over with the message that they say (``sharing.py``). A frame that was tampered
+   with goes through a real decoder, and so does everything after it on that line; what the decoder refuses
+   closes the connection.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from crdt_merge_protocol.wire import FrameDecoder
 
 if TYPE_CHECKING:
     from .engine_node import SimulatedNode
+    from .sharing import Frame
 
 SILENCE_S: Final = PING_IDLE_S * (PING_MISSES_MAX + 1)
 """After which an end takes the other for dead."""
@@ -45,7 +47,7 @@ class Line:
         """When the frame that was sent last arrives."""
         self.busy_until = 0.0
         """Until when bandwidth is used up."""
-        self.held: list[bytes] = []
+        self.held: list[Frame] = []
         self.decoder: FrameDecoder | None = None
         self.tamper = 0
         """1: change a byte of the next frame; 2: break off in the middle of it."""
@@ -89,6 +91,8 @@ class Network:
     """Directed pair -> additional delay."""
     loss: dict[tuple[int, int], float] = field(default_factory=dict)
     """Directed pair -> share of payload messages that is dropped."""
+    loss_everywhere: float = 0.0
+    """The same for pairs that are not named."""
 
     def is_cut(self, a: int, b: int) -> bool:
         """Whether nothing gets from node ``a`` to node ``b``."""

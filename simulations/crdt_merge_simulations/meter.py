@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.gossip import Gossip
@@ -12,6 +12,9 @@ from crdt_merge_protocol.operations import SignedOperation
 
 if TYPE_CHECKING:
     from .engine_node import SimulatedNode
+
+CARRIERS: Final = frozenset({Gossip, Operations})
+"""Kinds of messages that operations travel in."""
 
 
 class Meter:
@@ -33,10 +36,8 @@ class Meter:
         node.hops[signed.id] = 0
 
     def received(self, source: SimulatedNode, target: SimulatedNode, message: Message) -> None:
-        """A message reached a node."""
+        """A message of the :data:`CARRIERS` reached a node."""
         is_broadcast = type(message) is Gossip
-        if not is_broadcast and type(message) is not Operations:
-            return
         known = target.hops
         for wire in message.operations:  # type: ignore[attr-defined]
             id_ = self._id(wire)

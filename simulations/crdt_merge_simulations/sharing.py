@@ -1,7 +1,7 @@
 """Work that a thousand nodes of one process need do only once.
 
-The same bytes reach node after node. Encoding, decoding and verifying them gives the same answer each time,
-and the answers are immutable, so within :func:`shared_work` they are remembered by the bytes. The engines do
+The same bytes reach node after node. Encoding and verifying them gives the same answer each time, and the
+answers are immutable, so within :func:`shared_work` they are remembered by the bytes. The engines do
 not notice; each still asks. What is remembered is bounded, and forgotten at the end of the run.
 """
 
@@ -10,84 +10,128 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from struct import Struct
 from typing import Any, Final
 from unittest.mock import patch
+from zlib import crc32
 
+import msgpack
 from crdt_merge_protocol import identity, operations
 from crdt_merge_protocol.errors import BadSignatureError
-from crdt_merge_protocol.messages.base import Message
+from crdt_merge_protocol.genesis import Genesis
+from crdt_merge_protocol.messages.base import ControlMessage, Message
 from crdt_merge_protocol.operations import SignedOperation
-from crdt_merge_protocol.wire import FrameDecoder, encode_frame
+from crdt_merge_protocol.wire import FLAG_CRITICAL, FrameDecoder, encode_frame
 
 REMEMBERED_MAX: Final = 1 << 16
 FRAMES_MAX: Final = 1 << 12
+CHECKED_EVERY: Final = 64
+HEADER: Final = Struct(">IBB")
+"""Of a frame (PROTOCOL 4): body length, type, flags."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """Bytes on their way, and what they say."""
+
+    data: bytes
+    mark: int
+    """CRC-32 of the bytes, for the trace."""
+    message: Message | None = None
+    """None: the receiver must decode the bytes to know."""
 
 
 class Codec:
-    """Frames encoded once per message object, and decoded once per frame."""
+    """Frames written once per message object, and handed over with what they say.
+
+    A receiver would decode what the sender encoded; that this gives the same message is checked for one
+    frame in :data:`CHECKED_EVERY`, and the frame is compared with the one of the real encoder.
+    """
 
     def __init__(self) -> None:
-        self._frames: dict[int, tuple[Message, bytes]] = {}
-        self._messages: dict[bytes, Message] = {}
+        self._frames: dict[int, Frame] = {}
+        self._count = 0
 
-    def encode(self, message: Message) -> bytes:
+    def frame(self, message: Message) -> Frame:
         """Return the frame of a message."""
         found = self._frames.get(id(message))
-        if found is not None and found[0] is message:
-            return found[1]
+        if found is not None:
+            return found
         if len(self._frames) >= FRAMES_MAX:
             self._frames.clear()
-        frame = encode_frame(message)
-        self._frames[id(message)] = message, frame
+        data = _encoded(message)
+        self._count += 1
+        if self._count % CHECKED_EVERY == 1:
+            assert data == encode_frame(message), f"{message} has two encodings"
+            assert FrameDecoder().feed(data) == [message], f"{message} is decoded as something else"
+        # The frame keeps its message alive, so no other one can get its id.
+        frame = self._frames[id(message)] = Frame(data, crc32(data), message)
         return frame
 
-    def decode(self, frame: bytes) -> Message:
-        """Return the message of a whole frame."""
-        message = self._messages.get(frame)
-        if message is None:
-            if len(self._messages) >= FRAMES_MAX:
-                self._messages.clear()
-            [message] = FrameDecoder().feed(frame)
-            self._messages[frame] = message
-        return message
+
+def _encoded(message: Message) -> bytes:
+    """Return the frame of a message, without asking again whether its fields are of permitted types."""
+    if not isinstance(message, ControlMessage):
+        return encode_frame(message)
+    body: bytes = msgpack.packb(message.to_fields())
+    return HEADER.pack(len(body), message.TYPE, FLAG_CRITICAL if message.CRITICAL else 0) + body
+
+
+class _Remembered:
+    """What was answered before, forgotten all at once when it is too much."""
+
+    def __init__(self, answer: Callable[..., Any], *, key: Callable[..., Any], count_max: int) -> None:
+        self._answer = answer
+        self._key = key
+        self._count_max = count_max
+        self._answers: dict[Any, tuple[Any, Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Return the answer. The arguments are kept with it, so that what is named by its id stays."""
+        key = self._key(*args)
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= self._count_max:
+                self._answers.clear()
+            found = self._answers[key] = self._answer(*args), args
+        return found[0]
 
 
 @contextmanager
 def shared_work() -> Iterator[None]:
-    """Load and verify equal operations once, in all engines of this process."""
-    load: Callable[[bytes], SignedOperation] = SignedOperation.load
-    check: Callable[[bytes, bytes, bytes], None] = identity.verify
-    loaded: dict[bytes, SignedOperation] = {}
-    verdicts: dict[tuple[bytes, bytes, bytes], str] = {}
-
-    def load_once(_cls: Any, data: bytes) -> SignedOperation:
-        found = loaded.get(data)
-        if found is None:
-            if len(loaded) >= REMEMBERED_MAX:
-                loaded.clear()
-            found = loaded[data] = load(data)
-        return found
+    """Load and verify equal operations and groups once, in all engines of this process."""
+    load = _Remembered(SignedOperation.load, key=lambda data: data, count_max=REMEMBERED_MAX)
+    decode = _Remembered(Genesis.decode, key=lambda data: data, count_max=FRAMES_MAX)
+    encode = _Remembered(Genesis.encode, key=id, count_max=FRAMES_MAX)
+    judge = _Remembered(_verdict(identity.verify), key=lambda *call: call, count_max=REMEMBERED_MAX)
 
     def verify_once(public: bytes, signature: bytes, message: bytes) -> None:
-        key = (public, signature, message)
-        verdict = verdicts.get(key)
-        if verdict is None:
-            if len(verdicts) >= REMEMBERED_MAX:
-                verdicts.clear()
-            try:
-                check(public, signature, message)
-                verdict = ""
-            except BadSignatureError as error:
-                verdict = error.message
-            verdicts[key] = verdict
-        if verdict:
+        if verdict := judge(public, signature, message):
             raise BadSignatureError(verdict)
 
+    def encode_once(genesis: Genesis) -> bytes:
+        return bytes(encode(genesis))
+
     with (
-        patch.object(SignedOperation, "load", classmethod(load_once)),
+        patch.object(SignedOperation, "load", classmethod(lambda _cls, data: load(data))),
+        patch.object(Genesis, "decode", classmethod(lambda _cls, data: decode(data))),
+        patch.object(Genesis, "encode", encode_once),
         patch.object(operations, "verify", verify_once),
     ):
         yield
+
+
+def _verdict(check: Callable[[bytes, bytes, bytes], None]) -> Callable[[bytes, bytes, bytes], str]:
+    def judge(public: bytes, signature: bytes, message: bytes) -> str:
+        """Return what is wrong with a signature; empty if nothing is."""
+        try:
+            check(public, signature, message)
+        except BadSignatureError as error:
+            return error.message
+        return ""
+
+    return judge
 
 
 @contextmanager

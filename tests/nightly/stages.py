@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from .record import FOLDER
+
 ROOT: Final = Path(__file__).parents[2]
 PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 EXAMPLES_TIMES: Final = 20
@@ -126,6 +128,18 @@ def _simulation(seed: int) -> list[Step]:
     ]
 
 
+def _ten_thousand(seed: int) -> list[Step]:
+    run = (sys.executable, "-m", "tests.nightly.crowd", "ten-thousand", str(seed))
+    trace = str(FOLDER / f"ten-thousand-{seed}.trace")
+    figures = (sys.executable, "-m", "crdt_merge_simulations.engine_figures")
+    return [
+        Step("run", (*run, trace)),
+        Step("again", (*run, trace, "again"), {"PYTHONHASHSEED": "1"}),
+        Step("crash", (*figures, "crash", "--nodes", "10000", "--seed", str(seed))),
+        Step("spread", (*figures, "spread", "--nodes", "10000", "--seed", str(seed), "--operations", "20")),
+    ]
+
+
 def _planted(_seed: int) -> list[Step]:
     names = sorted(path.stem for path in (ROOT / "tests/planted/bugs").glob("*.toml"))
     return [Step(name, (sys.executable, "-m", "tests.planted", name)) for name in names]
@@ -151,6 +165,11 @@ STAGES: Final = (
     Stage("frames", f"{FRAMES:,} damaged frames through the decoder and into an engine (S12)", _frames),
     Stage("kills", f"{KILLS} SIGKILLs of a daemon under load", _kills),
     Stage("determinism", "one output digest over BLAS kernels, threads and SIMD levels (S13)", _determinism),
+    Stage(
+        "ten-thousand",
+        "ten thousand engines from nothing to converged, twice with one trace; figures",
+        _ten_thousand,
+    ),
     Stage(
         "traces",
         f"{ENGINE_TRACES} seeds of engines and {DAEMON_TRACES} of daemons, twice each with other hash seeds",
