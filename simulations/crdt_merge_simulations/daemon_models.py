@@ -72,6 +72,10 @@ class DaemonModels:
             scenario.params,
         )
 
+    def nbytes_needed(self, shown: Iterable[Visible]) -> int:
+        """Return the size of the tensors of these contributions, each of equal ones once."""
+        return len({each.content for each in shown}) * self._spec.nbytes
+
     def output_digest(self, merged: oracle.Array) -> str:
         """Return the digest that a resolve with this outcome must report, hex (STRATEGIES 1.11)."""
         spec = self._spec

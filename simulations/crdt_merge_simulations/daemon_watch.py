@@ -156,6 +156,11 @@ class Watcher:
             replicas = machine.node.services.engine.replicas
             for group in sorted(replicas):
                 checker.look(machine.number, replicas[group], honest, thoroughly=True)
+                waiting = replicas[group].orphan_count
+                text = f"{waiting} operations wait at {machine.name}"
+                checker.expect("I17", not waiting or bool(world.culprits), text)
+            count, most = len(machine.node.services.driver.connections), len(world.machines) - 1
+            checker.expect("I17", count <= most, f"{machine.name} has {count} connections for {most} peers")
         is_converged = self.is_converged()
         checker.agreed(states, is_converged=is_converged, twins=world.twins)
         if is_converged:

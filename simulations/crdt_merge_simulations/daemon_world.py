@@ -318,7 +318,8 @@ class DaemonWorld:
         plan = self.plan
         states = next(each for each in self.machines if each.number not in self.culprits).states()
         operations = [signed for state in states.values() for signed in state.causal()]
-        needed = sum(len(signed.wire()) for signed in operations) * (len(self.machines) - 1)
+        shown = [each for state in states.values() for each in state.view.visible]
+        needed = sum(len(signed.wire()) for signed in operations) + self.models.nbytes_needed(shown)
         return Result(
             name=plan.scenario.name,
             seed=plan.seed,
@@ -332,13 +333,13 @@ class DaemonWorld:
             links=[(link.a, link.b) for link in plan.links],
             sites=list(plan.sites),
             bytes_sent=[self.network.bytes_sent.get(number, 0) for number in range(len(self.machines))],
-            bytes_needed=needed,
+            bytes_needed=needed * (len(self.machines) - 1),
             hops=self.tap.hops,
             delivery_s=self.tap.delivery_s,
             duplicates=self.tap.duplicates,
             deliveries=self.tap.deliveries,
             operations=len(operations),
-            visible=sum(len(state.view.visible) for state in states.values()),
+            visible=len(shown),
             events=self.loop.callbacks,
             virtual_s=round(self.loop.time(), 6),
             trace=self.loop.trace.hexdigest(),

@@ -67,9 +67,7 @@ def _cards(story: Story) -> Iterator[str]:
         " they would resolve. One, and zero, are agreement.",
         _disagreement(story, samples) + _distance(story, samples),
     )
-    yield _card(
-        "Growth", "Operations held by the fullest and the emptiest node, and tombstones.", _growth(samples)
-    )
+    yield f'<div class="stack">{"".join(_course(result, samples))}</div>'
     yield _card(
         "Who agrees with whom",
         "A row per node. Calm: what most nodes hold; a colour: another set; dark: down.",
@@ -81,17 +79,23 @@ def _cards(story: Story) -> Iterator[str]:
     )
     yield f'<div class="stack">{"".join(_traffic(result))}</div>'
     yield _card(
-        "Delivery",
-        "From authoring to the last node, per operation.",
-        svg.bar_chart(svg.histogram(result.delivery_s), x_label="seconds", y_label="operations", css="c2"),
-    )
-    yield _card(
         "Exercised",
         "Rare things, and how often they happened. Never means: this run says nothing of it.",
         _sometimes(result),
     )
     yield _card("Faults", "What went wrong on purpose.", _faults(story), wide=True)
     yield _log(result)
+
+
+def _course(result: Result, samples: Sequence[Sample]) -> Iterator[str]:
+    yield _card(
+        "Growth", "Operations held by the fullest and the emptiest node, and tombstones.", _growth(samples)
+    )
+    yield _card(
+        "Delivery",
+        "From authoring to the last node, per operation.",
+        svg.bar_chart(svg.histogram(result.delivery_s), x_label="seconds", y_label="operations", css="c2"),
+    )
 
 
 def _traffic(result: Result) -> Iterator[str]:
