@@ -1,9 +1,11 @@
-"""A world in memory: an event loop on virtual time, a network of byte pipes, nodes of two clusters."""
+"""A world in memory: the loop of the simulations, a network of byte pipes, nodes of two clusters.
+
+Its pipes are not those of the simulations, which have latency and fail: here tests decide over every segment.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -21,36 +23,18 @@ from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Refuse
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
+from crdt_merge_simulations.loop import SimulatedLoop
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 
-class VirtualSelector(selectors.DefaultSelector):
-    """Never waits: where a real one would sleep, it moves the clock."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise RuntimeError("everybody waits and nobody will come")
-        if not ready and timeout:
-            self.now += timeout
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.virtual = VirtualSelector()
-        super().__init__(self.virtual)
-
-    def time(self) -> float:
-        return self.virtual.now
+class VirtualLoop(SimulatedLoop):
+    """The loop of the simulations, of which all is one process here."""
 
     def freeze(self, seconds: float) -> None:
         """Let time pass as if this process had been stopped."""
-        self.virtual.now += seconds
+        self._now += seconds
 
 
 class MemoryTransport(asyncio.Transport):
