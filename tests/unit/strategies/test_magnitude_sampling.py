@@ -49,7 +49,7 @@ def test_probabilities_rise_with_the_rank():
     assert keep_probabilities(3, Fraction(9, 10), Fraction(1, 2)).tolist() == pytest.approx([0.8, 0.9, 1.0])
 
 
-def pruned(strategy, delta, name, digest, *, density, epsilon):
+def pruned(strategy, delta, name, digest, *, density, epsilon, is_divided=True):
     """Return the kept differences of one tensor, one element at a time."""
     width = delta.shape[-1] if delta.shape else 1
     flat = delta.reshape(-1).tolist()
@@ -60,7 +60,8 @@ def pruned(strategy, delta, name, digest, *, density, epsilon):
         order = sorted(range(width), key=lambda i, row=row: (abs(row[i]), i))
         rank = order.index(place % width)
         keep = density if width == 1 else density - epsilon + 2 * epsilon * rank / (width - 1)
-        out.append(value / keep if draws[place] < keep else 0.0)
+        scale = keep if is_divided else 1.0
+        out.append(value / scale if draws[place] < keep else 0.0)
     return out
 
 
@@ -99,6 +100,38 @@ def test_both_equal_loops_over_elements(density, epsilon, weights):
                 ]
                 total = sum(w for w, _ in voices)
                 expected.append(1.1 * sum(w * x for w, x in voices) / total if total else 0.0)
+            np.testing.assert_allclose(
+                (out[name] - base).reshape(-1), expected, rtol=1e-12, atol=1e-12, err_msg=f"{strategy} {name}"
+            )
+
+
+@pytest.mark.parametrize("normalize", ["true", "false"])
+def test_the_mergekit_profile_equals_loops_over_elements(normalize):
+    """Sums of magnitudes are restored per tensor, weights count in the election, plus decides."""
+    params = {"density": "0.5", "epsilon": "0.2", "profile": "mergekit", "normalize": normalize}
+    weights = (1, 2, 3)
+    linear, elected = (
+        merge_arrays(name, MODELS, BASE, params, weights=weights, digests=DIGESTS, seed=b"s").tensors
+        for name in ("della_linear", "della")
+    )
+
+    for name, base in BASE.items():
+        for strategy, out in (("della_linear", linear), ("della", elected)):
+            voices = []
+            for model, digest, weight in zip(MODELS, DIGESTS, weights, strict=True):
+                delta = model[name] - base
+                kept = pruned(strategy, delta, name, digest, density=0.5, epsilon=0.2, is_divided=False)
+                whole, left = (sum(map(abs, values)) for values in (delta.reshape(-1).tolist(), kept))
+                voices.append([weight * x * (whole / left if left else 1.0) for x in kept])
+            expected = []
+            for column in zip(*voices, strict=True):
+                vote = 1 if sum(column) >= 0 else -1
+                heard = [strategy == "della_linear" or sign(x) == vote for x in column]
+                total = sum(w for w, is_heard in zip(weights, heard, strict=True) if is_heard)
+                divisor = total if normalize == "true" and total else 1
+                expected.append(
+                    sum(x for x, is_heard in zip(column, heard, strict=True) if is_heard) / divisor
+                )
             np.testing.assert_allclose(
                 (out[name] - base).reshape(-1), expected, rtol=1e-12, atol=1e-12, err_msg=f"{strategy} {name}"
             )
