@@ -97,10 +97,11 @@ class Endpoint:
         self._gate_refusals: dict[str, tuple[str, int]] = {}
         self._tickets = itertools.count()
         self._listener: Listener | None = None
-        self._pumps: set[TlsPump] = set()
+        # Dicts, because the order of a set of objects depends on their addresses; closing them shall not.
+        self._pumps: dict[TlsPump, None] = {}
         self._greetings: dict[int, Greeting] = {}
         """Accepted connections that have not said who they are, by ticket."""
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._ended_bytes_in = self._ended_bytes_out = 0
@@ -270,11 +271,11 @@ class Endpoint:
     # --- keeping --------------------------------------------------------------------------------------
 
     def _keep(self, pump: TlsPump) -> None:
-        self._pumps.add(pump)
+        self._pumps[pump] = None
         pump.lost.add_done_callback(lambda _: self._forget_pump(pump))
 
     def _forget_pump(self, pump: TlsPump) -> None:
-        self._pumps.discard(pump)
+        self._pumps.pop(pump, None)
         self._ended_bytes_in += pump.wire_bytes_in
         self._ended_bytes_out += pump.wire_bytes_out
 
@@ -289,8 +290,8 @@ class Endpoint:
         return self._ended_bytes_out + sum(pump.wire_bytes_out for pump in self._pumps)
 
     def _track(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        self._connections[connection] = None
+        connection.closed.add_done_callback(lambda _: self._connections.pop(connection, None))
 
     async def close(self, reason: str = "the node is shutting down") -> None:
         """Stop listening, say goodbye on every connection, and return once all sockets are gone."""
