@@ -72,15 +72,14 @@ class EmrMerging(Strategy):
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Float64Array:  # noqa: ARG002
         """Return leaf sums of |t_i| and of |m_i u|, ``(k, 2, leaves)``."""
-        whole = np.empty(block.stop - block.start, np.float64)
-        masked = np.empty_like(whole)
         unified = _unified(context, block)
+        magnitudes = np.abs(unified)
+        whole, masked = np.empty_like(unified), np.empty_like(unified)
         sums = []
         for i in range(context.k):
             for part, difference, mask in _masks(unified, block, i):
                 np.abs(difference, out=whole[part])
-                np.abs(unified[part], out=masked[part])
-                masked[part] *= mask
+                np.multiply(magnitudes[part], mask, out=masked[part])
             sums.append(np.stack([leaf_sums(whole), leaf_sums(masked)]))
         return np.stack(sums)
 
@@ -144,20 +143,18 @@ def _gamma(state: Rescalers | None, contribution: int) -> float:
 def _unified(context: MergeContext, block: Block) -> Float64Array:
     """Return the elected differences of a block, ``(n,)`` in a new array. Who has no weight has no vote."""
     assert block.base is not None
-    out = np.zeros(block.stop - block.start, np.float64)
-    total, term = (np.empty(min(CHUNK_ELEMENTS, out.size), np.float64) for _ in range(2))
+    out = np.empty(block.stop - block.start, np.float64)
+    buffers = [np.empty(min(CHUNK_ELEMENTS, out.size), np.float64) for _ in range(3)]
     voting = voters(context)
     for part in chunks(out.size):
-        size = part.stop - part.start
-        summed, difference, elected = total[:size], term[:size], out[part]
-        summed[:] = 0.0
+        highest = out[part]
+        total, difference, lowest = (buffer[: highest.size] for buffer in buffers)
+        highest[:] = lowest[:] = total[:] = 0.0
         for i in voting:
-            summed += np.subtract(block.inputs[i][part], block.base[part], out=difference)
-        is_positive = summed > 0
-        for i in voting:
-            np.subtract(block.inputs[i][part], block.base[part], out=difference)
-            np.maximum(elected, difference, out=elected, where=is_positive)
-            np.minimum(elected, difference, out=elected, where=~is_positive)
+            total += np.subtract(block.inputs[i][part], block.base[part], out=difference)
+            np.maximum(highest, difference, out=highest)
+            np.minimum(lowest, difference, out=lowest)
+        np.copyto(highest, lowest, where=total <= 0)
     return out
 
 
