@@ -1,4 +1,4 @@
-"""``artefact fisher|gram|role|lambda-table|pack|show``."""
+"""``artefact fisher|gram|snip|role|lambda-table|pack|show``."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _writes(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-@artefact.command()
+@artefact.command(short_help="Make a fisher_diag for fisher_merge, of gradients.")
 @click.argument("gradients", nargs=-1, required=True)
 @click.option("--label-mode", type=click.Choice(_LABELS), required=True, help="How the labels were had.")
 @click.option("--samples", type=click.IntRange(min=1), help="Examples, if one has several gradients.")
@@ -153,7 +153,7 @@ def fisher(
     _answer(invocation, target, "fisher_diag", *target.write("fisher_diag", fields, tensors))
 
 
-@artefact.command()
+@artefact.command(short_help="Make a gram for regmean, of activations.")
 @click.argument("activations", nargs=-1, required=True)
 @click.option("--input", "inputs", multiple=True, metavar="WEIGHT=NAME", help="Activations of a weight.")
 @click.option("--transposed", multiple=True, metavar="WEIGHT", help="A weight stored as [in, out].")
@@ -185,7 +185,40 @@ def gram(
     _answer(invocation, target, "gram", *target.write("gram", fields, tensors))
 
 
-@artefact.command()
+@artefact.command(short_help="Make a snip_score for led_merge, of gradients.")
+@click.argument("gradients", nargs=-1, required=True)
+@click.option(
+    "--base-gradients", multiple=True, required=True, metavar="FILE", help="Gradients at the base's weights."
+)
+@click.option("--dtype", type=click.Choice(_DTYPES), default="F32", show_default=True, help="Element type.")
+@command
+@_writes
+def snip(
+    invocation: Invocation,
+    target: Target,
+    *,
+    gradients: tuple[str, ...],
+    base_gradients: tuple[str, ...],
+    dtype: str,
+) -> None:
+    """Make a snip_score of GRADIENTS, one per example, for led_merge.
+
+    GRADIENTS are at the weights of --model, --base-gradients at those of --base, on the same examples of the
+    model's task. Files are as for `artefact fisher`.
+    """
+    from crdt_merge_node.artefacts.samples import open_samples
+    from crdt_merge_node.artefacts.snip import snip_tensors
+    from crdt_merge_node.ports import SystemFs
+
+    if len(target.models) != 1 or target.base is None:
+        raise click.UsageError("Scores need the parameters: give one --model FILE and --base FILE.")
+    opened = [[open_samples(name, SystemFs()) for name in names] for names in (base_gradients, gradients)]
+    base, model = (open_samples(path, SystemFs()) for path in (target.base, target.models[0]))
+    fields, tensors = snip_tensors(*opened, base=base, model=model, schema=target.schema(), dtype=dtype)
+    _answer(invocation, target, "snip_score", *target.write("snip_score", fields, tensors))
+
+
+@artefact.command(short_help="Say what a model is for.")
 @click.argument("name", type=click.Choice(_ROLES), metavar="ROLE")
 @command
 @_writes
@@ -194,7 +227,7 @@ def role(invocation: Invocation, target: Target, *, name: str) -> None:
     _answer(invocation, target, "role", *target.write("role", {"role": name}))
 
 
-@artefact.command("lambda-table")
+@artefact.command("lambda-table", short_help="Make a lambda_table for ada_merging.")
 @click.option(
     "--row", "rows", multiple=True, required=True, metavar="PATTERN=L,...", help="In order of models."
 )
@@ -214,7 +247,7 @@ def lambda_table(invocation: Invocation, target: Target, *, rows: tuple[str, ...
     _answer(invocation, target, "lambda_table", *target.write("lambda_table", fields, digests=digests))
 
 
-@artefact.command()
+@artefact.command(short_help="Make any artefact of a header and tensors.")
 @click.argument("type_", metavar="TYPE")
 @click.option("--header", type=READABLE, help="A JSON object with the fields of TYPE.")
 @click.option("--tensors", type=READABLE, help="A safetensors file with its tensors.")
@@ -236,7 +269,7 @@ def pack(
     _answer(invocation, target, type_, *target.write(type_, fields, parts))
 
 
-@artefact.command()
+@artefact.command(short_help="Show an artefact and check it.")
 @click.argument("file", type=READABLE)
 @click.option("--like", type=READABLE, help="A file with the model's tensors, to check shapes against.")
 @command

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from crdt_merge_node.artefacts import example, files, fisher
+from crdt_merge_node.artefacts import example, files, fisher, snip
 from crdt_merge_node.artefacts.files import problems_of, read_artefact, write_artefact
 from crdt_merge_node.artefacts.fisher import FisherSum, fisher_tensors
 from crdt_merge_node.artefacts.gram import GramSum, gram_tensors, packed
 from crdt_merge_node.artefacts.headers import bound_header, lambda_rows
 from crdt_merge_node.artefacts.packing import parse_fields
 from crdt_merge_node.artefacts.samples import open_samples
+from crdt_merge_node.artefacts.snip import snip_tensors
 from crdt_merge_node.ports import SystemFs, SystemRng
 from crdt_merge_node.resolve import describe_file
 from crdt_merge_protocol.blobs import Schema, TensorSpec
@@ -19,6 +20,7 @@ from crdt_merge_protocol.errors import (
     MalformedTensorFileError,
     NonFiniteError,
     ShapeMismatchError,
+    TensorMissingError,
 )
 from crdt_merge_protocol.resolve_key import used_root
 from safetensors.numpy import load_file, save_file
@@ -131,6 +133,40 @@ def test_activations_that_cannot_be_of_the_model_are_refused(tmp_path):
         gram_tensors([source], SCHEMA, inputs={"wt": "x"}, transposed=["wt"])
     with pytest.raises(ArtefactInvalidError, match="no weight of the model"):
         gram_tensors([saved(tmp_path / "o", other=np.ones((5, 4)))], SCHEMA)
+
+
+def test_scores_are_sums_of_parameter_times_gradient_at_both_places(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(snip, "BLOCK_ELEMENTS", 5)
+    base, model, at_base, at_self = (
+        rng.normal(size=s).astype("f4") for s in [(3, 4), (3, 4), (2, 3, 4), (2, 3, 4)]
+    )
+
+    fields, tensors = snip_tensors(
+        [saved(tmp_path / "0", w=at_base)],
+        [saved(tmp_path / "1", w=at_self[0]), saved(tmp_path / "2", w=at_self[1])],
+        base=saved(tmp_path / "b", w=base),
+        model=saved(tmp_path / "m", w=model),
+        schema=SCHEMA,
+    )
+
+    found = values_of(tensors)
+    assert fields == {"n_samples": 2}
+    for key, weights, gradients in (("base/w", base, at_base), ("self/w", model, at_self)):
+        for place in np.ndindex(3, 4):
+            expected = sum(abs(float(weights[place]) * float(gradient[place])) for gradient in gradients)
+            assert found[key][place] == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_need_gradients_of_the_same_examples(tmp_path):
+    one, two = saved(tmp_path / "1", w=np.ones((3, 4))), saved(tmp_path / "2", w=np.ones((2, 3, 4)))
+    other = saved(tmp_path / "o", b=np.ones(3))
+
+    with pytest.raises(ArtefactInvalidError, match=r"there are \[1, 2\]"):
+        snip_tensors([one], [two], base=one, model=one, schema=SCHEMA)
+    with pytest.raises(ArtefactInvalidError, match="there are none"):
+        snip_tensors([one], [other], base=one, model=one, schema=SCHEMA)
+    with pytest.raises(TensorMissingError, match="self model has no tensor w"):
+        snip_tensors([one], [one], base=one, model=other, schema=SCHEMA)
 
 
 def test_arrays_are_read_from_npy_files_under_the_name_that_is_given(tmp_path):

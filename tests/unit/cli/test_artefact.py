@@ -58,6 +58,19 @@ def test_a_gram_takes_arrays_and_shares_them(tmp_path, models):
     assert "x" in run("show", output).stdout
 
 
+def test_scores_take_the_parameters_from_the_model_and_the_base(tmp_path, models):
+    gradients, output = tmp_path / "g.safetensors", tmp_path / "s.safetensors"
+    save_file({"b": np.array([1, -2, 3], np.float32)}, gradients)
+    files = ("snip", gradients, "--base-gradients", gradients, "-o", output)
+
+    run(*files, "--model", models[1], "--base", models[0])
+
+    written = load_file(output)
+    assert written["base/b"].tolist() == [1.0, 2.0, 3.0]
+    assert written["self/b"].tolist() == [2.0, 4.0, 6.0]
+    assert "give one --model FILE and --base FILE" in run(*files, "--contribution", "ab" * 32, code=2).stderr
+
+
 def test_a_role_can_be_given_to_a_contribution_by_its_digest(tmp_path):
     answer = json.loads(
         run("role", "forget", "--contribution", "ab" * 32, "-o", tmp_path / "r", "--json").stdout
