@@ -115,7 +115,7 @@ FAULT_KINDS: Final[Mapping[str, str]] = {
     "rot": "one stored byte changes; args: node",
     # clock
     "clock_jump": "wall clock steps; args: node, by_s",
-    # peers that lie (engine level)
+    # peers that lie (engine and daemon level)
     "forker": "an author equivocates; args: node",
     "liar": "a peer announces roots that it does not have; args: node, for_s",
     "withholder": "a peer never sends what is wanted of it; args: node, for_s",
