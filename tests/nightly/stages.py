@@ -26,7 +26,11 @@ CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "
 THREADS: Final = (1, 2, 4, 8)
 SIMD_LEVELS: Final = (("AVX512_SPR",), ("AVX512_ICL",), ("X86_V4",), ("X86_V3",))
 """Features of numpy above its baseline, highest first; a level switches off those up to it."""
-DIGEST_TEST: Final = "tests/unit/strategies/test_determinism.py::test_the_digest_is_the_one_of_every_release"
+DIGEST_TESTS: Final = (
+    "tests/unit/strategies/test_determinism.py::test_the_digest_is_the_one_of_every_release",
+    "tests/unit/strategies/test_determinism_of_every.py",
+)
+"""Pinned digests, and those of every strategy in the step's setting against two others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def _determinism(_seed: int) -> list[Step]:
     return [
         Step(
             f"{core}-{threads}-{len(disabled)}",
-            (*PYTEST, DIGEST_TEST),
+            (*PYTEST, *DIGEST_TESTS),
             {"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": str(threads)}
             | ({"NPY_DISABLE_CPU_FEATURES": " ".join(disabled)} if disabled else {}),
         )

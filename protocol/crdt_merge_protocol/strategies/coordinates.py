@@ -101,6 +101,8 @@ class TrimmedMean(Strategy):
         weights = [context.weights[i] for i in voters]
         drop = self._liars(context)
         kept = slice(drop, len(voters) - drop)
+        total = sum(weights)
+        shares = np.array([float(weight / total) for weight in weights])
         out = np.empty(block.stop - block.start, np.float64)
         for part in chunks(out.size):
             values = [block.inputs[i][part] + 0.0 for i in voters]
@@ -110,7 +112,6 @@ class TrimmedMean(Strategy):
                 continue
             stacked = np.stack(values)
             order = np.argsort(stacked, axis=0, kind="stable")[kept]
-            shares = np.array([float(weight / sum(weights)) for weight in weights])
             ordered: Float64Array = np.take_along_axis(stacked, order, axis=0)
             out[part] = _mean(list(ordered), list(shares[order]))
         return out

@@ -101,7 +101,7 @@ def test_trimmed_means_leave_out_both_ends(weights):
 
 
 def test_trimming_among_equal_values_does_not_look_at_digests():
-    """Two hold the same value with different weights; the lighter counts as less, whoever has which digest."""
+    """Two hold the same value with different weights; the lighter counts as less."""
     vectors, weights = [np.ones(3), np.ones(3), np.zeros(3), 2 * np.ones(3)], [1, 5, 3, 2]
     outs = {
         aggregate("trimmed_mean", vectors, weights=weights, digests=list(order)).tobytes()
