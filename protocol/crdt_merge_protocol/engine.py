@@ -89,7 +89,7 @@ class Engine:
         self.attestations = Attestations(self.node)
         self.reconciler = Reconciler(node=self.node, states=self.state, random_bytes=random_bytes)
         self._broadcast = Broadcast(self.node)
-        self.overlay.view.is_needed = self._broadcast.tree.eager.__contains__
+        self.overlay.view.need = self._broadcast.tree.need
         self._announcer = Announcer(self._jitter)
         self._strangers = Strangers()
         self._storing: set[bytes] = set()
@@ -162,7 +162,8 @@ class Engine:
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Apply one event and return what the driver must do, in order. ``now``: seconds, monotonic."""
         effects = self._handle(event, now=now)
-        effects += self._neighbours_changed()
+        if self.overlay.may_have_changed:
+            effects += self._neighbours_changed()
         for ended in self.reconciler.take_ended():
             effects.append(ended)
             if ended.received_count and not self.overlay.is_mesh:

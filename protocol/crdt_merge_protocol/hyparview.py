@@ -151,8 +151,8 @@ class HyParView:
         self._cross_interval_s = CROSS_INTERVAL_MIN_S
         self._alone_since: float | None = None
         self._had_links = False
-        self.is_needed: Callable[[bytes], bool] = lambda _: False
-        """Whether a neighbour is part of the broadcast tree, so that leaving it delays what is pushed."""
+        self.need: Callable[[bytes], int] = lambda _: 0
+        """How much leaving a neighbour would delay what is pushed along the broadcast tree; 0: not at all."""
         self.is_isolated = True
         """No neighbour since the start, or for 10 s: the address book dials everybody."""
 
@@ -450,14 +450,15 @@ class HyParView:
     def _is_hub(self) -> bool:
         """Tell whether a link of the tree would have to make room for another chosen one, and should not."""
         chosen = [peer for peer, link in self.links.items() if link.is_chosen]
-        is_full = len(chosen) >= CHOSEN_MAX and all(map(self.is_needed, chosen))
+        is_full = len(chosen) >= CHOSEN_MAX and all(map(self.need, chosen))
         return is_full and self._jitter() >= ANY_EVICTED_RATIO
 
     def _expendable(self, peers: list[bytes]) -> bytes:
-        """Return who is left for another: at random, usually out of those that nothing is pushed to."""
-        spare = [peer for peer in peers if not self.is_needed(peer)]
-        is_any = not spare or self._jitter() < ANY_EVICTED_RATIO
-        return self._passive.choice(peers if is_any else spare)
+        """Return who is left for another: at random, usually out of those that are needed least."""
+        if self._jitter() >= ANY_EVICTED_RATIO:
+            least = min(map(self.need, peers))
+            peers = [peer for peer in peers if self.need(peer) == least]
+        return self._passive.choice(peers)
 
     def _accepted_count(self) -> int:
         pending = sum(not wish.is_chosen for wish in self._wishes.values())

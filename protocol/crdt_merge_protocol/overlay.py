@@ -52,8 +52,8 @@ class Overlay(AddressBook):
         """:attr:`_next_due` holds, as long as nothing that concerns the view happens."""
         self._neighbours: set[bytes] = set()
         """As last told by :meth:`take_changes`."""
-        self._are_neighbours_known = True
-        """Nothing has happened since then that could have changed them."""
+        self.may_have_changed = False
+        """Something has happened since then that could have changed them."""
 
     # --- what others ask --------------------------------------------------------------------------------
 
@@ -87,9 +87,7 @@ class Overlay(AddressBook):
 
     def take_changes(self) -> tuple[list[bytes], list[bytes]]:
         """Return (new neighbours, neighbours no more) since the last call."""
-        if self._are_neighbours_known:
-            return [], []
-        self._are_neighbours_known = True
+        self.may_have_changed = False
         present = self.active if self.is_mesh else self.view.links.keys()
         if present == self._neighbours:
             return [], []
@@ -98,7 +96,7 @@ class Overlay(AddressBook):
 
     def _touch(self) -> None:
         """Forget what was worked out, because something that concerns the view happens."""
-        self._is_due_known = self._are_neighbours_known = False
+        self._is_due_known, self.may_have_changed = False, True
 
     # --- connections ------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ GRAFT_S: Final = 0.03
 OPTIMISE_S: Final = 0.03
 """An announcer that would have pushed this much earlier than the one who did is nearer."""
 OPTIMISE_INTERVAL_S: Final = 10.0
-OPTIMISE_BURST: Final = 4
+OPTIMISE_BURST: Final = 2
 """So many links at once, then one an interval: where many nodes author, each is far from another end of the
 tree, and under load announcements wait less and look early."""
 EAGER_AT_FIRST: Final = 4
@@ -120,6 +120,10 @@ class Plumtree:
             return []
         nearest = min(self.lazy, key=lambda other: self._lags.get(other, math.inf))
         return self._join(nearest, self._group)
+
+    def need(self, peer: bytes) -> int:
+        """Return how much the tree needs a neighbour: 0 not at all, 1 to be pushed to, 2 as who pushes."""
+        return (peer in self.eager) + (peer in self.eager and peer == self._parent)
 
     def _join(self, peer: bytes, group: bytes) -> Outgoing:
         """Make the link to a neighbour part of the tree, at both ends."""

@@ -13,7 +13,7 @@ from crdt_merge_protocol.hyparview import (
     HyParView,
     Tell,
 )
-from crdt_merge_protocol.limits import ACTIVE_MAX, CHOSEN_MAX, PASSIVE_MAX, WALK_NOTE_STEP
+from crdt_merge_protocol.limits import ACTIVE_MAX, ACTIVE_MIN, CHOSEN_MAX, PASSIVE_MAX, WALK_NOTE_STEP
 from crdt_merge_protocol.messages.overlay import (
     Accepted,
     ForwardJoin,
@@ -239,3 +239,56 @@ def test_whatever_happens_the_views_stay_within_their_bounds(steps: list[tuple[i
         assert len(rig.view.passive) <= PASSIVE_MAX
         assert not rig.view.links.keys() & rig.view.passive.keys()
         assert rig.view.links.keys() <= rig.book.active
+
+
+def test_who_must_make_room_is_usually_one_that_the_tree_does_not_need() -> None:
+    rig = Rig()
+    places = ACTIVE_MAX - CHOSEN_MAX
+    rig.view.need = lambda peer: int(peer != peer_of(places))
+    evicted = []
+    for number in range(1, 200):
+        if number == places + 1:
+            assert len(rig.view.links) == places
+        evicted += told(rig.accept(number, is_urgent=True), Leave)
+        rig.view.need = lambda peer, newest=number: int(peer != peer_of(newest))
+
+    newest = [peer_of(number) for number in range(places, 199)]
+    same = sum(gone == new for gone, new in zip(evicted, newest, strict=True))
+    assert 0.8 * len(newest) < same < len(newest)
+
+
+def test_a_node_whose_chosen_links_are_all_needed_rarely_crosses_over() -> None:
+    rig = Rig()
+    for number in range(1, CHOSEN_MAX + 1):
+        rig.choose(number)
+    rig.view.note([(peer_of(number), (address_of(number),)) for number in range(20, 60)], now=0.0)
+
+    def crossings() -> int:
+        return sum(bool(rig.view._cross(now=float(number))) for number in range(100))
+
+    before = crossings()
+    rig.view._wishes.clear()
+    rig.view.need = lambda _: 1
+
+    assert crossings() < before / 2
+
+
+def test_a_node_that_has_enough_asks_for_more_in_calm() -> None:
+    """Each refusal is a connection, and the last free places are found by refusals only."""
+    rig = Rig()
+    for number in range(1, ACTIVE_MIN + 1):
+        rig.accept(number)
+    rig.view.note([(peer_of(number), (address_of(number),)) for number in range(20, 60)], now=0.0)
+    dials = 0
+    for tenth in range(1, 601):
+        now = tenth / 10
+        for action in rig.view.tick(now=now):
+            if isinstance(action, Dial) and action.expect is not None:
+                dials += 1
+                rig.book.connected(action.expect)
+                rig.view.connected(action.expect, action.address, now=now)
+                rig.view.received(action.expect, Leave(), now=now)
+                rig.book.disconnected(action.expect, now=now)
+                rig.view.disconnected(action.expect, now=now)
+
+    assert 0 < dials < 15

@@ -235,3 +235,11 @@ def test_before_anything_was_pushed_some_links_are_eager_and_stay_so_many() -> N
     tree.neighbour_up(C)
 
     assert list(tree.eager) == [*peers[1:EAGER_AT_FIRST], C]
+
+
+def test_the_one_that_pushes_is_needed_most_and_a_lazy_neighbour_not_at_all() -> None:
+    tree = tree_of(A, B, C)
+    tree.pruned(C)
+    tree.pushed(A, new=[SIGNED.id], known=[], now=0.0)
+
+    assert [tree.need(peer) for peer in (A, B, C, NODE)] == [2, 1, 0, 0]
