@@ -21,12 +21,13 @@ from .artefacts import Artefact, ArtefactNeed
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Determinism, Float64Array, Granularity, Key, MergeContext, Wanted
 from .delegation import fallback_parameter
-from .linear_algebra import fits_exact, singular_values, svd
+from .linear_algebra import fits_exact, singular_values
 from .matrices import (
     MatrixStrategy,
     are_finite,
     is_exact,
     matrix_shape,
+    remembered_svd,
     sentence,
     svd_nanoseconds,
 )
@@ -120,7 +121,7 @@ class AdaRank(SetBound, MatrixStrategy):
         tolerance = float(context.number("gap_tol"))
         small = fits_exact(*deltas[0].shape)
         return any(
-            _is_split(singular_values(delta, is_exact=small), mask, tolerance)
+            _is_split(_values(delta, small), mask, tolerance)
             for delta, mask in zip(deltas, block.artefacts, strict=True)
             if are_finite([delta])
         )
@@ -278,8 +279,14 @@ def _keep(delta: Float64Array, kept: np.ndarray) -> Float64Array:
     small = fits_exact(*delta.shape)
     if kept.size == 0:
         return np.zeros_like(delta)
-    found = svd(delta, is_exact=small)
+    found = remembered_svd(delta, is_exact=small)
     return multiply(found.u[:, kept] * found.s[kept], found.vt[kept], small)
+
+
+def _values(delta: Float64Array, is_small: bool) -> Float64Array:
+    if is_small:
+        return remembered_svd(delta, is_exact=True).s
+    return singular_values(delta, is_exact=False)
 
 
 def _is_split(values: Float64Array, mask: Float64Array, tolerance: float) -> bool:

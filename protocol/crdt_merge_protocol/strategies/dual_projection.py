@@ -18,7 +18,7 @@ import numpy as np
 
 from .averages import shares, weight_parameter
 from .contract import BaseUse, Block, Float64Array, MergeContext
-from .linear_algebra import svd, symmetric_eigh
+from .linear_algebra import householder_qr, svd, symmetric_eigh
 from .matrices import (
     MatrixStrategy,
     are_finite,
@@ -70,24 +70,26 @@ class DualProjection(MatrixStrategy):
     def determinism_in(self, context: MergeContext) -> Any:
         """Return ``bitwise`` if both sides of every matrix are small: both are diagonalised."""
         shapes = [matrix_shape(spec) for spec in context.specs]
-        return "bitwise" if all(shape is None or _is_small(shape) for shape in shapes) else "fp_tolerant"
+        is_small = all(shape is None or _is_small(_sides(context, shape)) for shape in shapes)
+        return "bitwise" if is_small else "fp_tolerant"
 
     def scratch_bytes(self, context: MergeContext, tensor_index: int) -> int:
         """Return the differences, both squares with their eigenvectors, and slices."""
         shape = matrix_shape(context.specs[tensor_index])
         if shape is None:
             return 0
-        rows, columns = shape
-        return 8 * (rows * columns * (2 * context.k + 8) + 10 * (rows * rows + columns * columns))
+        rows, columns = _sides(context, shape)
+        return 8 * (shape[0] * shape[1] * (4 * context.k + 16) + 12 * (rows * rows + columns * columns))
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return an estimate: two eigendecompositions, and products per contribution."""
         shape = matrix_shape(context.specs[tensor_index])
         if shape is None:
             return super().nanoseconds(context, tensor_index)
-        decomposition, products = _EXACT_NS if _is_small(shape) else _LAPACK_NS
-        rows, columns = shape
-        return decomposition * (rows**3 + columns**3) + products * context.k * rows * columns * sum(shape)
+        rows, columns = sides = _sides(context, shape)
+        decomposition, products = _EXACT_NS if _is_small(sides) else _LAPACK_NS
+        turning = products * context.k * shape[0] * shape[1] * sum(sides)
+        return decomposition * (rows**3 + columns**3) + turning
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the minimum of the loss."""
@@ -103,8 +105,13 @@ class DualProjection(MatrixStrategy):
         if not are_finite(every):
             return mean_change(context, block)
         weights = [float(share) for _, share in parts]
-        deltas = [every[i] for i, _ in parts]
-        change = _minimum(context, deltas, weights, _is_small(shape))
+        is_small = _is_small(_sides(context, shape))
+        left, right, cores = _common(context, [every[i] for i, _ in parts], is_small)
+        change = _minimum(context, cores, weights, is_small)
+        if left is not None:
+            change = multiply(left, change, is_small)
+        if right is not None:
+            change = multiply(change, right.T, is_small)
         out: Float64Array = change.reshape(-1) + block.base
         return out
 
@@ -115,8 +122,33 @@ class DualProjection(MatrixStrategy):
         return found + ([f"{len(names)} embeddings were averaged."] if names else [])
 
 
-def _is_small(shape: tuple[int, int]) -> bool:
-    return max(shape) <= _EXACT_SIDE_MAX
+def _sides(context: MergeContext, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the sides of the squares that are diagonalised."""
+    rows, columns = shape
+    return min(rows, columns * context.k), min(columns, rows * context.k)
+
+
+def _is_small(sides: tuple[int, int]) -> bool:
+    return max(sides) <= _EXACT_SIDE_MAX
+
+
+def _common(
+    context: MergeContext, deltas: list[Float64Array], is_small: bool
+) -> tuple[Float64Array | None, Float64Array | None, list[Float64Array]]:
+    """Return bases of what all columns, and all rows, of the task vectors span, and the task vectors in them.
+
+    The correction of the mean lies in both. None: everything is spanned, as far as the shape tells.
+    """
+    rows, columns = deltas[0].shape
+    factor = householder_qr if is_small else np.linalg.qr
+    left = right = None
+    if rows > columns * context.k:
+        left = np.ascontiguousarray(factor(np.concatenate(deltas, axis=1))[0])
+        deltas = [multiply(left.T, delta, is_small) for delta in deltas]
+    if columns > rows * context.k:
+        right = np.ascontiguousarray(factor(np.concatenate(deltas, axis=0).T.copy())[0])
+        deltas = [multiply(delta, right, is_small) for delta in deltas]
+    return left, right, deltas
 
 
 def _minimum(

@@ -6,8 +6,8 @@ DARE-TIES, merges the P_i; U turns the result back. (A linear one would give pla
 U sum P_i = sum T_i.) Trimming and majorities cover the P_i of all matrices.
 
 A decomposition does not fit what passes may remember, so each pass repeats it, and with the scope ``model``
-the inner method has several. The first pass only finds how many directions every matrix has, because that
-decides how many elements are ranked.
+the inner method has several; small decompositions are remembered as long as there is room. The first pass
+only finds how many directions every matrix has, because that decides how many elements are ranked.
 
 Source: STRATEGIES 2.25. Differs from the authors' code: a bias is not merged as a further column of its
 matrix nor a gain as a diagonal, but as ``others`` says; the cut-off may be relative.
@@ -29,12 +29,13 @@ from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext
 from .dare import DareTies
 from .delegation import INNER, inner_parameter, parameters_of, strategy_named
-from .linear_algebra import fits_exact, singular_values, svd
+from .linear_algebra import fits_exact, singular_values
 from .matrices import (
     MatrixStrategy,
     are_finite,
     matrix_shape,
     mean_change,
+    remembered_svd,
     sentence,
     svd_nanoseconds,
     task_matrices,
@@ -302,7 +303,10 @@ def _measure(context: MergeContext, block: Block) -> Spectrum:
     stacked = _stack(context, block)
     if not are_finite([stacked]):
         return Spectrum(0, is_bounded=False)
-    values = singular_values(stacked, is_exact=_is_small(context, block.tensor_index))
+    if _is_small(context, block.tensor_index):
+        values = remembered_svd(stacked, is_exact=True).s
+    else:
+        values = singular_values(stacked, is_exact=False)
     bound = context.number("eps_rank")
     if context.params["eps_rule"] == "relative":
         bound *= Fraction(float(values[0]))
@@ -316,7 +320,7 @@ def _tie(context: MergeContext, spectra: Mapping[int, Spectrum], block: Block) -
     index = block.tensor_index
     rank, place = spectra[index].rank, _place(spectra, index)
     assert place is not None
-    found = svd(_stack(context, block), is_exact=_is_small(context, index))
+    found = remembered_svd(_stack(context, block), is_exact=_is_small(context, index))
     coordinates = found.s[:rank, None] * found.vt[:rank]
     inputs = [np.ascontiguousarray(part).reshape(-1) for part in np.split(coordinates, context.k, axis=1)]
     size = inputs[0].size

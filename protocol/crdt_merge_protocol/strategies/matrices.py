@@ -11,6 +11,7 @@ larger, LAPACK decomposes it and the merge is ``fp_tolerant``.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
@@ -22,11 +23,14 @@ from crdt_merge_protocol.blobs import TensorSpec
 from .averages import check_weights, shares, weight_warnings
 from .contract import Block, Determinism, Float64Array, Granularity, MergeContext, Strategy
 from .kernels import combine
-from .linear_algebra import fits_exact
+from .linear_algebra import Svd, fits_exact, svd
 
 _EMBEDDINGS: Final = ("embed", "lm_head")
 """Parts of the names of embeddings and of the output layers that may be tied to them."""
 _NAMED_MAX: Final = 3
+_REMEMBERED_BYTES_MAX: Final = 64 << 20
+_remembered: Final[dict[bytes, Svd]] = {}
+"""Decompositions made lately, by what was decomposed. Only time depends on what is in here."""
 _EXACT_NS: Final = 40.0
 """Per m n min(m, n) of an exact decomposition: 5.7 s at 512."""
 _LAPACK_NS: Final = 0.8
@@ -73,6 +77,27 @@ def are_finite(matrices: Sequence[Float64Array]) -> bool:
 def mean_change(context: MergeContext, block: Block, scale: float = 1.0) -> Float64Array:
     """Return base + scale * weighted mean of the differences: the companion rule."""
     return combine(block, [scale * float(share) for share in shares(context, block.tensor_index)])
+
+
+def remembered_svd(matrix: Float64Array, *, is_exact: bool) -> Svd:
+    """Return what ``svd`` does, at once if it was asked for the same lately: passes repeat decompositions."""
+    size = 8 * (sum(matrix.shape) + 1) * min(matrix.shape)
+    if 4 * size > _REMEMBERED_BYTES_MAX:
+        return svd(matrix, is_exact=is_exact)
+    name = f"{matrix.shape} {is_exact}".encode()
+    key = hashlib.sha256(name + np.ascontiguousarray(matrix).tobytes()).digest()
+    found = _remembered.get(key)
+    if found is None:
+        found = svd(matrix, is_exact=is_exact)
+        for factor in (found.u, found.s, found.vt):
+            factor.flags.writeable = False
+        _remembered[key] = found
+        held = 0
+        for old, kept in reversed(list(_remembered.items())):
+            held += kept.u.nbytes + kept.s.nbytes + kept.vt.nbytes
+            if held > _REMEMBERED_BYTES_MAX:
+                _remembered.pop(old, None)
+    return found
 
 
 def svd_nanoseconds(context: MergeContext, tensor_index: int, decompositions: float) -> float:

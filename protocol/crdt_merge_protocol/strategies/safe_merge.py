@@ -228,12 +228,14 @@ def _shares(context: MergeContext, tensor_index: int, role: str) -> list[tuple[i
 
 def _mean_of(context: MergeContext, block: Block, role: str) -> Float64Array:
     """Return the weighted mean of the models of a role, a new array."""
+    assert block.base is not None
     parts = _shares(context, block.tensor_index, role)
     if len(parts) == 1:
         return block.inputs[parts[0][0]].copy()
     total = np.zeros(block.stop - block.start, np.float64)
     for i, share in parts:
-        total += float(share) * block.inputs[i]
+        total += float(share) * (block.inputs[i] - block.base)
+    total += block.base
     return total
 
 

@@ -64,9 +64,9 @@ def _product(left: Float64Array, right: Float64Array, slices: int) -> Float64Arr
     rights, column_exponents = _split(right, 0, bits, slices)
     total: Float64Array | None = None
     for order in reversed(range(slices)):  # The smallest products first.
-        part = np.matmul(lefts[0], rights[order])
+        part = lefts[0] @ rights[order]
         for first in range(1, order + 1):
-            part += np.matmul(lefts[first], rights[order - first])
+            part += lefts[first] @ rights[order - first]
         if total is not None:
             total *= 2.0**-bits
             part += total

@@ -1,0 +1,382 @@
+"""STAR, KnOTS, dual projections, AdaRank and SafeMERGE against loops over singular vectors."""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactMissingError, ParameterError
+from crdt_merge_protocol.strategies import matrices
+from crdt_merge_protocol.strategies.reference import merge_arrays
+from crdt_merge_protocol.strategies.registry import get
+from crdt_merge_protocol.strategies.safe_merge import projected_cosine
+from support.artefacts import artefact
+
+BASE = np.array([[1, -2, 3, -4], [0.5, 0.25, -1.5, 2]])
+DELTAS = (
+    np.array([[26, -19, 13, 6], [-38, 32, 0, -12]]) / 64,
+    np.array([[18, 14, -16, 10], [-7, 29, -22, 39]]) / 64,
+    np.array([[-33, 22, 5, 17], [-9, -27, 35, 20]]) / 64,
+)
+MODELS = [{"t": BASE + delta} for delta in DELTAS]
+DIGESTS = [bytes([i]) * 32 for i in (1, 2, 3, 4, 5)]
+SPECTRAL = ("star", "svd_knot_tying", "dual_projection", "svd_truncated_ta")
+SETTINGS = [
+    {"OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Prescott"},
+    {"OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"},
+    {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"},
+]
+
+
+def rows(text):
+    """Return the numbers of a text, rows separated by ";", as a matrix."""
+    return np.array([[float(number) for number in row.split()] for row in text.split(";")])
+
+
+GOLDEN = {
+    "star eta 40": (
+        "star", {}, 1,
+        (".4735637489 -.3822114506 .07445511781 .1368860626;"
+        "-.7064212543 .5701498329 -.1110656756 -.2041947347"),
+    ),
+    "knots, ties mean, density .5": (
+        "svd_knot_tying", {"inner.density": "0.5"}, 3,
+        ".3701910943 .243938861 -.3408657366 .2328393509;-.5976247789 .5069729542 .5018515465 .6176050556",
+    ),
+    "dual projection, exact, full": (
+        "dual_projection", {}, 3,
+        (".1651546235 .02463330636 .01354540047 .5713274151;"
+        "-.3943051931 .3205500708 .009928797941 .3984903376"),
+    ),
+}  # fmt: skip
+
+
+def random(*shape, key=1):
+    raw = np.random.Philox(key=key).random_raw(int(np.prod(shape)))
+    return ((raw >> 11).astype(np.float64) * 2.0**-52 - 1.0).reshape(shape)
+
+
+def changed(name, models, base, params=None, **options):
+    """Return what a strategy changes of the base."""
+    merged = merge_arrays(name, models, base, params, digests=DIGESTS[: len(models)], **options)
+    return {key: values - base[key] for key, values in merged.tensors.items()}
+
+
+def some_models(shape, count=3, key=1):
+    base = {"w": random(*shape, key=key), "b": random(6, key=key + 1), "embed.w": random(4, 3, key=key + 2)}
+    return base, [
+        {name: x + 0.1 * random(*x.shape, key=10 * i + key + 3) for name, x in base.items()}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_changes_of_the_base_match_the_golden_vectors(name):
+    strategy, params, count, expected = GOLDEN[name]
+    found = changed(strategy, MODELS[:count], {"t": BASE}, params)
+    np.testing.assert_allclose(found["t"], rows(expected), rtol=1e-9, atol=1e-10)
+
+
+def test_the_cosine_of_safe_merge_matches_the_golden_number():
+    assert projected_cosine(DELTAS[2], DELTAS[0]) == pytest.approx(0.9869237871, abs=5e-11)
+
+
+def star_oracle(deltas, weights, eta):
+    """Return the merged change, one singular vector at a time."""
+    out = np.zeros_like(deltas[0])
+    for delta, weight in zip(deltas, weights, strict=True):
+        u, s, vt = np.linalg.svd(delta)
+        whole, kept, partial = s.sum(), 0, 0.0
+        while partial < eta / 100 * whole and kept < len(s):
+            partial += s[kept]
+            kept += 1
+        for j in range(kept):
+            out += weight / sum(weights) * s[j] * whole / partial * np.outer(u[:, j], vt[j])
+    return out
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (6, 2, 3)])
+@pytest.mark.parametrize("eta", ["5", "40", "90"])
+def test_star_agrees_with_the_definition(shape, eta):
+    base, models = some_models(shape)
+    found = changed("star", models, base, {"eta": eta}, weights=[1, 2, 1])
+
+    deltas = [(model["w"] - base["w"]).reshape(shape[0], -1) for model in models]
+    expected = star_oracle(deltas, (1, 2, 1), float(eta))
+    np.testing.assert_allclose(found["w"].reshape(shape[0], -1), expected, atol=1e-12)
+    for name in ("b", "embed.w"):
+        mean = sum(w * (m[name] - base[name]) for w, m in zip((1, 2, 1), models, strict=True)) / 4
+        np.testing.assert_allclose(found[name], mean, atol=1e-14)
+
+
+def test_star_that_keeps_everything_is_the_average():
+    base, models = some_models((7, 11))
+    found = changed("star", models, base, {"eta": "100"})
+    np.testing.assert_allclose(found["w"], sum(m["w"] for m in models) / 3 - base["w"], atol=1e-13)
+
+
+def ties_oracle(points, density):
+    """Return TIES of a few flat arrays: K + 1 kept, signs elected, means of what agrees."""
+    trimmed = []
+    for point in points:
+        bound = np.sort(np.abs(point))[::-1][min(int(density * point.size), point.size - 1)]
+        trimmed.append(np.where(np.abs(point) >= bound, point, 0))
+    signs = np.sign(sum(trimmed))
+    out = np.zeros(points[0].size)
+    for place in range(out.size):
+        agree = [t[place] for t in trimmed if t[place] * signs[place] > 0]
+        out[place] = sum(agree) / len(agree) if agree else 0.0
+    return out
+
+
+def test_knots_ranks_the_coordinates_of_all_matrices_together():
+    base, models = some_models((5, 4))
+    base["z"], shapes = random(3, 6, key=70), {"w": (5, 4), "z": (3, 6)}
+    for i, model in enumerate(models):
+        model["z"] = base["z"] + 0.02 * random(3, 6, key=80 + i)
+    found = changed("svd_knot_tying", models, base, {"inner.density": "0.3", "lambda": "0.5"})
+
+    directions, coordinates = {}, {}
+    for name in shapes:
+        u, s, vt = np.linalg.svd(np.hstack([m[name] - base[name] for m in models]), full_matrices=False)
+        directions[name] = u
+        coordinates[name] = [s[:, None] * part for part in np.split(vt, 3, axis=1)]
+    flat = [np.concatenate([coordinates[name][i].ravel() for name in shapes]) for i in range(3)]
+    merged = np.split(ties_oracle(flat, 0.3), [20])
+    for (name, shape), part in zip(shapes.items(), merged, strict=True):
+        expected = 0.5 * directions[name] @ part.reshape(-1, shape[1])
+        np.testing.assert_allclose(found[name], expected, atol=1e-12)
+
+
+def test_knots_leaves_vectors_and_embeddings_alone_unless_asked():
+    base, models = some_models((5, 4))
+    assert not changed("svd_knot_tying", models, base)["b"].any()
+    found = changed("svd_knot_tying", models, base, {"others": "average"})
+    np.testing.assert_allclose(found["b"], sum(m["b"] for m in models) / 3 - base["b"], atol=1e-14)
+
+
+@pytest.mark.parametrize("inner", ["linear", "task_arithmetic", "average", "dare"])
+def test_knots_refuses_a_linear_inner_method_and_says_why(inner):
+    with pytest.raises(ParameterError, match="linear: in common directions it gives"):
+        get("svd_knot_tying").validate({"inner": inner})
+
+
+def test_knots_refuses_an_inner_method_that_is_no_election():
+    with pytest.raises(ParameterError, match="inner is ties or dare_ties"):
+        get("svd_knot_tying").normalise({"inner": "slerp"})
+
+
+def test_knots_warns_where_directions_are_arbitrary():
+    base = {"w": np.zeros((3, 3))}
+    merged = merge_arrays("svd_knot_tying", [{"w": np.eye(3)}], base, digests=DIGESTS[:1])
+    assert "degenerate_spectrum" in merged.decisions["warnings"][0]
+    assert merged.decisions["ranks"] == {"w": 3}
+
+
+def dual_loss(change, deltas, weights):
+    """Return the loss of the published method, element by element of the projected differences."""
+    loss = 0.0
+    for delta, weight in zip(deltas, weights, strict=True):
+        u, s, vt = np.linalg.svd(delta, full_matrices=False)
+        apart = change - delta
+        loss += weight * (((s[:, None] * u.T @ apart) ** 2).sum() + ((apart @ vt.T * s) ** 2).sum())
+    return loss
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 20), (20, 3)])
+def test_dual_projection_is_a_minimum_of_the_loss(shape):
+    base, models = some_models(shape, 2)
+    found = changed("dual_projection", models, base, weights=[1, 3])["w"]
+    deltas = [model["w"] - base["w"] for model in models]
+    least = dual_loss(found, deltas, (0.25, 0.75))
+
+    for key in range(20):
+        for size in (1e-2, -1e-2, 1e-4):
+            step = size * random(*shape, key=900 + key)
+            assert dual_loss(found + step, deltas, (0.25, 0.75)) > least * (1 - 1e-12)
+    mean = 0.25 * deltas[0] + 0.75 * deltas[1]
+    assert least < dual_loss(mean, deltas, (0.25, 0.75))
+
+
+@pytest.mark.parametrize("params", [{}, {"svd_epsilon": "0.7"}, {"rank_rule": "official"}])
+def test_dual_projection_of_one_model_is_that_model_and_of_equal_ones_them(params):
+    base, models = some_models((4, 6), 1)
+    assert np.array_equal(merge_arrays("dual_projection", models, base, params).tensors["w"], models[0]["w"])
+    equal = changed("dual_projection", models * 3, base, params)
+    np.testing.assert_allclose(equal["w"], models[0]["w"] - base["w"], atol=1e-14)
+
+
+def masks(keeps, origin="base", lambdas=("0.5", "0.25")):
+    header = {"origin": origin, "rows": [{"match": "*", "lambda": list(lambdas)}]}
+    tensors = {f"{i}/w": np.array(keep, np.float32) for i, keep in enumerate(keeps)}
+    return artefact("rank_masks", header, tensors, models=DIGESTS[: len(keeps)])
+
+
+@pytest.mark.parametrize("origin", ["base", "cart"])
+def test_adarank_keeps_the_components_that_masks_name(origin):
+    base, models = some_models((4, 6), 2)
+    keeps = [[1, 0, 1, 0], [0, 1, 1, 1]]
+    found = changed("adarank", models, base, artefacts=[masks(keeps, origin)])
+
+    for name in ("w", "b", "embed.w"):
+        start = base[name] if origin == "base" else (models[0][name] + models[1][name]) / 2
+        expected = start - base[name]
+        for model, keep, scale in zip(models, keeps, (0.5, 0.25), strict=True):
+            delta = model[name] - start
+            if name == "w":
+                u, s, vt = np.linalg.svd(delta)
+                delta = sum(keep[j] * s[j] * np.outer(u[:, j], vt[j]) for j in range(4))
+            expected = expected + scale * delta
+        np.testing.assert_allclose(found[name], expected, atol=1e-13)
+
+
+def test_adarank_without_masks_of_this_very_set_asks_for_a_stand_in():
+    base, models = some_models((4, 6), 2)
+    with pytest.raises(ArtefactMissingError, match="no rank_masks"):
+        changed("adarank", models, base)
+    with pytest.raises(ArtefactMissingError, match="another set"):
+        changed("adarank", models[:1], base, artefacts=[masks([[1, 0, 1, 0], [0, 1, 1, 1]])])
+
+
+def test_adarank_warns_of_masks_between_equal_values_and_offline_refuses():
+    base, models = {"w": np.zeros((3, 3))}, [{"w": np.eye(3)}, {"w": 2 * np.eye(3)}]
+    used = [masks([[1, 0, 0], [1, 1, 1]])]
+    merged = merge_arrays("adarank", models, base, digests=DIGESTS[:2], artefacts=used)
+    assert "degenerate_spectrum" in merged.decisions["warnings"][0]
+    with pytest.raises(ArtefactInvalidError, match="as good as equal"):
+        merge_arrays("adarank", models, base, digests=DIGESTS[:2], artefacts=used, is_strict=True)
+
+
+def test_truncated_task_arithmetic_keeps_a_share_of_the_directions():
+    base, models = some_models((4, 6), 2)
+    found = changed("svd_truncated_ta", models, base, {"lambda": "0.5"}, weights=[1, 2])
+    expected = np.zeros((4, 6))
+    for model, weight in zip(models, (1, 2), strict=True):
+        u, s, vt = np.linalg.svd(model["w"] - base["w"], full_matrices=False)
+        for j in range(2):
+            expected += 0.5 * weight * s[j] * np.outer(u[:, j], vt[j])
+    np.testing.assert_allclose(found["w"], expected, atol=1e-13)
+    whole = changed("svd_truncated_ta", models, base, {"ratio": "1"})
+    plain = changed("task_arithmetic", models, base)
+    np.testing.assert_allclose(whole["w"], plain["w"], atol=1e-15)
+
+
+def roles(names):
+    return [artefact("role", {"role": r}, subject=d) for r, d in zip(names, DIGESTS, strict=False)]
+
+
+ROLES = ("aligned", "unaligned", "safety", "finetuned")
+
+
+@pytest.mark.parametrize("threshold", ["0.05", "0.99"])
+def test_safe_merge_mixes_where_the_cosine_is_below_the_threshold(threshold):
+    base, models = some_models((7, 5), 4)
+    merged = merge_arrays(
+        "safe_merge", models, base, {"threshold": threshold}, digests=DIGESTS[:4], artefacts=roles(ROLES)
+    )
+    aligned, unaligned, safety, tuned = (model["w"] for model in models)
+    span, change = aligned - unaligned, tuned - base["w"]
+    image = span @ span.T @ change
+    cosine = (image * change).sum() / np.sqrt((image**2).sum() * (change**2).sum())
+    layer = merged.decisions["layers"]["w"]
+
+    assert layer == {"rho": round(cosine, 5), "merged": cosine < float(threshold)}
+    expected = tuned
+    if layer["merged"]:
+        expected = base["w"] + 0.8 * change + 0.2 * (safety - base["w"])
+    np.testing.assert_allclose(merged.tensors["w"], expected, atol=1e-14)
+    for name in ("b", "embed.w"):
+        assert np.array_equal(merged.tensors[name], models[3][name])
+
+
+def test_safe_merge_keeps_the_fine_tuned_model_where_alignment_changed_nothing():
+    base, models = some_models((3, 3), 4)
+    models[1] = {**models[1], "w": models[0]["w"]}
+    merged = merge_arrays("safe_merge", models, base, digests=DIGESTS[:4], artefacts=roles(ROLES))
+    assert np.array_equal(merged.tensors["w"], models[3]["w"])
+    assert "nothing was tested" in merged.decisions["warnings"][0]
+    assert merged.decisions["layers"]["w"] == {"rho": None, "merged": False}
+
+
+def test_safe_merge_without_a_role_asks_for_a_stand_in():
+    base, models = some_models((3, 3), 4)
+    with pytest.raises(ArtefactMissingError, match="the role safety"):
+        changed(
+            "safe_merge", models, base, artefacts=roles(("aligned", "unaligned", "finetuned", "finetuned"))
+        )
+
+
+def test_safe_merge_thins_changes_out_only_where_it_mixes():
+    base, models = some_models((20, 20), 4)
+    params = {"threshold": "1", "combine": "dare_linear", "density": "0.25"}
+    found = changed("safe_merge", models, base, params, artefacts=roles(ROLES))
+    assert 0.35 < np.count_nonzero(np.abs(found["w"]) < 1e-15) / 400 < 0.75
+    np.testing.assert_allclose(found["b"], models[3]["b"] - base["b"], atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_zero_differences_leave_the_base(name):
+    base, _ = some_models((6, 4))
+    for values in changed(name, [base] * 2, base, weights=[1, 2]).values():
+        assert not values.any()
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_differences_beyond_float64_are_averaged_and_nothing_fails(name):
+    base = {"w": np.full((3, 2), 1e308)}
+    models = [{"w": np.full((3, 2), -1e308)}, {"w": np.full((3, 2), 1e308)}]
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged = merge_arrays(name, models, base, digests=DIGESTS[:2])
+    assert merged.tensors["w"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_matrices_beyond_the_limit_are_tolerant_and_their_ranks_recorded(name, monkeypatch):
+    base, models = some_models((9, 7))
+    exact = merge_arrays(name, models, base, digests=DIGESTS[:3])
+    for module in (matrices, sys.modules["crdt_merge_protocol.strategies.linear_algebra.svd"]):
+        monkeypatch.setattr(module, "EXACT_MAX", 3, raising=False)
+    monkeypatch.setattr("crdt_merge_protocol.strategies.dual_projection._EXACT_SIDE_MAX", 3)
+
+    tolerant = merge_arrays(name, models, base, digests=DIGESTS[:3])
+
+    assert exact.decisions["determinism"] == "bitwise"
+    assert tolerant.decisions["determinism"] == "fp_tolerant"
+    np.testing.assert_allclose(tolerant.tensors["w"], exact.tensors["w"], atol=1e-12)
+    if name == "star":
+        assert set(tolerant.decisions["ranks"]["w"].values()) <= {1, 2, 3}
+    if name == "svd_knot_tying":
+        assert tolerant.decisions["ranks"] == {"w": 9}
+
+
+@functools.cache
+def output_digest():
+    """Return SHA-256 over the outputs of all spectral strategies."""
+    base, models = some_models((33, 21), 4)
+    state = hashlib.sha256()
+    cases = [(name, {}, []) for name in SPECTRAL]
+    cases += [("svd_knot_tying", {"inner": "dare_ties", "eps_rule": "relative"}, [])]
+    cases += [("dual_projection", {"svd_epsilon": "0.6"}, []), ("safe_merge", {}, roles(ROLES))]
+    for name, params, used in cases:
+        merged = merge_arrays(name, models, base, params, digests=DIGESTS[:4], artefacts=used, seed=b"s")
+        for values in merged.tensors.values():
+            state.update(np.ascontiguousarray(values).tobytes())
+    return state.hexdigest()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: " ".join(setting.values()))
+def test_outputs_have_one_digest_in_every_setting(setting):
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {os.path.dirname(sys.modules['support'].__path__[0])!r});"
+        f"print(runpy.run_path({__file__!r})['output_digest']())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS", "NPY"))}
+
+    other = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **setting}, capture_output=True, text=True, check=True
+    )
+
+    assert output_digest() == other.stdout.strip()
