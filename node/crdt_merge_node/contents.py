@@ -7,17 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.canonical import decode
-from crdt_merge_protocol.errors import RemoteProtocolError
+from crdt_merge_protocol.errors import ParameterError, RemoteProtocolError
 from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX
+from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.resolve_key import resolve_key, used_root
+from crdt_merge_protocol.strategies.artefacts import SCOPES, Artefact, ArtefactNeed
+from crdt_merge_protocol.strategies.choosing import Choice, Offer, choose, named_artefact, needs_of
+from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.view import View, Visible
 
 MODEL: Final = "model"
-"""The one type of contribution that strategies of this release use."""
+"""The type of the contributions that are merged; those of other types are artefacts, or not known here."""
+
+
+class Selection(NamedTuple):
+    """What a resolve uses of a group's contributions."""
+
+    models: list[Item]
+    """In canonical order."""
+    artefacts: list[Item]
+    """In canonical order; each has its ``artefact``."""
+    choice: Choice
 
 
 @dataclass(slots=True)
@@ -39,6 +53,8 @@ class Item:
     """Nothing about it can change any more: its bytes are here, or it is quarantined without them."""
     is_scanning: bool = False
     """Its bytes are here and are being looked through."""
+    artefact: Artefact | None = None
+    """Once it is judged and sound, if it is of a type that the policy's strategy works with."""
     missing: dict[bytes, int] = field(default_factory=dict)
     """Id -> size in bytes, of the blobs that are not here; of the manifest 0."""
     meta: dict[str, str] = field(default_factory=dict)
@@ -47,18 +63,18 @@ class Item:
 
     @property
     def is_model(self) -> bool:
-        """Whether strategies use contributions of its type."""
+        """Whether it is one of those that are merged."""
         return self.visible.type == MODEL
 
     @property
-    def is_used(self) -> bool:
-        """Whether it goes into a resolve."""
-        return self.is_judged and not self.problem and not self.is_pending and self.is_model
+    def is_artefact(self) -> bool:
+        """Whether it is an artefact of a type that this release knows."""
+        return self.visible.type in SCOPES
 
     @property
-    def is_awaited(self) -> bool:
-        """Whether a resolve has to wait for it."""
-        return not self.is_judged and not self.is_pending and self.is_model
+    def is_sound(self) -> bool:
+        """Whether nothing about itself keeps it from being used."""
+        return self.is_judged and not self.problem and not self.is_pending
 
 
 @dataclass(slots=True)
@@ -76,12 +92,43 @@ class GroupContents:
     """What all contributions need: the schema, the base's manifest and blobs. Id -> size, 0 if not known."""
     items: dict[bytes, Item] = field(default_factory=dict)
     """By tag."""
+    needs: tuple[ArtefactNeed, ...] = ()
+    """What the policy's strategy works with besides models."""
+    admins: frozenset[bytes] = frozenset()
+    _selections: dict[frozenset[bytes], Selection] = field(default_factory=dict)
 
     @property
     def used(self) -> list[Item]:
         """The contributions that go into a resolve, in canonical order."""
-        chosen = [item for item in self.items.values() if item.is_used]
-        return sorted(chosen, key=lambda item: item.visible.order)
+        return self.select().models
+
+    def select(self, without: frozenset[bytes] = frozenset()) -> Selection:
+        """Return what goes into a resolve that leaves these tags out: models, and artefacts for them."""
+        if without not in self._selections:
+            self._selections[without] = self._select(without)
+        return self._selections[without]
+
+    def _select(self, without: frozenset[bytes]) -> Selection:
+        sound = [item for tag, item in self.items.items() if item.is_sound and tag not in without]
+        models = sorted((item for item in sound if item.is_model), key=lambda item: item.visible.order)
+        authors: dict[bytes, set[bytes]] = {}
+        for item in models:
+            authors.setdefault(item.visible.digest, set()).add(item.visible.author)
+        offered = [item for item in sound if item.artefact is not None]
+        choice = choose(
+            self.needs,
+            (offer_of(item, self.admins) for item in offered),
+            authors,
+            base_content=self.view.policy.base or b"",
+            named=named_artefact(dict(self.view.policy.params)),
+            sets_aside=True,
+        )
+        by_digest = {item.visible.digest: item for item in offered}
+        return Selection(
+            models=[item for item in models if item.visible.digest not in choice.lacking],
+            artefacts=[by_digest[artefact.digest] for artefact in choice.artefacts],
+            choice=choice,
+        )
 
     @property
     def missing(self) -> dict[bytes, int]:
@@ -93,8 +140,15 @@ class GroupContents:
 
     def awaited(self, without: frozenset[bytes] = frozenset()) -> list[Item]:
         """Return the contributions that a resolve waits for, in canonical order."""
-        waiting = [item for tag, item in self.items.items() if item.is_awaited and tag not in without]
+        waiting = [item for tag, item in self.items.items() if self._is_awaited(item) and tag not in without]
         return sorted(waiting, key=lambda item: item.visible.order)
+
+    def is_needed(self, type_: str) -> bool:
+        """Whether the policy's strategy works with contributions of a type."""
+        return type_ == MODEL or any(need.type == type_ for need in self.needs)
+
+    def _is_awaited(self, item: Item) -> bool:
+        return not item.is_judged and not item.is_pending and self.is_needed(item.visible.type)
 
     def needed(self, without: frozenset[bytes] = frozenset()) -> dict[bytes, int]:
         """Return what a resolve waits for, with its size; pending and unused contributions are not."""
@@ -114,8 +168,30 @@ class GroupContents:
 
     def keys(self, without: frozenset[bytes] = frozenset()) -> tuple[bytes, bytes]:
         """Return (used root, resolve key); meaningful once complete."""
-        root = used_root(item.visible.digest for item in self.used if item.visible.tag not in without)
-        return root, resolve_key(root, self.view.policy.recipe())
+        chosen = self.select(without)
+        root = used_root(item.visible.digest for item in chosen.models)
+        artefacts = (item.visible.digest for item in chosen.artefacts)
+        return root, resolve_key(root, self.view.policy.recipe(), artefacts=artefacts)
+
+
+def needs_in(policy: Policy) -> tuple[ArtefactNeed, ...]:
+    """Return what a policy's strategy works with besides models; nothing if this release cannot know."""
+    try:
+        return needs_of(get(policy.strategy), dict(policy.params))
+    except ParameterError:
+        return ()
+
+
+def offer_of(item: Item, admins: frozenset[bytes]) -> Offer:
+    """Return a sound artefact as an offer."""
+    assert item.artefact is not None, "only what was judged is offered"
+    visible = item.visible
+    return Offer(
+        artefact=item.artefact,
+        author=visible.author,
+        order=(visible.depth, visible.tag),
+        is_admin=visible.author in admins,
+    )
 
 
 def read_payload(data: bytes) -> dict[str, str]:

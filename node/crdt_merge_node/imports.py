@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crdt_merge_protocol.blobs import Manifest, ManifestEntry
-from crdt_merge_protocol.errors import NonFiniteError
+from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec
+from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 
 from .background import Done, IsCancelled, Report, run_with_progress
+from .contents import MODEL
 from .control.model import Progress
 from .errors import ControlError, StorageError
+from .judging import is_artefact, scan_artefact
 from .keeper import ContentKeeper
 from .ports import Fs
 from .resolve import read_header, scan_finite
@@ -42,6 +44,8 @@ class ModelImport:
     """One file on its way into the blob store."""
 
     path: Path
+    kind: str = MODEL
+    """Type of the contribution that it is for: what its numbers may be depends on it."""
     manifest: Manifest | None = None
     """Once every tensor is durable."""
     copied_bytes: int = 0
@@ -60,6 +64,7 @@ class ModelImport:
         Raises:
             MalformedTensorFileError: Not the strict safetensors subset that contributions are made of.
             NonFiniteError: A tensor holds NaN or infinity; a group would set it aside.
+            ArtefactInvalidError: A tensor holds what its type forbids; likewise.
             FullError: No room.
         """
         work = partial(self._run, services.fs, services.store.blobs)
@@ -70,7 +75,7 @@ class ModelImport:
                 else:
                     yield step
         assert self.manifest is not None, "an import ends with its result or raises"
-        await services.keeper.note_finite(self.manifest.content, is_finite=True)
+        await services.keeper.note_finite(self.manifest.content, self.kind, is_finite=True)
 
     def _run(self, fs: Fs, blobs: BlobStore, report: Report, is_cancelled: IsCancelled) -> Manifest:
         """Copy every tensor of the file into the blob store, and its manifest beside them. Blocks."""
@@ -87,13 +92,17 @@ class ModelImport:
         present = set(blobs.digests())
         for entry in header.entries:
             spec = entry.spec
-            scan = partial(scan_finite, spec.dtype)
+            scan = _Scan(self.kind, spec)
             digest, is_finite = blobs.import_tensor(
-                self.path, entry.begin, spec.nbytes, scan=scan, progress=note
+                self.path, entry.begin, spec.nbytes, scan=scan.look, progress=note
             )
             if digest not in present and digest not in self.fresh:
                 self.fresh.add(digest)
                 self.copied_bytes += spec.nbytes
+            if scan.problem:
+                raise ArtefactInvalidError(
+                    f"{self.path}: {scan.problem}.", hint="Every node would set such an artefact aside."
+                )
             if not is_finite:
                 raise NonFiniteError(
                     f"{self.path}: tensor {spec.name} holds NaN or infinity.",
@@ -107,6 +116,25 @@ class ModelImport:
         return manifest
 
 
+class _Scan:
+    """Looks through the chunks of one tensor, in order."""
+
+    def __init__(self, kind: str, spec: TensorSpec) -> None:
+        self.problem = ""
+        """What its type forbids and it holds."""
+        self._kind = kind
+        self._spec = spec
+        self._offset = 0
+
+    def look(self, chunk: memoryview) -> bool:
+        """Tell whether all numbers of the next chunk are such as the type allows."""
+        is_finite = scan_finite(self._spec.dtype, chunk)
+        if is_finite and is_artefact(self._kind) and not self.problem:
+            self.problem = scan_artefact(self._kind, self._spec, chunk, self._offset) or ""
+        self._offset += len(chunk)
+        return is_finite and not self.problem
+
+
 class ImportDesk:
     """Knows the imports under way, and removes what failed ones have left once nobody can need it."""
 
@@ -117,9 +145,9 @@ class ImportDesk:
         self._leftovers: set[bytes] = set()
 
     @asynccontextmanager
-    async def importing(self, path: Path) -> AsyncIterator[ModelImport]:
+    async def importing(self, path: Path, kind: str = MODEL) -> AsyncIterator[ModelImport]:
         """Yield an import; unless it was kept, its blobs go when the block ends."""
-        model = ModelImport(path)
+        model = ModelImport(path, kind)
         self._running += 1
         try:
             yield model

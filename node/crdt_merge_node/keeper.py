@@ -20,15 +20,17 @@ from typing import Final
 
 from crdt_merge_protocol.blobs import Manifest, Schema, content_id, payload_id, schema_id
 from crdt_merge_protocol.engine import Engine
-from crdt_merge_protocol.errors import RemoteProtocolError
-from crdt_merge_protocol.operations import Hold, Kind, read_body
+from crdt_merge_protocol.errors import ArtefactInvalidError, RemoteProtocolError
 from crdt_merge_protocol.quarantine import judge
+from crdt_merge_protocol.strategies.artefacts import HEADER_TENSOR
 from crdt_merge_protocol.view import Visible
 
 from .bulk import Fetcher
-from .contents import GroupContents, Item, read_payload
-from .errors import ControlError, CorruptError, StorageError, StoreFailedError
+from .contents import MODEL, GroupContents, Item, needs_in, read_payload
+from .errors import ControlError, CorruptError
 from .gossip import GossipDriver
+from .holds import Holds
+from .judging import header_entry, read_artefact
 from .scans import Scans
 from .storage import Store
 from .telemetry.logging import get_logger
@@ -37,9 +39,6 @@ from .wishes import Wish, Wishes
 
 log = get_logger()
 
-HOLD_TAGS_MAX: Final = 512
-"""Tags in one HOLD; they stand in the body and in the references."""
-RETRY_S: Final = 5.0
 DISPROVED_MAX: Final = 65_536
 
 
@@ -54,7 +53,7 @@ class ContentKeeper:
         self._contents: dict[bytes, GroupContents] = {}
         self._watches: dict[bytes, Watch] = {}
         self._unfollowed: set[bytes] = set()
-        self._held: dict[bytes, set[bytes]] = {}
+        self._holds = Holds(engine, driver, again=self.changed)
         self._disproved: dict[tuple[bytes, int], str] = {}
         """(blob, size) -> why no such blob can exist."""
         self._scans = Scans(store, found=self._scanned)
@@ -147,9 +146,9 @@ class ContentKeeper:
             self._unfollowed.add(group)
         self.changed(group)
 
-    async def note_finite(self, content: bytes, *, is_finite: bool) -> None:
+    async def note_finite(self, content: bytes, kind: str = MODEL, *, is_finite: bool) -> None:
         """Remember what a scan of all tensors of a content found."""
-        await self._scans.note(content, is_finite=is_finite)
+        await self._scans.note(content, kind, is_finite=is_finite)
 
     def named_blobs(self) -> frozenset[bytes]:
         """Return every blob that a contribution or base of any group consists of, as far as it is known."""
@@ -186,7 +185,12 @@ class ContentKeeper:
         state = self._engine.state(group)
         assert state is not None, "groups are never dropped"
         view, before = state.view, self._contents.get(group)
-        contents = GroupContents(view=view, damage=self._damage)
+        contents = GroupContents(
+            view=view,
+            damage=self._damage,
+            needs=needs_in(view.policy),
+            admins=frozenset(state.genesis.admins),
+        )
         if before is not None and before.damage != self._damage:
             before = None
         await self._fill_shared(contents)
@@ -202,7 +206,7 @@ class ContentKeeper:
         is_followed = self.is_followed(group)
         self._wishes.need(group, self._all_wishes(contents) if is_followed else ())
         if is_followed:
-            await self._hold(group, contents)
+            await self._holds.tell(group, contents)
 
     async def _fill_shared(self, contents: GroupContents) -> None:
         """Find what every contribution is judged by and merged with."""
@@ -235,14 +239,23 @@ class ContentKeeper:
         if contents.schema is None:
             return item
         item.judged_by = (contents.view.policy.schema, contents.view.policy.weight_cap)
-        if before is not None and before.is_judged and before.judged_by == item.judged_by:
+        is_read = item.is_artefact and contents.is_needed(visible.type)
+        if (
+            before is not None
+            and before.is_judged
+            and before.judged_by == item.judged_by
+            and (before.problem or before.artefact is not None or not is_read)
+        ):
             item.manifest, item.tensors, item.nbytes = before.manifest, before.tensors, before.nbytes
             item.problem, item.is_judged = before.problem, True
+            item.artefact = before.artefact if is_read else None
             return item
         problem = await self._read_manifest(item, contents.schema, before)
         if problem is None:
             return item
         problem = problem or self._judge_bytes(item)
+        if item.is_artefact and not problem:
+            problem = await self._judge_artefact(item, contents.schema, is_kept=is_read)
         if problem:
             item.problem, item.is_judged, item.manifest = problem, True, None
             item.missing.clear()
@@ -278,18 +291,45 @@ class ContentKeeper:
     def _judge_bytes(self, item: Item) -> str:
         """Judge by the bytes, if they are here; else note what is missing."""
         assert item.manifest is not None, "the caller has read it"
-        content = item.visible.content
-        is_finite = self._scans.verdict(content)
-        if is_finite is False and item.is_model:
-            return "it holds NaN, infinity or a boolean that is neither 0 nor 1"
+        content, kind = item.visible.content, item.visible.type
+        if not item.is_model and not item.is_artefact:
+            item.missing = self._missing_blobs(item.manifest)
+            item.is_judged = not item.missing
+            return ""
+        is_finite = self._scans.verdict(content, kind)
+        if is_finite is False:
+            return "it holds NaN, infinity or " + (
+                "a boolean that is neither 0 nor 1" if item.is_model else f"values that no {kind} has"
+            )
         item.missing = self._missing_blobs(item.manifest)
         if item.missing:
             return ""
-        if is_finite is None and item.is_model:
+        if is_finite is None:
             item.is_scanning = True
-            self._scans.begin(content, item.manifest)
+            self._scans.begin(content, item.manifest, kind)
         else:
             item.is_judged = True
+        return ""
+
+    async def _judge_artefact(self, item: Item, schema: Schema, *, is_kept: bool) -> str:
+        """Judge an artefact by its header, if that is here; return what is wrong with it."""
+        assert item.manifest is not None, "the caller has read it"
+        entry = header_entry(item.manifest)
+        if entry is None:
+            return f"it has no tensor {HEADER_TENSOR} that could be the header of an artefact"
+        try:
+            header = await asyncio.to_thread(self._store.blobs.read_chunk, entry.blob, 0)
+        except CorruptError:
+            header = None  # It was set aside and is fetched again.
+        if header is None:
+            item.is_judged = False
+            return ""
+        specs = [each.spec for each in item.manifest.entries]
+        try:
+            artefact = read_artefact(item.visible.type, item.visible.digest, header, specs, schema)
+        except ArtefactInvalidError as error:
+            return error.message.removesuffix(".")
+        item.artefact = artefact if is_kept and item.is_judged else None
         return ""
 
     def _lie(self, manifest: Manifest) -> str:
@@ -351,42 +391,3 @@ class ContentKeeper:
             await self._fetcher.want_object(object_id, lambda found: name(found) == object_id)
 
         return Wish(id=object_id, nbytes=0, owner=owner, start=start)
-
-    # --- HOLD ---------------------------------------------------------------------------------------------
-
-    async def _hold(self, group: bytes, contents: GroupContents) -> None:
-        """Tell the group which contributions are whole here, if its policy asks for it (PROTOCOL R16)."""
-        if contents.view.policy.holders == 0:
-            return
-        if group not in self._held:
-            self._held[group] = self._held_before(group)
-        held = self._held[group]
-        tags = sorted(
-            tag
-            for tag, item in contents.items.items()
-            if item.is_judged
-            and not item.problem
-            and tag not in held
-            and item.visible.author != self._engine.node
-        )
-        for start in range(0, len(tags), HOLD_TAGS_MAX):
-            page = tuple(tags[start : start + HOLD_TAGS_MAX])
-            try:
-                await self._driver.author(group, Kind.HOLD, Hold(tags=page).encode(), page)
-            except StoreFailedError:
-                raise
-            except StorageError as error:
-                log.warning("hold.failed", group=group, error=error)
-                asyncio.get_running_loop().call_later(RETRY_S, self.changed, group)
-                return
-            held.update(page)
-
-    def _held_before(self, group: bytes) -> set[bytes]:
-        state = self._engine.state(group)
-        assert state is not None, "groups are never dropped"
-        held: set[bytes] = set()
-        for signed in state.causal():
-            body = read_body(signed.operation) if signed.operation.author == self._engine.node else None
-            if isinstance(body, Hold):
-                held.update(body.tags)
-        return held

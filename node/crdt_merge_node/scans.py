@@ -1,7 +1,8 @@
 """Looks once through the bytes of every content for NaN and infinity, in the background (SCENARIOS T23).
 
-What is found is a property of the content, so it is remembered over restarts and never looked for twice. One
-content at a time: a scan is bound by the disk, and commands should not wait behind several.
+In those of an artefact, for whatever else its type forbids too. What is found is a property of the content
+and the type, so it is remembered over restarts and never looked for twice. One content at a time: a scan is
+bound by the disk, and commands should not wait behind several.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from crdt_merge_protocol.blobs import FLOAT_DTYPES, Manifest, chunk_count
+from crdt_merge_protocol.limits import CHUNK_BYTES
 
+from .contents import MODEL
 from .errors import CorruptError, StorageError, StoreFailedError
+from .judging import scan_artefact
 from .resolve import scan_finite
 from .storage import Store
 from .telemetry.logging import get_logger
@@ -21,6 +25,8 @@ log = get_logger()
 
 PREFIX: Final = "finite/"
 RETRY_S: Final = 5.0
+_Subject = tuple[bytes, str]
+"""(content, type of the contribution): the same bytes may be a sound model and no sound artefact."""
 
 
 class _StoppedError(Exception):
@@ -34,49 +40,51 @@ class Scans:
         """Take where bytes are, and who wants to know of a content that its scan has ended."""
         self._store = store
         self._found = found
-        self._finite: dict[bytes, bool] = {}
-        self._running: dict[bytes, asyncio.Task[None]] = {}
+        self._finite: dict[_Subject, bool] = {}
+        self._running: dict[_Subject, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(1)
         self._is_closed = False
 
     async def load(self) -> None:
         """Read the verdicts of earlier starts."""
         for key, value in await self._store.scan_meta(PREFIX):
-            self._finite[bytes.fromhex(key.removeprefix(PREFIX))] = value == b"1"
+            content, _, kind = key.removeprefix(PREFIX).partition("/")
+            self._finite[bytes.fromhex(content), kind or MODEL] = value == b"1"
 
     async def close(self) -> None:
         """Stop; nothing reads the store any more once this returns."""
         self._is_closed = True
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def verdict(self, content: bytes) -> bool | None:
-        """Return whether all numbers of a content are finite; None if nobody has looked yet."""
-        return self._finite.get(content)
+    def verdict(self, content: bytes, kind: str = MODEL) -> bool | None:
+        """Return whether all numbers of a content are such as its type allows; None: not yet looked."""
+        return self._finite.get((content, kind))
 
-    async def note(self, content: bytes, *, is_finite: bool) -> None:
+    async def note(self, content: bytes, kind: str = MODEL, *, is_finite: bool) -> None:
         """Remember a verdict."""
-        if self._finite.get(content) is is_finite:
+        if self._finite.get((content, kind)) is is_finite:
             return
-        self._finite[content] = is_finite
+        self._finite[content, kind] = is_finite
+        key = PREFIX + content.hex() + ("" if kind == MODEL else f"/{kind}")
         try:
-            await self._store.put_meta(PREFIX + content.hex(), b"1" if is_finite else b"0")
+            await self._store.put_meta(key, b"1" if is_finite else b"0")
         except StoreFailedError:
             raise
         except StorageError as error:
             # Looked for again at the next start, which costs time and nothing else.
             log.debug("scan.forgotten", blob=content, error=error)
 
-    def begin(self, content: bytes, manifest: Manifest) -> None:
+    def begin(self, content: bytes, manifest: Manifest, kind: str = MODEL) -> None:
         """Look through a content whose bytes are all here, unless that is being done."""
-        if content not in self._running and not self._is_closed:
-            task = asyncio.create_task(self._scan(content, manifest), name=f"scan-{content.hex()[:8]}")
-            self._running[content] = task
+        if (content, kind) not in self._running and not self._is_closed:
+            task = asyncio.create_task(self._scan(content, manifest, kind), name=f"scan-{content.hex()[:8]}")
+            self._running[content, kind] = task
 
-    async def _scan(self, content: bytes, manifest: Manifest) -> None:
+    async def _scan(self, content: bytes, manifest: Manifest, kind: str) -> None:
         try:
             async with self._turn:
-                is_finite = await asyncio.to_thread(self._look, manifest)
-            await self.note(content, is_finite=is_finite)
+                is_finite = await asyncio.to_thread(self._look, manifest, kind)
+            await self.note(content, kind, is_finite=is_finite)
         except (_StoppedError, StoreFailedError):
             return  # In the latter case the store has told the node, which stops.
         except StorageError as error:
@@ -85,23 +93,26 @@ class Scans:
                 asyncio.get_running_loop().call_later(RETRY_S, self._tell, content)
                 return
         finally:
-            del self._running[content]
+            del self._running[content, kind]
         self._tell(content)
 
     def _tell(self, content: bytes) -> None:
         if not self._is_closed:
             self._found(content)
 
-    def _look(self, manifest: Manifest) -> bool:
+    def _look(self, manifest: Manifest, kind: str) -> bool:
         for entry in manifest.entries:
-            if entry.spec.dtype not in FLOAT_DTYPES and entry.spec.dtype != "BOOL":
+            spec = entry.spec
+            if spec.dtype not in FLOAT_DTYPES and spec.dtype != "BOOL":
                 continue
-            for index in range(chunk_count(entry.spec.nbytes)):
+            for index in range(chunk_count(spec.nbytes)):
                 if self._is_closed:
                     raise _StoppedError
                 chunk = self._store.blobs.read_chunk(entry.blob, index)
                 if chunk is None:
                     raise StorageError(f"blob {entry.blob.hex()[:12]} went away while it was scanned.")
-                if not scan_finite(entry.spec.dtype, chunk):
+                if not scan_finite(spec.dtype, chunk):
+                    return False
+                if kind != MODEL and scan_artefact(kind, spec, chunk, index * CHUNK_BYTES):
                     return False
         return True

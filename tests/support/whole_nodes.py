@@ -212,22 +212,31 @@ class WholeNode:
             data = array.tobytes()
             digest = blob_digest_of(data)
             self.services.store.blobs.put_inline(digest, data)
-            spec = TensorSpec(name=name, dtype="F32", shape=array.shape)
+            spec = TensorSpec(name=name, dtype=_DTYPES[array.dtype.name], shape=array.shape)
             entries.append(ManifestEntry(spec=spec, blob=digest))
         return entries
 
     async def contribute_raw(
-        self, group: str, manifest: Manifest | bytes, *, slot: str = "main", weight: int = ONE
+        self,
+        group: str,
+        manifest: Manifest | bytes,
+        *,
+        slot: str = "main",
+        weight: int = ONE,
+        type: str = "model",  # noqa: A002 - as the API has it.
     ) -> str:
         """Sign an ADD of any manifest, past every check that this release makes; return its tag."""
         data = manifest.encode() if isinstance(manifest, Manifest) else manifest
         content = content_id(data)
         self.services.store.blobs.put_object(content, data)
-        add = Add(slot=slot, type="model", content=content, weight=weight, payload=None)
+        add = Add(slot=slot, type=type, content=content, weight=weight, payload=None)
         found = self.group(group)
         assert found is not None
         signed = await self.services.driver.author(found, Kind.ADD, add.encode())
         return signed.id.hex()
+
+
+_DTYPES = {"float32": "F32", "uint8": "U8"}
 
 
 async def settle() -> None:

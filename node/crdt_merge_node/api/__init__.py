@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from crdt_merge_protocol.limits import WIRE_VERSION_MAX
 from crdt_merge_protocol.messages.join import SECRET_BYTES
 
+from crdt_merge_node.contents import MODEL
 from crdt_merge_node.control.model import (
     ContributionAdded,
     ContributionInfo,
@@ -37,7 +38,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 from crdt_merge_node.transport import create_invite
 from crdt_merge_node.version import VERSION
 
-from . import contributions, groups, reports, resolving
+from . import adding, contributions, groups, reports, resolving
 from .naming import find_group, find_peer
 
 log = get_logger()
@@ -174,13 +175,15 @@ class LocalNode:
         weight: int,
         meta: Mapping[str, str],
         wait_holds: int,
+        type: str = MODEL,  # noqa: A002 - the word of the operations.
     ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
         """Check a safetensors file against the group, then import, sign, store and announce it."""
-        return contributions.add_contribution(
+        return adding.add_contribution(
             self._services,
             group,
             path=path,
             slot=slot,
+            kind=type,
             base_path=base_path,
             weight=weight,
             meta=meta,
@@ -202,9 +205,17 @@ class LocalNode:
         return await contributions.remove_contributions(self._services, found, target)
 
     def resolve(
-        self, group: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
+        self,
+        group: str,
+        *,
+        output_path: str,
+        wait_s: float,
+        without: tuple[str, ...],
+        task: str = "",
+        plan_only: bool = False,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file."""
-        return resolving.resolve_group(
-            self._services, group, output_path=output_path, wait_s=wait_s, without=without
+        request = resolving.ResolveRequest(
+            output_path=output_path, wait_s=wait_s, without=without, task=task, is_plan_only=plan_only
         )
+        return resolving.resolve_group(self._services, group, request)

@@ -1,43 +1,19 @@
-"""Contributions: adding, listing, removing."""
+"""Contributions: listing, removing."""
 
 from __future__ import annotations
 
-import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from crdt_merge_protocol.blobs import payload_id
-from crdt_merge_protocol.canonical import encode, is_name
-from crdt_merge_protocol.errors import (
-    DTypeMismatchError,
-    MissingBlobError,
-    ParameterError,
-    ShapeMismatchError,
-    TensorMissingError,
-)
-from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX, WEIGHT_ONE
 from crdt_merge_protocol.operations import Add, Kind, Remove, read_body
-from crdt_merge_protocol.quarantine import schema_problems
 
-from crdt_merge_node.background import finish
-from crdt_merge_node.contents import MODEL, GroupContents, Item, notes
-from crdt_merge_node.control.model import (
-    ContributionAdded,
-    ContributionInfo,
-    ContributionPlan,
-    ContributionsRemoved,
-    ContributionState,
-    Progress,
-)
-from crdt_merge_node.errors import InvalidRequestError, NotFoundError
-from crdt_merge_node.imports import ModelImport
-from crdt_merge_node.resolve import describe_file, read_header
+from crdt_merge_node.contents import GroupContents, Item, Selection
+from crdt_merge_node.control.model import ContributionInfo, ContributionsRemoved, ContributionState
+from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.services import Services
 
-from .naming import find_group, find_tag
+from .naming import find_tag
 
 REMOVE_TAGS_MAX: Final = 512
 """Tags in one REMOVE; they stand in the body and in the references."""
@@ -68,12 +44,13 @@ async def contribution_list(services: Services, group: bytes) -> tuple[Contribut
 
 
 def shown_contributions(
-    services: Services, group: bytes, contents: GroupContents
+    services: Services, group: bytes, contents: GroupContents, selection: Selection | None = None
 ) -> Iterator[ContributionInfo]:
-    """Yield the contributions that are visible or pending."""
+    """Yield the contributions that are visible or pending, as a resolve would use them."""
     underway = services.keeper.underway()
+    idle = idle_items(contents, selection or contents.select())
     for item in contents.items.values():
-        yield _shown(services, group, item, underway)
+        yield _shown(services, group, item, underway, idle.get(item.visible.tag))
 
 
 async def contribution_show(services: Services, group: bytes, text: str) -> ContributionInfo:
@@ -87,78 +64,6 @@ async def contribution_show(services: Services, group: bytes, text: str) -> Cont
     state = services.engine.replicas[group].state
     tag = find_tag(text, state.adds, group_name=state.genesis.name)
     return infos.get(tag) or _hidden(services, group, contents, tag)
-
-
-async def add_contribution(
-    services: Services,
-    group_name: str,
-    *,
-    path: str,
-    slot: str,
-    base_path: str | None,
-    weight: int,
-    meta: Mapping[str, str],
-    wait_holds: int,
-) -> AsyncGenerator[ContributionPlan | Progress | ContributionAdded]:
-    """Check a file against the group before a byte is copied, then import, sign, store and announce it."""
-    group = find_group(services, group_name)
-    contents = await services.keeper.current(group)
-    plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight)
-    payload = _payload(services, meta)
-    if wait_holds and contents.view.policy.holders == 0:
-        raise InvalidRequestError(
-            f'nodes of group "{plan.group_name}" do not announce what they hold.',
-            hint=f"Turn it on first: crdt-merge-node policy set {plan.group_name} --holders 1",
-        )
-    if base_path is not None:
-        await _check_base(contents, base_path)
-    yield plan
-    began = services.clock.monotonic()
-    async with services.imports.importing(Path(path)) as model:
-        async with aclosing(model.steps(services)) as steps:
-            async for step in steps:
-                yield step
-        tag = await _author_add(services, group, model, payload, slot=slot, weight=weight)
-    holds = 0
-    async with aclosing(_wait_holds(services, group, tag, wait_holds)) as counts:
-        async for holds in counts:
-            yield Progress(step=f"waiting for {wait_holds} holders", detail=f"{holds} so far")
-    yield ContributionAdded(
-        contribution=await contribution_show(services, group, tag.hex()),
-        copied_bytes=model.copied_bytes,
-        holds=holds,
-        duration_s=services.clock.monotonic() - began,
-    )
-
-
-async def _author_add(
-    services: Services, group: bytes, model: ModelImport, payload: bytes, *, slot: str, weight: int
-) -> bytes:
-    """Sign, store and announce a contribution whose tensors are here; return its tag."""
-    assert model.manifest is not None, "it was imported"
-    if payload:
-        await asyncio.to_thread(services.store.blobs.put_object, payload_id(payload), payload)
-    add = Add(
-        slot=slot,
-        type=MODEL,
-        content=model.manifest.content,
-        weight=weight,
-        payload=payload_id(payload) if payload else None,
-    )
-    # Not to be interrupted: from the signature on, only storage decides whether the contribution exists.
-    signed = await finish(services.driver.author(group, Kind.ADD, add.encode()), then=lambda _: model.keep())
-    return signed.id
-
-
-async def _wait_holds(services: Services, group: bytes, tag: bytes, wanted: int) -> AsyncGenerator[int]:
-    """Yield how many other nodes hold a contribution, until enough do (PROTOCOL R21)."""
-    holds = 0
-    while holds < wanted:
-        generation = services.keeper.generation(group)
-        holds = _holders(services, group, tag)
-        yield holds
-        if holds < wanted:
-            await services.keeper.beyond(group, generation)
 
 
 async def remove_contributions(services: Services, group: bytes, target: str) -> ContributionsRemoved:
@@ -190,95 +95,33 @@ async def remove_contributions(services: Services, group: bytes, target: str) ->
     )
 
 
-async def _plan(
-    services: Services, group: bytes, contents: GroupContents, *, path: str, slot: str, weight: int
-) -> ContributionPlan:
-    name, policy = services.engine.replicas[group].state.genesis.name, contents.view.policy
-    if not is_name(slot):
-        raise InvalidRequestError(
-            f'"{slot}" is no name of a slot.',
-            hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
-        )
-    if not 0 < weight <= policy.weight_cap:
-        raise ParameterError(
-            f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {policy.weight_cap / WEIGHT_ONE:g},"
-            f' the cap of group "{name}".',
-            hint="Weights only count relative to each other; an administrator can raise --weight-cap.",
-        )
-    if contents.schema is None:
-        raise MissingBlobError(
-            f'the schema of group "{name}" is not here yet.', hint=f"See: crdt-merge-node why {name}"
-        )
-    header = await asyncio.to_thread(read_header, services.fs, Path(path))
-    specs = [entry.spec for entry in header.entries]
-    problems = schema_problems(contents.schema, specs)
-    if problems:
-        raise _schema_error(problems, path=path, group_name=name)
-    replaced = [
-        item.visible.tag.hex()
-        for item in contents.items.values()
-        if item.visible.author == services.engine.node and item.visible.slot == slot
-    ]
-    nbytes = sum(spec.nbytes for spec in specs)
-    return ContributionPlan(
-        group=group.hex(),
-        group_name=name,
-        path=path,
-        slot=slot,
-        weight=weight,
-        tensors=len(specs),
-        nbytes=nbytes,
-        new_bytes=nbytes,
-        free_bytes=services.fs.disk_space(services.config.node.data_dir).free_bytes,
-        fetching_peers=len(services.driver.connections),
-        replaces=replaced[0] if replaced else "",
-    )
+def idle_items(contents: GroupContents, selection: Selection) -> dict[bytes, tuple[ContributionState, str]]:
+    """Return what is sound and not used nevertheless, by tag, and why. What was left out is not among it."""
+    used = {item.visible.tag for item in (*selection.models, *selection.artefacts)}
+    idle = {}
+    for tag, item in contents.items.items():
+        digest = item.visible.digest
+        if not item.is_sound or tag in used:
+            continue
+        if item.is_model:
+            if digest in selection.choice.lacking:
+                idle[tag] = ContributionState.QUARANTINED, selection.choice.lacking[digest]
+        elif (why := selection.choice.unfit.get(digest)) is not None:
+            idle[tag] = ContributionState.HIDDEN, why.reason
+        elif any(digest == artefact.visible.digest for artefact in selection.artefacts):
+            continue  # Another author's, of the same bytes, is what is used.
+        else:
+            idle[tag] = ContributionState.HIDDEN, f'type "{item.visible.type}" is not used by this strategy'
+    return idle
 
 
-def _schema_error(problems: list[str], *, path: str, group_name: str) -> Exception:
-    first = problems[0]
-    message = f'{path} does not have the schema of group "{group_name}": ' + "; ".join(problems) + "."
-    kind: type[ShapeMismatchError | DTypeMismatchError | TensorMissingError] = TensorMissingError
-    if "shape" in first:
-        kind = ShapeMismatchError
-    elif "element type" in first:
-        kind = DTypeMismatchError
-    return kind(message, hint="Nothing was copied.")
-
-
-def _payload(services: Services, meta: Mapping[str, str]) -> bytes:
-    """Return the salted notes: their hash tells nobody what they were once they are erased."""
-    if not meta:
-        return b""
-    payload = encode([services.rng.bytes(16), notes(meta.items())])
-    if len(payload) > PAYLOAD_BYTES_MAX:
-        raise InvalidRequestError(
-            f"{len(payload)} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.",
-            hint="Keep the rest elsewhere and note where.",
-        )
-    return payload
-
-
-async def _check_base(contents: GroupContents, base_path: str) -> None:
-    base = contents.view.policy.base
-    described = await asyncio.to_thread(describe_file, Path(base_path), WEIGHT_ONE)
-    if described.manifest.content != base:
-        ours = base.hex()[:12] if base else "none"
-        raise InvalidRequestError(
-            f"{base_path} is not the base of the group: {described.manifest.content.hex()[:12]} ≠ {ours}.",
-            hint="A contribution must be trained from the group's own base, or say nothing about it.",
-        )
-
-
-def _holders(services: Services, group: bytes, tag: bytes) -> int:
-    view = services.engine.replicas[group].state.view
-    for visible in (*view.visible, *view.pending):
-        if visible.tag == tag:
-            return visible.holders
-    raise NotFoundError(f"contribution {tag.hex()[:12]} was superseded or removed meanwhile.")
-
-
-def _shown(services: Services, group: bytes, item: Item, underway: Mapping[bytes, int]) -> ContributionInfo:
+def _shown(
+    services: Services,
+    group: bytes,
+    item: Item,
+    underway: Mapping[bytes, int],
+    idle: tuple[ContributionState, str] | None,
+) -> ContributionInfo:
     visible = item.visible
     missing = {blob: size for blob, size in item.missing.items() if blob != visible.content}
     if item.problem:
@@ -288,8 +131,8 @@ def _shown(services: Services, group: bytes, item: Item, underway: Mapping[bytes
         state, reason = ContributionState.PENDING, f"{visible.holders} of {needed} holders"
     elif not item.is_judged:
         state, reason = ContributionState.MISSING, _waiting_for(item)
-    elif visible.type != MODEL:
-        state, reason = ContributionState.HIDDEN, f'type "{visible.type}" is not used by this strategy'
+    elif idle is not None:
+        state, reason = idle
     else:
         state, reason = ContributionState.USED, ""
     return ContributionInfo(

@@ -15,7 +15,9 @@ from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.operations import Kind, PolicyAct
 from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, Policy, act_digest, sign_act, sorted_params
 from crdt_merge_protocol.strategies import registry
+from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
+from crdt_merge_protocol.strategies.delegation import FALLBACK, NONE
 
 from crdt_merge_node.background import finish
 from crdt_merge_node.contents import GroupContents
@@ -58,7 +60,8 @@ async def group_info(services: Services, group: bytes) -> GroupInfo:
         contributions=len(view.visible),
         used=len(contents.used),
         pending=len(view.pending),
-        quarantined=sum(bool(item.problem) for item in contents.items.values()),
+        quarantined=sum(bool(item.problem) for item in contents.items.values())
+        + len(contents.select().choice.lacking),
         missing_blobs=len(missing),
         missing_bytes=remaining,
         sync_root=state.sync_root.hex(),
@@ -274,9 +277,15 @@ def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool,
     """Refuse before any byte is read what could never be resolved."""
     chosen = registry.get(strategy)
     chosen.validate(params)
-    if chosen.base == "required" and not has_base:
+    for each in (chosen, *named_strategies(params)):
+        if each.base == "required" and not has_base:
+            raise InvalidRequestError(
+                f"{each.id} works on differences from a base model.", hint="Name it: --base FILE."
+            )
+    if needs_stand_in(chosen) and params.get(FALLBACK, NONE) == NONE:
         raise InvalidRequestError(
-            f"{chosen.id} works on differences from a base model.", hint="Name it: --base FILE."
+            f"{chosen.id} cannot merge whatever a group may come to hold: its policy has to name a stand-in.",
+            hint="For instance: --param fallback=weight_average. The provenance says when it was used.",
         )
     if dtype and dtype not in ("F64", "F32", "F16", "BF16"):
         raise ParameterError(f'"{dtype}" is no element type of an output.', hint="Use F64, F32, F16 or BF16.")

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import EmptySetError, MissingBlobError, ResolveError
@@ -17,7 +18,7 @@ from crdt_merge_protocol.messages.gossip import Attest
 
 from crdt_merge_node.attesting import remember_attestation
 from crdt_merge_node.background import Done, IsCancelled, Report, run_with_progress
-from crdt_merge_node.contents import GroupContents, Item
+from crdt_merge_node.contents import MODEL, GroupContents, Selection
 from crdt_merge_node.control.model import Progress, ResolvePlan, ResolveReport
 from crdt_merge_node.errors import CorruptError, StorageError, StoreFailedError
 from crdt_merge_node.ports import available_memory_bytes
@@ -25,14 +26,16 @@ from crdt_merge_node.resolve import (
     ResolveJob,
     ResolveResult,
     TensorSource,
+    UsedArtefact,
     UsedModel,
     build_job,
+    estimate_job,
     run_job,
 )
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
-from .contributions import shown_contributions
+from .contributions import idle_items, shown_contributions
 from .naming import find_group, find_tag
 
 log = get_logger()
@@ -41,14 +44,29 @@ NAMED_MAX: Final = 4
 """Contributions, and blobs of each, that an error names."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveRequest:
+    """What ``resolve`` is asked for."""
+
+    output_path: str
+    wait_s: float
+    without: tuple[str, ...]
+    """Tags to leave out, or prefixes of them."""
+    task: str = ""
+    """Tag or digest of the contribution whose task's model is wanted; empty: the common one."""
+    is_plan_only: bool = False
+    """End after the plan."""
+
+
 async def resolve_group(
-    services: Services, group_name: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
+    services: Services, group_name: str, request: ResolveRequest
 ) -> AsyncGenerator[ResolvePlan | Progress | ResolveReport]:
     """Merge the used contributions into one safetensors file."""
+    wait_s = 0.0 if request.is_plan_only else request.wait_s
     group = find_group(services, group_name)
     name = services.engine.replicas[group].state.genesis.name
     contents = await services.keeper.current(group)
-    left_out = frozenset(find_tag(text, contents.items, group_name=name) for text in without)
+    left_out = frozenset(find_tag(text, contents.items, group_name=name) for text in request.without)
     deadline = services.clock.monotonic() + wait_s
     while not contents.is_ready(left_out):
         generation = services.keeper.generation(group)
@@ -58,17 +76,19 @@ async def resolve_group(
         yield Progress(step="waiting for blobs", detail=f"{len(needed)} missing, {remaining} bytes")
         await _beyond(services, group, generation, deadline)
         contents = await services.keeper.current(group)
-    inputs = [item for item in contents.used if item.visible.tag not in left_out]
-    if not inputs:
+    selection = contents.select(left_out)
+    if not selection.models:
         raise EmptySetError(
             f'group "{name}" has no usable contribution.',
             hint=f"See: crdt-merge-node contribution list {name}",
         )
-    job = _job(services, group, contents, inputs)
-    plan = _plan(services, group, contents, job, inputs)
+    job = _job(services, group, contents, selection, task=_task(selection, name, request.task))
+    plan = await _plan(services, group, contents, job, selection)
     yield plan
+    if request.is_plan_only:
+        return
     result: ResolveResult | None = None
-    async with aclosing(_merge(services, job, Path(output_path))) as steps:
+    async with aclosing(_merge(services, job, Path(request.output_path))) as steps:
         async for step in steps:
             if isinstance(step, Done):
                 result = step.value
@@ -114,7 +134,7 @@ def _run(
 
 def _set_aside_damage(services: Services, job: ResolveJob) -> None:
     """Hash every blob that went into a failed resolve, so that the damaged ones are fetched again."""
-    for model in (*job.inputs, job.base):
+    for model in (*job.inputs, *job.artefacts, job.base):
         for source in model.tensors.values() if model else ():
             with contextlib.suppress(StorageError):
                 services.store.blobs.verify(source.blob)
@@ -175,17 +195,34 @@ async def _beyond(services: Services, group: bytes, generation: int, deadline: f
             await services.keeper.beyond(group, generation)
 
 
-def _job(services: Services, group: bytes, contents: GroupContents, inputs: list[Item]) -> ResolveJob:
-    state = services.engine.replicas[group].state
+def _task(selection: Selection, group_name: str, text: str) -> bytes:
+    """Return the digest of the contribution whose task is meant."""
+    if not text:
+        return b""
+    digests = {item.visible.digest.hex(): item.visible.digest for item in selection.models}
+    if text.lower() in digests:
+        return digests[text.lower()]
+    tags = {item.visible.tag: item.visible.digest for item in selection.models}
+    return tags[find_tag(text, tags, group_name=group_name)]
+
+
+def _job(
+    services: Services, group: bytes, contents: GroupContents, selection: Selection, *, task: bytes
+) -> ResolveJob:
     policy, config = contents.view.policy, services.config.resolve
     assert contents.schema is not None, "complete contents have their schema"
     used = []
-    for item in inputs:
+    for item in selection.models:
         assert item.manifest is not None, "used contributions have their manifest"
         visible = item.visible
         used.append(
             UsedModel(visible.digest, visible.weight, item.manifest, _sources(services, item.manifest))
         )
+    artefacts = []
+    for item in selection.artefacts:
+        assert item.manifest is not None, "used contributions have their manifest"
+        assert item.artefact is not None, "chosen artefacts were judged"
+        artefacts.append(UsedArtefact(item.artefact, item.manifest, _sources(services, item.manifest)))
     base = None
     if contents.base is not None and policy.base is not None:
         base = UsedModel(policy.base, WEIGHT_ONE, contents.base, _sources(services, contents.base))
@@ -195,33 +232,48 @@ def _job(services: Services, group: bytes, contents: GroupContents, inputs: list
         used,
         base,
         group_mode=True,
+        artefacts=artefacts,
+        unfit=selection.choice.unfit,
+        task=task,
         memory_bytes=int(config.memory_bytes),
         workers=config.workers,
-        facts={
-            "group": group.hex(),
-            "group_name": state.genesis.name,
-            "node": services.engine.node.hex(),
-            "cluster": services.identity.cluster.hex(),
-            "policy_version": policy.version,
-            "sync_root": state.sync_root.hex(),
-            "contributions": [
-                {
-                    "tag": item.visible.tag.hex(),
-                    "author": item.visible.author.hex(),
-                    "slot": item.visible.slot,
-                    "digest": item.visible.digest.hex(),
-                    "content": item.visible.content.hex(),
-                    "weight": item.visible.weight,
-                }
-                for item in inputs
-            ],
-            "excluded": [
-                {"tag": item.visible.tag.hex(), "reason": item.problem or "left out on request"}
-                for item in contents.items.values()
-                if item not in inputs
-            ],
-        },
+        facts=_facts(services, group, contents, selection),
     )
+
+
+def _facts(services: Services, group: bytes, contents: GroupContents, selection: Selection) -> dict[str, Any]:
+    """Return what the provenance says of the group."""
+    state = services.engine.replicas[group].state
+    used = [*selection.models, *selection.artefacts]
+    idle = idle_items(contents, selection)
+    return {
+        "group": group.hex(),
+        "group_name": state.genesis.name,
+        "node": services.engine.node.hex(),
+        "cluster": services.identity.cluster.hex(),
+        "policy_version": contents.view.policy.version,
+        "sync_root": state.sync_root.hex(),
+        "contributions": [
+            {
+                "tag": item.visible.tag.hex(),
+                "author": item.visible.author.hex(),
+                "slot": item.visible.slot,
+                "type": item.visible.type,
+                "digest": item.visible.digest.hex(),
+                "content": item.visible.content.hex(),
+                "weight": item.visible.weight,
+            }
+            for item in used
+        ],
+        "excluded": [
+            {
+                "tag": tag.hex(),
+                "reason": item.problem or idle.get(tag, ("", ""))[1] or "left out on request",
+            }
+            for tag, item in contents.items.items()
+            if item not in used
+        ],
+    }
 
 
 def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
@@ -234,13 +286,15 @@ def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
     return sources
 
 
-def _plan(
-    services: Services, group: bytes, contents: GroupContents, job: ResolveJob, inputs: list[Item]
+async def _plan(
+    services: Services, group: bytes, contents: GroupContents, job: ResolveJob, selection: Selection
 ) -> ResolvePlan:
-    infos = sorted(shown_contributions(services, group, contents), key=lambda info: (info.digest, info.tag))
-    chosen = {item.visible.tag.hex() for item in inputs}
+    infos = sorted(
+        shown_contributions(services, group, contents, selection), key=lambda info: (info.digest, info.tag)
+    )
+    chosen = {item.visible.tag.hex() for item in (*selection.models, *selection.artefacts)}
     policy = contents.view.policy
-    model_bytes = sum(spec.nbytes for spec in job.schema.specs)
+    estimate = await asyncio.to_thread(estimate_job, job, clock=services.clock)
     return ResolvePlan(
         group=group.hex(),
         group_name=services.engine.replicas[group].state.genesis.name,
@@ -248,14 +302,24 @@ def _plan(
         strategy_version=policy.strategy_version,
         params=dict(policy.params),
         resolve_key=job.resolve_key.hex(),
-        inputs=tuple(info for info in infos if info.tag in chosen),
+        inputs=tuple(info for info in infos if info.tag in chosen and info.type == MODEL),
         excluded=tuple(info for info in infos if info.tag not in chosen),
         base=policy.base.hex() if policy.base else "",
         dtype=job.dtype,
-        read_bytes=model_bytes * (len(job.inputs) + (job.base is not None)),
-        output_bytes=model_bytes,
+        read_bytes=estimate.read_bytes,
+        output_bytes=estimate.output_bytes,
         memory_bytes=job.memory_bytes,
         free_memory_bytes=available_memory_bytes(),
+        artefacts=tuple(info for info in infos if info.tag in chosen and info.type != MODEL),
+        effective_strategy=estimate.strategy,
+        stand_in_reason=estimate.stand_in_reason,
+        determinism=estimate.determinism,
+        tensors=estimate.tensors,
+        merged_tensors=estimate.merged_tensors,
+        passes=estimate.passes,
+        workers=estimate.workers,
+        peak_memory_bytes=estimate.peak_memory_bytes,
+        estimated_s=estimate.seconds,
     )
 
 
@@ -310,4 +374,8 @@ def _report(
         agreeing=tuple(node.hex() for node, output in others.items() if output == result.output_digest),
         disagreeing=tuple(node.hex() for node, output in others.items() if output != result.output_digest),
         warnings=result.warnings,
+        artefacts=plan.artefacts,
+        effective_strategy=result.effective_strategy,
+        determinism=result.profile,
+        modulators_path=str(result.modulators_path or ""),
     )

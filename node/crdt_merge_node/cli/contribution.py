@@ -24,6 +24,7 @@ def contribution() -> None:
 @contribution.command()
 @click.argument("group")
 @click.argument("file", type=READABLE)
+@click.option("--type", "kind", default="model", show_default=True, help="Or what kind of artefact FILE is.")
 @click.option("--slot", default="main", show_default=True, help="Replaces what this node has in the slot.")
 @click.option(
     "--base", type=READABLE, help="What FILE was trained from; refused if it is not the group's base."
@@ -39,6 +40,7 @@ def add(
     *,
     group: str,
     file: str,
+    kind: str,
     slot: str,
     base: str | None,
     weight: int,
@@ -48,7 +50,8 @@ def add(
     """Contribute the safetensors FILE to GROUP.
 
     It is checked against the schema of the group before a byte is copied. When the command ends, the
-    contribution is durable on this node and announced to the others.
+    contribution is durable on this node and announced to the others. With --type FILE is an artefact, which
+    its header binds to a contribution of this node or to the set of all.
     """
     with invocation.client() as client:
         events = client.contribution_add(
@@ -59,6 +62,7 @@ def add(
             weight=weight,
             meta=parse_pairs(meta, option="--meta"),
             wait_holds=wait_holds,
+            type=kind,
         )
         added: ContributionAdded = watch(invocation, "contribution-add/1", events, show_plan=_show_plan)
     if invocation.is_json:
@@ -166,7 +170,7 @@ def _show_plan(plan: ContributionPlan) -> None:
     say(
         facts(
             (
-                ("model", f"{count(plan.tensors, 'tensor')}, {size(plan.nbytes)}"),
+                (plan.type, f"{count(plan.tensors, 'tensor')}, {size(plan.nbytes)}"),
                 ("to copy", f"at most {size(plan.new_bytes)}, {size(plan.free_bytes)} free"),
                 ("slot", f"{plan.slot}, weight {weight(plan.weight)}"),
                 ("replaces", plan.replaces),
@@ -193,6 +197,7 @@ def _table_of(found: tuple[ContributionInfo, ...]) -> str:
             short(item.tag),
             (item.author_name or short(item.author)) + (" (this node)" if item.is_own else ""),
             item.slot,
+            item.type,
             weight(item.weight),
             size(item.nbytes) if item.nbytes else "-",
             f"{count(item.missing_blobs, 'blob')}, {size(item.missing_bytes)}" if item.missing_blobs else "-",
@@ -200,4 +205,4 @@ def _table_of(found: tuple[ContributionInfo, ...]) -> str:
         )
         for item in found
     ]
-    return table(("STATE", "TAG", "AUTHOR", "SLOT", "WEIGHT", "SIZE", "MISSING", "REASON"), rows)
+    return table(("STATE", "TAG", "AUTHOR", "SLOT", "TYPE", "WEIGHT", "SIZE", "MISSING", "REASON"), rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, ResolveReport
@@ -14,29 +16,43 @@ from .values import OUTPUT, absolute
 
 @click.command()
 @click.argument("group")
-@click.option("-o", "--output", type=OUTPUT, required=True, help="The safetensors file to write.")
+@click.option("-o", "--output", type=OUTPUT, help="The safetensors file to write.")
 @click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
 @click.option("--timeout", type=click.FloatRange(min=0.0), default=600.0, show_default=True, help="Seconds.")
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
+@click.option("--task", default="", metavar="TAG", help="Write the model of this contribution's task.")
+@click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
 @command
 def resolve(
     invocation: Invocation,
     *,
     group: str,
-    output: str,
+    output: str | None,
     wait: bool,
     timeout: float,
     without: tuple[str, ...],
+    task: str,
+    is_plan: bool,
 ) -> None:
     """Merge the contributions of GROUP into one safetensors file.
 
     Nodes with the same resolve key write the same bytes. Beside the file goes its provenance, as JSON. Exit
     status 6 if bytes are missing, 7 if another node computed another output for the same key.
     """
+    if output is None and not is_plan:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     with invocation.client() as client:
         events = client.resolve(
-            group, output_path=str(absolute(output)), wait_s=timeout if wait else 0.0, without=without
+            group,
+            output_path=str(absolute(output) or ""),
+            wait_s=timeout if wait else 0.0,
+            without=without,
+            task=task,
+            plan_only=is_plan,
         )
+        if is_plan:
+            _say_plan(invocation, events)
+            return
         report: ResolveReport = follow(invocation, "resolve/1", events, show_plan=_show_plan)
     if invocation.is_json:
         say_json("resolve/1", report, event="result")
@@ -46,20 +62,36 @@ def resolve(
         raise click.exceptions.Exit(7)
 
 
+def _say_plan(invocation: Invocation, events: Iterable[object]) -> None:
+    for event in events:
+        if isinstance(event, ResolvePlan):
+            if invocation.is_json:
+                say_json("resolve/1", event="plan", plan=event)
+            else:
+                _show_plan(event)
+
+
 def _show_plan(plan: ResolvePlan) -> None:
     inputs = count(len(plan.inputs), "contribution")
     say(f"resolving group {clean(plan.group_name)}: {plan.strategy} of {inputs}")
-    need = f"{size(plan.memory_bytes)} of {size(plan.free_memory_bytes)} free"
+    most = f"{size(plan.peak_memory_bytes)} at the peak, {size(plan.memory_bytes)} allowed"
+    need = f"{most}, {size(plan.free_memory_bytes)} free" if plan.free_memory_bytes else most
+    passes = f"{count(plan.tensors, 'tensor')}, read {count(plan.passes, 'time')}"
+    stand_in = f"{plan.effective_strategy}: {clean(plan.stand_in_reason)}" if plan.stand_in_reason else ""
     say(
         facts(
             (
                 ("parameters", params(plan.params)),
                 ("base", short(plan.base) if plan.base else ""),
+                ("stand-in", stand_in),
                 ("inputs", ", ".join(_label(item) for item in plan.inputs)),
+                ("artefacts", ", ".join(f"{item.type} {_label(item)}" for item in plan.artefacts)),
                 ("key", plan.resolve_key),
                 ("reads", size(plan.read_bytes)),
                 ("writes", size(plan.output_bytes)),
-                ("memory", need if plan.free_memory_bytes else size(plan.memory_bytes)),
+                ("memory", need),
+                ("work", f"{passes}, {count(plan.workers, 'worker')}, about {duration(plan.estimated_s)}"),
+                ("numerics", plan.determinism),
             )
         )
     )
@@ -73,11 +105,12 @@ def show_report(report: ResolveReport) -> None:
     say(
         facts(
             (
-                ("strategy", f"{report.strategy}, {count(len(report.inputs), 'input')}"),
+                ("strategy", f"{_worked(report)}, {count(len(report.inputs), 'input')}"),
                 ("resolve key", report.resolve_key),
                 ("digest", report.output_digest),
                 ("sha-256", report.file_sha256),
                 ("provenance", report.provenance_path),
+                ("modulators", report.modulators_path),
                 ("same output", agreeing or "no other node announced one for this key yet"),
             )
         )
@@ -87,6 +120,12 @@ def show_report(report: ResolveReport) -> None:
     if report.disagreeing:
         nodes = ", ".join(short(node) for node in report.disagreeing)
         note(f"DIFFERENT OUTPUT for the same key on: {nodes}. One of these machines computes wrongly.")
+
+
+def _worked(report: ResolveReport) -> str:
+    if report.effective_strategy in ("", report.strategy):
+        return report.strategy
+    return f"{report.effective_strategy} in place of {report.strategy}"
 
 
 def _show_excluded(excluded: tuple[ContributionInfo, ...]) -> None:

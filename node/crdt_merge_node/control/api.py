@@ -108,6 +108,7 @@ class NodeApi(Protocol):
         weight: int,
         meta: Mapping[str, str],
         wait_holds: int,
+        type: str = "model",  # noqa: A002 - the word of the operations.
     ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
         """Check a safetensors file against the group, then import, sign, store and announce it.
 
@@ -118,6 +119,7 @@ class NodeApi(Protocol):
             weight: Over 2^32.
             meta: Notes for people; erasable, never part of an output.
             wait_holds: Nodes that must confirm that they hold it before the final value (PROTOCOL R21).
+            type: ``model``, or what kind of artefact the file is; its header says of which contribution.
         """
         ...
 
@@ -131,12 +133,22 @@ class NodeApi(Protocol):
         """Remove one's own contribution: a tag, or a slot with every tag in it that this node has seen."""
 
     def resolve(
-        self, group: str, *, output_path: str, wait_s: float, without: tuple[str, ...]
+        self,
+        group: str,
+        *,
+        output_path: str,
+        wait_s: float,
+        without: tuple[str, ...],
+        task: str = "",
+        plan_only: bool = False,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file.
 
         Args:
             wait_s: How long to wait for missing bytes; 0: fail at once with ``MissingBlobError``.
             without: Tags to leave out, which gives another resolve key.
+            task: Tag or digest of the contribution whose task's model is wanted, for strategies that make one
+                for each; empty: the common model.
+            plan_only: End after the plan, having read no tensor.
         """
         ...

@@ -162,6 +162,7 @@ class AsyncClient:
         weight: int = model.WEIGHT_ONE,
         meta: Mapping[str, str] | None = None,
         wait_holds: int = 0,
+        type: str = "model",  # noqa: A002 - the word of the operations.
     ) -> AsyncIterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
         request = pb.ContributionAddRequest(
             group=group,
@@ -171,6 +172,7 @@ class AsyncClient:
             weight=weight,
             meta=meta,
             wait_holds=wait_holds,
+            type=type,
         )
         return self._events(self._stub.ContributionAdd(request))
 
@@ -184,9 +186,23 @@ class AsyncClient:
         return await self._answer(calls.contribution_remove(group, target))
 
     def resolve(
-        self, group: str, *, output_path: str, wait_s: float = 0.0, without: tuple[str, ...] = ()
+        self,
+        group: str,
+        *,
+        output_path: str,
+        wait_s: float = 0.0,
+        without: tuple[str, ...] = (),
+        task: str = "",
+        plan_only: bool = False,
     ) -> AsyncIterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
-        request = pb.ResolveRequest(group=group, output_path=output_path, wait_s=wait_s, without=without)
+        request = pb.ResolveRequest(
+            group=group,
+            output_path=output_path,
+            wait_s=wait_s,
+            without=without,
+            task=task,
+            plan_only=plan_only,
+        )
         return self._events(self._stub.Resolve(request))
 
 
@@ -305,6 +321,7 @@ class Client:
         weight: int = model.WEIGHT_ONE,
         meta: Mapping[str, str] | None = None,
         wait_holds: int = 0,
+        type: str = "model",  # noqa: A002 - the word of the operations.
     ) -> Iterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
         request = pb.ContributionAddRequest(
             group=group,
@@ -314,6 +331,7 @@ class Client:
             weight=weight,
             meta=meta,
             wait_holds=wait_holds,
+            type=type,
         )
         return self._events(self._stub.ContributionAdd(request))
 
@@ -327,7 +345,21 @@ class Client:
         return self._answer(calls.contribution_remove(group, target))
 
     def resolve(
-        self, group: str, *, output_path: str, wait_s: float = 0.0, without: tuple[str, ...] = ()
+        self,
+        group: str,
+        *,
+        output_path: str,
+        wait_s: float = 0.0,
+        without: tuple[str, ...] = (),
+        task: str = "",
+        plan_only: bool = False,
     ) -> Iterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
-        request = pb.ResolveRequest(group=group, output_path=output_path, wait_s=wait_s, without=without)
+        request = pb.ResolveRequest(
+            group=group,
+            output_path=output_path,
+            wait_s=wait_s,
+            without=without,
+            task=task,
+            plan_only=plan_only,
+        )
         return self._events(self._stub.Resolve(request))

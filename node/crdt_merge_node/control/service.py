@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from crdt_merge_node.contents import MODEL
 from crdt_merge_node.errors import ControlError
 from crdt_merge_node.telemetry.logging import get_logger
 
@@ -178,6 +179,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 weight=request.weight,
                 meta=dict(request.meta),
                 wait_holds=request.wait_holds,
+                type=request.type or MODEL,
             )
             async for response in _stream(events, pb.ContributionAddResponse):
                 yield response
@@ -218,6 +220,8 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 output_path=request.output_path,
                 wait_s=request.wait_s,
                 without=tuple(request.without),
+                task=request.task,
+                plan_only=request.plan_only,
             )
             async for response in _stream(events, pb.ResolveResponse):
                 yield response

@@ -12,7 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .artefact_files import read_artefact_file
     from .describe import DescribedFile, check_against, describe_file
+    from .estimate import Estimate, estimate_job
     from .files import read_header
     from .finite import scan_finite
     from .job import (
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DescribedFile",
+    "Estimate",
     "ModelInput",
     "ResolveCancelledError",
     "ResolveJob",
@@ -40,14 +43,18 @@ __all__ = [
     "build_job",
     "check_against",
     "describe_file",
+    "estimate_job",
     "merge_files",
+    "read_artefact_file",
     "read_header",
     "run_job",
     "scan_finite",
 ]
 
 _HOMES = {
+    "artefact_files": ("read_artefact_file",),
     "describe": ("DescribedFile", "check_against", "describe_file"),
+    "estimate": ("Estimate", "estimate_job"),
     "files": ("read_header",),
     "finite": ("scan_finite",),
     "job": (

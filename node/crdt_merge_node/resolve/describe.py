@@ -6,7 +6,7 @@ infinity on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,12 +27,11 @@ from crdt_merge_node.ports import Fs, SystemFs
 from .files import read_header
 from .job import TensorSource, UsedModel
 from .pool import InlinePool, Pool
-from .tasks import Hash
+from .tasks import Hash, HashPart
 
 MODEL: Final = "model"
-"""The one type of contribution that strategies of this release merge."""
+"""The type of the contributions that are merged."""
 _TASK_BYTES: Final = 16 * MIB
-_Part = tuple[TensorSource, str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +43,12 @@ class DescribedFile:
     sources: dict[str, TensorSource]
     """By tensor name."""
     not_finite: tuple[str, ...]
-    """Tensors that hold NaN, infinity or a boolean that is neither 0 nor 1."""
+    """Tensors that hold NaN, infinity, an impossible boolean, or what an artefact's type forbids."""
 
     weight: int = WEIGHT_ONE
     """Over 2^32; part of the digest."""
+    kind: str = MODEL
+    """Type of the contribution that it would be; part of the digest."""
 
     @property
     def is_finite(self) -> bool:
@@ -57,7 +58,7 @@ class DescribedFile:
     @property
     def digest(self) -> bytes:
         """The contribution digest that the file has in a group."""
-        return contribution_digest(kind=MODEL, content=self.manifest.content, weight=self.weight)
+        return contribution_digest(kind=self.kind, content=self.manifest.content, weight=self.weight)
 
     @property
     def used(self) -> UsedModel:
@@ -82,6 +83,7 @@ def describe_files(
     pool: Pool,
     *,
     weights: Sequence[int],
+    kinds: Mapping[Path, str] | None = None,
     advance: Callable[[int], None] = lambda _nbytes: None,
 ) -> list[DescribedFile]:
     """Hash files whose headers have been read, in the workers of ``pool``.
@@ -90,19 +92,21 @@ def describe_files(
         files: (path, its header).
         pool: Who does it.
         weights: One per file, over 2^32.
+        kinds: Types of those that are artefacts.
         advance: Told how many more bytes have been hashed.
     """
     chunks: dict[TensorSource, list[bytes]] = {}
     unfit: set[TensorSource] = set()
-    tasks = list(_hash_tasks(files))
+    kinds = kinds or {}
+    tasks = list(_hash_tasks(files, kinds))
     for task, (answers, _) in zip(tasks, pool.run(tasks), strict=True):
-        for (source, _, start, stop), (digests, finite) in zip(task.parts, answers, strict=True):
-            chunks.setdefault(source, []).extend(digests)
-            if not finite:
-                unfit.add(source)
-            advance(stop - start)
+        for part, (digests, is_fit) in zip(task.parts, answers, strict=True):
+            chunks.setdefault(part.source, []).extend(digests)
+            if not is_fit:
+                unfit.add(part.source)
+            advance(part.stop - part.start)
     return [
-        replace(_describe(path, file, chunks, unfit), weight=weight)
+        replace(_describe(path, file, chunks, unfit), weight=weight, kind=kinds.get(path, MODEL))
         for (path, file), weight in zip(files, weights, strict=True)
     ]
 
@@ -116,15 +120,15 @@ def _source(path: Path, entry: TensorEntry) -> TensorSource:
     return TensorSource(str(path), entry.begin, entry.end - entry.begin)
 
 
-def _hash_tasks(files: Sequence[tuple[Path, TensorFile]]) -> Iterator[Hash]:
-    parts: list[_Part] = []
+def _hash_tasks(files: Sequence[tuple[Path, TensorFile]], kinds: Mapping[Path, str]) -> Iterator[Hash]:
+    parts: list[HashPart] = []
     nbytes = 0
     for path, file in dict(files).items():  # A file that is named twice is hashed once.
         for entry in file.entries:
             source = _source(path, entry)
             for start in range(0, source.nbytes, _TASK_BYTES):
                 stop = min(start + _TASK_BYTES, source.nbytes)
-                parts.append((source, entry.spec.dtype, start, stop))
+                parts.append(HashPart(source, entry.spec, kinds.get(path, ""), start, stop))
                 nbytes += stop - start
                 if nbytes >= _TASK_BYTES:
                     yield Hash(tuple(parts))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from crdt_merge_protocol.errors import MalformedTensorFileError
-from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorFile, header_bytes, parse_header
+from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorEntry, TensorFile, header_bytes, parse_header
 
 from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import File, Fs
@@ -54,6 +54,20 @@ def read_header(fs: Fs, path: Path) -> TensorFile:
                 f"{path}: {error.message}",
                 hint="Only safetensors files with F64, F32, F16, BF16, integer and BOOL tensors are read.",
             ) from None
+
+
+def read_tensor(fs: Fs, path: Path, entry: TensorEntry) -> bytes:
+    """Return the bytes of one small tensor.
+
+    Raises:
+        CorruptError: The file ended early.
+        StorageError: It cannot be read.
+    """
+    with naming(path, "read"), fs.open_read(path, follow=True) as file:
+        found = file.read_at(entry.begin, entry.end - entry.begin)
+    if len(found) != entry.end - entry.begin:
+        raise CorruptError(f"{path} ended before its header said.")
+    return found
 
 
 class SourceReader:

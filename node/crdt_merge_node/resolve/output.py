@@ -25,6 +25,7 @@ from crdt_merge_node.ports import File, Fs, Rng, process_id
 from .blocks import ChunkHasher
 from .files import naming
 from .job import PROVENANCE_SUFFIX
+from .modulators import MODULATORS_SUFFIX, ModulatorsFile, ModulatorsWriter
 from .steps import TensorPlan
 
 _TEMPORARY_SUFFIX: Final = ".part"
@@ -42,6 +43,7 @@ class OutputWriter:
         self._fs = fs
         _sweep(fs, path)
         token = f"{process_id()}-{rng.bytes(6).hex()}"
+        self.modulators = ModulatorsWriter(path, token, fs)
         self._temporary = path.with_name(f".{path.name}.{token}{_TEMPORARY_SUFFIX}")
         self._temporary_provenance = path.with_name(
             f".{self.provenance_path.name}.{token}{_TEMPORARY_SUFFIX}"
@@ -66,6 +68,7 @@ class OutputWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self.modulators.close()
         for temporary in (self._temporary, self._temporary_provenance):
             with contextlib.suppress(FileNotFoundError):
                 self._fs.unlink(temporary)
@@ -134,14 +137,16 @@ class OutputWriter:
         hasher = self._hashers.get(tensor)
         return self._chunks.get(tensor, []) if hasher is None else hasher.digests()
 
-    def commit(self, provenance: Mapping[str, Any]) -> None:
-        """Make the output and its provenance durable and give them their names."""
+    def commit(self, provenance: Mapping[str, Any], modulators: ModulatorsFile | None = None) -> None:
+        """Make the output and its provenance durable and give them, and the modulators, their names."""
         text = json.dumps(provenance, indent=2, sort_keys=True, allow_nan=False) + "\n"
         with naming(self.path, "written"):
             self._file.sync()
             with self._fs.create(self._temporary_provenance, mode=0o666) as file:
                 file.write_at(0, text.encode())
                 file.sync()
+            if modulators is not None:
+                self._fs.rename(modulators.temporary, modulators.path)
             self._fs.rename(self._temporary, self.path)
             self._fs.rename(self._temporary_provenance, self.provenance_path)
             self._fs.sync_dir(self.path.parent)
@@ -153,7 +158,8 @@ def _sweep(fs: Fs, output: Path) -> None:
     Temporary files carry the id of their process; those of a process that still runs are let alone.
     """
     pattern = re.compile(
-        rf"\.{re.escape(output.name)}({re.escape(PROVENANCE_SUFFIX)})?\.(?P<process>\d+)-[0-9a-f]+"
+        rf"\.{re.escape(output.name)}({re.escape(PROVENANCE_SUFFIX)}|{re.escape(MODULATORS_SUFFIX)}(\.spool)?)?"
+        rf"\.(?P<process>\d+)-[0-9a-f]+"
         rf"{re.escape(_TEMPORARY_SUFFIX)}"
     )
     for name in fs.listdir(output.parent):

@@ -13,12 +13,15 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_node.version import VERSION
 
 from .job import ResolveJob, ResolveResult
+from .modulators import ModulatorsFile
 from .steps import Plan
 
 PROVENANCE_SCHEMA: Final = "provenance/1"
 
 
-def provenance_of(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str, Any]:
+def provenance_of(
+    job: ResolveJob, plan: Plan, result: ResolveResult, modulators: ModulatorsFile | None = None
+) -> dict[str, Any]:
     """Return the account of a finished resolve."""
     return {
         "schema": PROVENANCE_SCHEMA,
@@ -30,6 +33,12 @@ def provenance_of(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[st
             "sha256": result.file_sha256.hex(),
             "nbytes": result.nbytes,
             "tensors": len(plan.tensors),
+        },
+        "modulators": modulators
+        and {
+            "name": modulators.path.name,
+            "sha256": modulators.sha256.hex(),
+            "nbytes": modulators.nbytes,
         },
         "recipe": _recipe(job, plan),
         "effective_strategy": {

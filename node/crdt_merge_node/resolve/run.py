@@ -9,7 +9,8 @@ or who was faster (DESIGN 3.3).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +18,13 @@ from crdt_merge_protocol.blobs import DTYPE_BYTES, blob_digest
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Key
 from crdt_merge_protocol.strategies.registry import get
+from crdt_merge_protocol.strategies.surgery import RepresentationSurgery
 
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
 from .blocks import changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
+from .modulators import ModulatorsFile
 from .output import OutputWriter
 from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
@@ -116,6 +119,7 @@ class Run:
             *decisions.get("warnings", ()),
             *_misfit_warnings(self._misfits),
         ]
+        modulators = self._finish_modulators(writer, decisions) if self._plan.is_modulated else None
         result = ResolveResult(
             resolve_key=self._job.resolve_key,
             output_digest=writer.output_digest(self._plan.tensors),
@@ -128,10 +132,40 @@ class Run:
             warnings=tuple(warnings),
             profile=self._strategy.determinism_in(self._plan.context),
             effective_strategy=self._plan.strategy,
+            modulators_path=modulators.path if modulators else None,
         )
         self._report(self._total_bytes, self._total_bytes, "writing to disk")
-        writer.commit(provenance_of(self._job, self._plan, result))
+        writer.commit(provenance_of(self._job, self._plan, result, modulators), modulators)
         return result
+
+    def _finish_modulators(self, writer: OutputWriter, decisions: Mapping[str, Any]) -> ModulatorsFile:
+        """Write what turns the common model into that of each task, adapters of artefacts among it."""
+        context = self._plan.context
+        if isinstance(self._strategy, RepresentationSurgery):
+            for contribution, digest in enumerate(context.digests):
+                self._copy_adapter(writer, digest, self._strategy.adapter(context, contribution))
+        return writer.modulators.finish(
+            {
+                "strategy": self._plan.strategy,
+                "version": self._strategy.version,
+                "resolve_key": self._job.resolve_key.hex(),
+                "contributions": [digest.hex() for digest in context.digests],
+                "decisions": dict(decisions),
+            }
+        )
+
+    def _copy_adapter(
+        self, writer: OutputWriter, digest: bytes, adapter: tuple[int, dict[str, str]] | None
+    ) -> None:
+        """Copy the tensors of an artefact that go with one task; they are no part of any block."""
+        if adapter is None:
+            return
+        position, tensors = adapter
+        item = self._job.artefacts[position]
+        for name, tensor in sorted(tensors.items()):
+            spec = item.artefact.spec(tensor)
+            assert spec is not None, "the strategy has looked"
+            writer.modulators.copy(digest, replace(spec, name=name), item.tensors[tensor])
 
     def _observe(self) -> Any:
         """Run the statistics passes and return the last state; every worker has it."""
@@ -169,6 +203,8 @@ class Run:
                 if part.misfits:
                     name = self._plan.tensors[part.span.tensor].spec.name
                     self._misfits[name] = self._misfits.get(name, 0) + part.misfits
+                for digest, packed in zip(self._plan.context.digests, part.modulators, strict=False):
+                    writer.modulators.add(digest, self._plan.tensors[part.span.tensor].spec.name, packed)
             self._take_in(writer, merged, data)
             self._advance(map(self._plan.read_bytes, batch), "merging")
 

@@ -16,6 +16,7 @@ from typing import Final
 from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Granularity, MergeContext
+from crdt_merge_protocol.strategies.registry import get
 
 from .job import TensorSource
 
@@ -131,6 +132,11 @@ class Plan:
     """Why ``strategy`` is not the job's own; empty if it is."""
     memory_bytes: int = 0
     """Anonymous and shared memory at the peak, estimated."""
+
+    @property
+    def is_modulated(self) -> bool:
+        """Whether the output is a common model, and what turns it into that of each task goes beside it."""
+        return self.context.task is None and get(self.strategy).output == "modulators"
 
     @property
     def input_bytes(self) -> int:

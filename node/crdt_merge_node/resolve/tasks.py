@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-from crdt_merge_protocol.blobs import chunk_digest
+from crdt_merge_protocol.blobs import TensorSpec, chunk_digest
 from crdt_merge_protocol.errors import NonFiniteError, OverflowRefusedError
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Float64Array, Key
 from crdt_merge_protocol.strategies.dtypes import Overflow, encode_array
+
+from crdt_merge_node.judging import scan_artefact
 
 from .blocks import PIECE_ELEMENTS, ChunkHasher, Worker
 from .files import naming
@@ -93,6 +95,8 @@ class Merged:
     """Digests of the chunks of each stream that the span touches, in the order of ``sources_of``."""
     misfits: int
     """Elements that did not fit the output type and were replaced by the largest that does."""
+    modulators: tuple[bytes, ...] = ()
+    """What turns the span into that of each contribution's task; none where there is no such thing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,22 +144,36 @@ class MergeIntoFile:
 
 
 @dataclass(frozen=True, slots=True)
+class HashPart:
+    """A range of one tensor: whole chunks, but for the tensor's last."""
+
+    source: TensorSource
+    spec: TensorSpec
+    artefact: str
+    """Type of the artefact that it is of, which says what numbers it may hold; empty: of a model."""
+    start: int
+    """First byte."""
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hash:
     """Hash a range of tensors and look for what may not be merged."""
 
-    parts: tuple[tuple[TensorSource, str, int, int], ...]
-    """(source, element type, first byte, last byte + 1), whole chunks but for the tensor's last."""
+    parts: tuple[HashPart, ...]
 
     def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
-        """Return (chunk digests, whether all is finite) per part."""
+        """Return (chunk digests, whether a merge may see all of it) per part."""
         answers = []
-        for source, dtype, start, stop in self.parts:
-            digests, finite = [], True
-            for offset in range(start, stop, CHUNK_BYTES):
-                chunk = worker.reader.read(source, offset, min(CHUNK_BYTES, stop - offset))
+        for part in self.parts:
+            digests, is_fit = [], True
+            for offset in range(part.start, part.stop, CHUNK_BYTES):
+                chunk = worker.reader.read(part.source, offset, min(CHUNK_BYTES, part.stop - offset))
                 digests.append(chunk_digest(chunk))
-                finite = finite and scan_finite(dtype, chunk)
-            answers.append((digests, finite))
+                is_fit = is_fit and scan_finite(part.spec.dtype, chunk)
+                if is_fit and part.artefact:
+                    is_fit = scan_artefact(part.artefact, part.spec, chunk, offset) is None
+            answers.append((digests, is_fit))
         return answers, 0
 
 
@@ -175,6 +193,7 @@ def _merge_span(worker: Worker, tensor: TensorPlan, span: Span, put: _Put) -> Me
     hashers = [ChunkHasher() for _ in tensor.streams]
     output = ChunkHasher()
     misfits = 0
+    modulators = [bytearray() for _ in tensor.inputs] if worker.plan.is_modulated else []
     for block in worker.blocks(span, hashers):
         values = worker.strategy.merge(worker.plan.context, worker.state, block)
         for data, unfit in _encoded(worker, tensor, values):
@@ -182,7 +201,10 @@ def _merge_span(worker: Worker, tensor: TensorPlan, span: Span, put: _Put) -> Me
             if tensor.is_hashed_by_workers:
                 output.update(data)
             misfits += unfit
-    return Merged(span, output.digests(), [hasher.digests() for hasher in hashers], misfits)
+        for contribution, packed in enumerate(modulators):
+            packed.extend(worker.strategy.modulate(worker.plan.context, worker.state, block, contribution))
+    digests = [hasher.digests() for hasher in hashers]
+    return Merged(span, output.digests(), digests, misfits, tuple(map(bytes, modulators)))
 
 
 def _encoded(worker: Worker, tensor: TensorPlan, values: Float64Array) -> Iterator[tuple[memoryview, int]]:

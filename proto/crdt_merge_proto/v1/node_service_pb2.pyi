@@ -511,6 +511,7 @@ class ContributionAddRequest(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     META_FIELD_NUMBER: builtins.int
     WAIT_HOLDS_FIELD_NUMBER: builtins.int
+    TYPE_FIELD_NUMBER: builtins.int
     group: builtins.str
     path: builtins.str
     slot: builtins.str
@@ -518,6 +519,8 @@ class ContributionAddRequest(google.protobuf.message.Message):
     weight: builtins.int
     wait_holds: builtins.int
     """How many other nodes must confirm that they hold the contribution."""
+    type: builtins.str
+    """Of the contribution; empty: model."""
     @property
     def meta(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
@@ -530,9 +533,10 @@ class ContributionAddRequest(google.protobuf.message.Message):
         weight: builtins.int = ...,
         meta: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         wait_holds: builtins.int = ...,
+        type: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path", "group", b"group", "meta", b"meta", "path", b"path", "slot", b"slot", "wait_holds", b"wait_holds", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path", "group", b"group", "meta", b"meta", "path", b"path", "slot", b"slot", "type", b"type", "wait_holds", b"wait_holds", "weight", b"weight"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_base_path", b"_base_path"]) -> typing.Literal["base_path"] | None: ...
 
 Global___ContributionAddRequest: typing_extensions.TypeAlias = ContributionAddRequest
@@ -673,10 +677,16 @@ class ResolveRequest(google.protobuf.message.Message):
     OUTPUT_PATH_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     WITHOUT_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    PLAN_ONLY_FIELD_NUMBER: builtins.int
     group: builtins.str
     output_path: builtins.str
     wait_s: builtins.float
     """How long to wait for missing bytes; 0: fail at once."""
+    task: builtins.str
+    """Tag or digest of the contribution whose task's model is wanted; empty: the common one."""
+    plan_only: builtins.bool
+    """End after the plan."""
     @property
     def without(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Tags to leave out."""
@@ -688,8 +698,10 @@ class ResolveRequest(google.protobuf.message.Message):
         output_path: builtins.str = ...,
         wait_s: builtins.float = ...,
         without: collections.abc.Iterable[builtins.str] | None = ...,
+        task: builtins.str = ...,
+        plan_only: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["group", b"group", "output_path", b"output_path", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
 
 Global___ResolveRequest: typing_extensions.TypeAlias = ResolveRequest
 

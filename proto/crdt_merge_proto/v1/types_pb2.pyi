@@ -738,6 +738,7 @@ class ContributionPlan(google.protobuf.message.Message):
     FREE_BYTES_FIELD_NUMBER: builtins.int
     FETCHING_PEERS_FIELD_NUMBER: builtins.int
     REPLACES_FIELD_NUMBER: builtins.int
+    TYPE_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     path: builtins.str
@@ -752,6 +753,7 @@ class ContributionPlan(google.protobuf.message.Message):
     """Live peers, each of which will fetch what it does not have."""
     replaces: builtins.str
     """Tag of our visible contribution in this slot, superseded by the new one."""
+    type: builtins.str
     def __init__(
         self,
         *,
@@ -766,8 +768,9 @@ class ContributionPlan(google.protobuf.message.Message):
         free_bytes: builtins.int = ...,
         fetching_peers: builtins.int = ...,
         replaces: builtins.str = ...,
+        type: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fetching_peers", b"fetching_peers", "free_bytes", b"free_bytes", "group", b"group", "group_name", b"group_name", "nbytes", b"nbytes", "new_bytes", b"new_bytes", "path", b"path", "replaces", b"replaces", "slot", b"slot", "tensors", b"tensors", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetching_peers", b"fetching_peers", "free_bytes", b"free_bytes", "group", b"group", "group_name", b"group_name", "nbytes", b"nbytes", "new_bytes", b"new_bytes", "path", b"path", "replaces", b"replaces", "slot", b"slot", "tensors", b"tensors", "type", b"type", "weight", b"weight"]) -> None: ...
 
 Global___ContributionPlan: typing_extensions.TypeAlias = ContributionPlan
 
@@ -861,6 +864,16 @@ class ResolvePlan(google.protobuf.message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: builtins.int
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
     FREE_MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    ARTEFACTS_FIELD_NUMBER: builtins.int
+    EFFECTIVE_STRATEGY_FIELD_NUMBER: builtins.int
+    STAND_IN_REASON_FIELD_NUMBER: builtins.int
+    DETERMINISM_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    MERGED_TENSORS_FIELD_NUMBER: builtins.int
+    PASSES_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    ESTIMATED_S_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     strategy: builtins.str
@@ -873,6 +886,18 @@ class ResolvePlan(google.protobuf.message.Message):
     memory_bytes: builtins.int
     """The budget the blocks stay within."""
     free_memory_bytes: builtins.int
+    effective_strategy: builtins.str
+    """The one that will work: the stand-in, where the policy's cannot."""
+    stand_in_reason: builtins.str
+    determinism: builtins.str
+    tensors: builtins.int
+    merged_tensors: builtins.int
+    passes: builtins.int
+    """Times that the inputs are read."""
+    workers: builtins.int
+    peak_memory_bytes: builtins.int
+    """Estimated, of all processes together."""
+    estimated_s: builtins.float
     @property
     def params(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -880,6 +905,10 @@ class ResolvePlan(google.protobuf.message.Message):
     @property
     def excluded(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContributionInfo]:
         """Visible but not used, each with its reason."""
+
+    @property
+    def artefacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContributionInfo]:
+        """Chosen to go with the inputs."""
 
     def __init__(
         self,
@@ -898,8 +927,18 @@ class ResolvePlan(google.protobuf.message.Message):
         output_bytes: builtins.int = ...,
         memory_bytes: builtins.int = ...,
         free_memory_bytes: builtins.int = ...,
+        artefacts: collections.abc.Iterable[Global___ContributionInfo] | None = ...,
+        effective_strategy: builtins.str = ...,
+        stand_in_reason: builtins.str = ...,
+        determinism: builtins.str = ...,
+        tensors: builtins.int = ...,
+        merged_tensors: builtins.int = ...,
+        passes: builtins.int = ...,
+        workers: builtins.int = ...,
+        peak_memory_bytes: builtins.int = ...,
+        estimated_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "dtype", b"dtype", "excluded", b"excluded", "free_memory_bytes", b"free_memory_bytes", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "params", b"params", "read_bytes", b"read_bytes", "resolve_key", b"resolve_key", "strategy", b"strategy", "strategy_version", b"strategy_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "dtype", b"dtype", "effective_strategy", b"effective_strategy", "estimated_s", b"estimated_s", "excluded", b"excluded", "free_memory_bytes", b"free_memory_bytes", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "memory_bytes", b"memory_bytes", "merged_tensors", b"merged_tensors", "output_bytes", b"output_bytes", "params", b"params", "passes", b"passes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "resolve_key", b"resolve_key", "stand_in_reason", b"stand_in_reason", "strategy", b"strategy", "strategy_version", b"strategy_version", "tensors", b"tensors", "workers", b"workers"]) -> None: ...
 
 Global___ResolvePlan: typing_extensions.TypeAlias = ResolvePlan
 
@@ -945,6 +984,10 @@ class ResolveReport(google.protobuf.message.Message):
     AGREEING_FIELD_NUMBER: builtins.int
     DISAGREEING_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    ARTEFACTS_FIELD_NUMBER: builtins.int
+    EFFECTIVE_STRATEGY_FIELD_NUMBER: builtins.int
+    DETERMINISM_FIELD_NUMBER: builtins.int
+    MODULATORS_PATH_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     path: builtins.str
@@ -960,6 +1003,11 @@ class ResolveReport(google.protobuf.message.Message):
     duration_s: builtins.float
     base: builtins.str
     dtype: builtins.str
+    effective_strategy: builtins.str
+    """The one that worked: the stand-in, where the policy's could not."""
+    determinism: builtins.str
+    modulators_path: builtins.str
+    """What turns the common model into that of each task."""
     @property
     def params(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -976,6 +1024,8 @@ class ResolveReport(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def artefacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContributionInfo]: ...
     def __init__(
         self,
         *,
@@ -999,8 +1049,12 @@ class ResolveReport(google.protobuf.message.Message):
         agreeing: collections.abc.Iterable[builtins.str] | None = ...,
         disagreeing: collections.abc.Iterable[builtins.str] | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        artefacts: collections.abc.Iterable[Global___ContributionInfo] | None = ...,
+        effective_strategy: builtins.str = ...,
+        determinism: builtins.str = ...,
+        modulators_path: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "base", b"base", "disagreeing", b"disagreeing", "dtype", b"dtype", "duration_s", b"duration_s", "excluded", b"excluded", "file_sha256", b"file_sha256", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "nbytes", b"nbytes", "output_digest", b"output_digest", "params", b"params", "path", b"path", "provenance_path", b"provenance_path", "resolve_key", b"resolve_key", "strategy", b"strategy", "strategy_version", b"strategy_version", "used_root", b"used_root", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "disagreeing", b"disagreeing", "dtype", b"dtype", "duration_s", b"duration_s", "effective_strategy", b"effective_strategy", "excluded", b"excluded", "file_sha256", b"file_sha256", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "modulators_path", b"modulators_path", "nbytes", b"nbytes", "output_digest", b"output_digest", "params", b"params", "path", b"path", "provenance_path", b"provenance_path", "resolve_key", b"resolve_key", "strategy", b"strategy", "strategy_version", b"strategy_version", "used_root", b"used_root", "warnings", b"warnings"]) -> None: ...
 
 Global___ResolveReport: typing_extensions.TypeAlias = ResolveReport
 

@@ -16,6 +16,7 @@ from crdt_merge_protocol.resolve_key import used_root
 
 from .artefacts import Artefact, ArtefactNeed, in_order
 from .contract import Strategy
+from .delegation import FALLBACK
 from .parameters import Value
 from .registry import get, names
 
@@ -42,6 +43,9 @@ class Unfit:
     reason: str
     is_stale: bool = False
     """Made for another base or another set of contributions."""
+
+
+NEWER: Final = Unfit("there is a newer one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,22 @@ def needs_of(strategy: Strategy, params: Mapping[str, Value] | Mapping[str, str]
 def named_artefact(params: Mapping[str, Value] | Mapping[str, str]) -> str:
     """Return the digest of the set-bound artefact that the parameters name, in hex, or an empty text."""
     return str(params.get(ARTEFACT_PARAMETER, ""))
+
+
+def needs_stand_in(strategy: Strategy) -> bool:
+    """Tell whether a group's policy with this strategy has to name a stand-in (STRATEGIES 1.12).
+
+    What one contribution lacks sets that one aside; what the set lacks, or too few and too many of them,
+    would end every resolve. A strategy with a rule of its own for either says so by taking the parameter.
+    """
+    required = [need for need in strategy.artefacts if not need.is_optional]
+    is_demanding = (
+        strategy.k_min > 1
+        or strategy.k_max is not None
+        or any(need.scope == "set" for need in required)
+        or (not required and type(strategy).unmet is not Strategy.unmet)
+    )
+    return is_demanding and any(parameter.name == FALLBACK for parameter in strategy.parameters)
 
 
 def choose(
@@ -144,7 +164,7 @@ def _of_contributions(
         elif artefact.base not in (b"", base_content):
             why = _other_base(artefact)
         elif subject in found:
-            why = Unfit("there is a newer one")
+            why = NEWER
         else:
             found[subject] = artefact
             continue
@@ -176,7 +196,7 @@ def _of_set(
         elif artefact.base not in (b"", base_content):
             why = _other_base(artefact)
         elif found is not None:
-            why = Unfit("there is a newer one")
+            why = NEWER
         else:
             found = artefact
             continue

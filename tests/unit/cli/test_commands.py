@@ -156,6 +156,7 @@ def test_a_contribution_shows_its_plan_then_what_was_done(run: Any, node: FakeNo
         "weight": 1 << 31,
         "meta": {"k": "v=w"},
         "wait_holds": 2,
+        "type": "model",
     }
     assert result.stdout.index("fits group digits") < result.stdout.index(f"contributed {nodes.OWN_TAG}")
 

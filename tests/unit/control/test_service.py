@@ -72,11 +72,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         weight=3,
         meta={"k": "v"},
         wait_holds=1,
+        type="fisher_diag",
     ),
     "contribution_list": lambda client: client.contribution_list("digits"),
     "contribution_show": lambda client: client.contribution_show("digits", "main"),
     "contribution_remove": lambda client: client.contribution_remove("digits", "main"),
-    "resolve": lambda client: client.resolve("digits", output_path="/o", wait_s=2.5, without=("ab12",)),
+    "resolve": lambda client: client.resolve(
+        "digits", output_path="/o", wait_s=2.5, without=("ab12",), task="cd34", plan_only=True
+    ),
 }
 
 

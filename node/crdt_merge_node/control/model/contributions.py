@@ -73,6 +73,7 @@ class ContributionPlan:
     """Live peers, each of which will fetch what it does not have."""
     replaces: str = ""
     """Tag of our visible contribution in this slot, superseded by the new one."""
+    type: str = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,25 @@ class ResolvePlan:
     memory_bytes: int = 0
     """The budget the blocks stay within."""
     free_memory_bytes: int = 0
+    artefacts: tuple[ContributionInfo, ...] = ()
+    """Chosen to go with the inputs."""
+    effective_strategy: str = ""
+    """The one that will work: the stand-in, where ``strategy`` cannot."""
+    stand_in_reason: str = ""
+    """Why it cannot; empty if it can."""
+    determinism: str = ""
+    """``bitwise``, or the class of what is the same only within a tolerance."""
+    tensors: int = 0
+    merged_tensors: int = 0
+    """Of these, those that are computed; the others are copied."""
+    passes: int = 0
+    """Times that the inputs are read."""
+    workers: int = 0
+    """Processes; 0: the daemon itself."""
+    peak_memory_bytes: int = 0
+    """Estimated, of all processes together."""
+    estimated_s: float = 0.0
+    """From the strategy's arithmetic and the rate at which this machine reads and hashes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,3 +89,9 @@ class ResolveReport:
     disagreeing: tuple[str, ...] = ()
     """Nodes that announced another one: an alarm."""
     warnings: tuple[str, ...] = ()
+    artefacts: tuple[ContributionInfo, ...] = ()
+    effective_strategy: str = ""
+    """The one that worked: the stand-in, where ``strategy`` could not."""
+    determinism: str = ""
+    modulators_path: str = ""
+    """What turns the common model into that of each task; empty for most strategies."""

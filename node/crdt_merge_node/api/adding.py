@@ -1,0 +1,242 @@
+"""Adding a contribution: a model, or an artefact that strategies need besides models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+from crdt_merge_protocol.blobs import payload_id
+from crdt_merge_protocol.canonical import encode, is_name
+from crdt_merge_protocol.errors import (
+    ArtefactStaleError,
+    DTypeMismatchError,
+    MissingBlobError,
+    ParameterError,
+    ShapeMismatchError,
+    TensorMissingError,
+)
+from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX, WEIGHT_ONE
+from crdt_merge_protocol.operations import Add, Kind
+from crdt_merge_protocol.quarantine import schema_problems
+from crdt_merge_protocol.strategies.artefacts import SCOPES
+from crdt_merge_protocol.tensorfile import TensorFile
+
+from crdt_merge_node.background import finish
+from crdt_merge_node.contents import MODEL, GroupContents, notes
+from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Progress
+from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean
+from crdt_merge_node.imports import ModelImport
+from crdt_merge_node.judging import is_artefact
+from crdt_merge_node.resolve import describe_file, read_artefact_file, read_header
+from crdt_merge_node.services import Services
+
+from .contributions import contribution_show
+from .naming import find_group
+
+
+async def add_contribution(
+    services: Services,
+    group_name: str,
+    *,
+    path: str,
+    slot: str,
+    kind: str,
+    base_path: str | None,
+    weight: int,
+    meta: Mapping[str, str],
+    wait_holds: int,
+) -> AsyncGenerator[ContributionPlan | Progress | ContributionAdded]:
+    """Check a file against the group before a byte is copied, then import, sign, store and announce it."""
+    group = find_group(services, group_name)
+    contents = await services.keeper.current(group)
+    plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)
+    payload = _payload(services, meta)
+    if wait_holds and contents.view.policy.holders == 0:
+        raise InvalidRequestError(
+            f'nodes of group "{plan.group_name}" do not announce what they hold.',
+            hint=f"Turn it on first: crdt-merge-node policy set {plan.group_name} --holders 1",
+        )
+    if base_path is not None:
+        await _check_base(contents, base_path)
+    yield plan
+    began = services.clock.monotonic()
+    async with services.imports.importing(Path(path), kind) as model:
+        async with aclosing(model.steps(services)) as steps:
+            async for step in steps:
+                yield step
+        tag = await _author_add(services, group, model, payload, slot=slot, weight=weight)
+    holds = 0
+    async with aclosing(_wait_holds(services, group, tag, wait_holds)) as counts:
+        async for holds in counts:
+            yield Progress(step=f"waiting for {wait_holds} holders", detail=f"{holds} so far")
+    yield ContributionAdded(
+        contribution=await contribution_show(services, group, tag.hex()),
+        copied_bytes=model.copied_bytes,
+        holds=holds,
+        duration_s=services.clock.monotonic() - began,
+    )
+
+
+async def _author_add(
+    services: Services, group: bytes, model: ModelImport, payload: bytes, *, slot: str, weight: int
+) -> bytes:
+    """Sign, store and announce a contribution whose tensors are here; return its tag."""
+    assert model.manifest is not None, "it was imported"
+    if payload:
+        await asyncio.to_thread(services.store.blobs.put_object, payload_id(payload), payload)
+    add = Add(
+        slot=slot,
+        type=model.kind,
+        content=model.manifest.content,
+        weight=weight,
+        payload=payload_id(payload) if payload else None,
+    )
+    # Not to be interrupted: from the signature on, only storage decides whether the contribution exists.
+    signed = await finish(services.driver.author(group, Kind.ADD, add.encode()), then=lambda _: model.keep())
+    return signed.id
+
+
+async def _wait_holds(services: Services, group: bytes, tag: bytes, wanted: int) -> AsyncGenerator[int]:
+    """Yield how many other nodes hold a contribution, until enough do (PROTOCOL R21)."""
+    holds = 0
+    while holds < wanted:
+        generation = services.keeper.generation(group)
+        holds = _holders(services, group, tag)
+        yield holds
+        if holds < wanted:
+            await services.keeper.beyond(group, generation)
+
+
+async def _plan(
+    services: Services,
+    group: bytes,
+    contents: GroupContents,
+    *,
+    path: str,
+    slot: str,
+    weight: int,
+    kind: str,
+) -> ContributionPlan:
+    name, policy = services.engine.replicas[group].state.genesis.name, contents.view.policy
+    if not is_name(slot):
+        raise InvalidRequestError(
+            f'"{slot}" is no name of a slot.',
+            hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
+        )
+    if not 0 < weight <= policy.weight_cap:
+        raise ParameterError(
+            f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {policy.weight_cap / WEIGHT_ONE:g},"
+            f' the cap of group "{name}".',
+            hint="Weights only count relative to each other; an administrator can raise --weight-cap.",
+        )
+    if kind != MODEL and not is_artefact(kind):
+        raise InvalidRequestError(
+            f'"{kind}" is no type of contribution.',
+            hint=did_you_mean(kind, [MODEL, *SCOPES]) or f"Known: {', '.join([MODEL, *SCOPES])}.",
+        )
+    if contents.schema is None:
+        raise MissingBlobError(
+            f'the schema of group "{name}" is not here yet.', hint=f"See: crdt-merge-node why {name}"
+        )
+    header = await asyncio.to_thread(read_header, services.fs, Path(path))
+    specs = [entry.spec for entry in header.entries]
+    if kind == MODEL:
+        problems = schema_problems(contents.schema, specs)
+        if problems:
+            raise _schema_error(problems, path=path, group_name=name)
+    else:
+        await _check_artefact(services, contents, header, path=path, kind=kind)
+    replaced = [
+        item.visible.tag.hex()
+        for item in contents.items.values()
+        if item.visible.author == services.engine.node
+        and (item.visible.type, item.visible.slot) == (kind, slot)
+    ]
+    nbytes = sum(spec.nbytes for spec in specs)
+    return ContributionPlan(
+        group=group.hex(),
+        group_name=name,
+        path=path,
+        slot=slot,
+        type=kind,
+        weight=weight,
+        tensors=len(specs),
+        nbytes=nbytes,
+        new_bytes=nbytes,
+        free_bytes=services.fs.disk_space(services.config.node.data_dir).free_bytes,
+        fetching_peers=len(services.driver.connections),
+        replaces=replaced[0] if replaced else "",
+    )
+
+
+async def _check_artefact(
+    services: Services, contents: GroupContents, header: TensorFile, *, path: str, kind: str
+) -> None:
+    """Refuse an artefact that every node would set aside, or that could never be chosen."""
+    assert contents.schema is not None, "the caller has looked"
+    artefact = await asyncio.to_thread(
+        read_artefact_file, services.fs, Path(path), header, contents.schema, kind=kind
+    )
+    base = contents.view.policy.base or b""
+    if artefact.base not in (b"", base):
+        raise ArtefactStaleError(
+            f"{path} was made for base {artefact.base.hex()[:12]}, "
+            f"the group's is {base.hex()[:12] or 'none'}."
+        )
+    subject = artefact.subject
+    authors = {
+        item.visible.author
+        for item in contents.items.values()
+        if item.is_model and item.visible.digest == subject
+    }
+    if subject and services.engine.node not in authors:
+        whose = "other nodes'" if authors else "no"
+        raise InvalidRequestError(
+            f"{path} is of {subject.hex()[:12]}, which is {whose} contribution.",
+            hint="A node adds artefacts of what it contributed itself; `contribution list` shows digests.",
+        )
+
+
+def _schema_error(problems: list[str], *, path: str, group_name: str) -> Exception:
+    first = problems[0]
+    message = f'{path} does not have the schema of group "{group_name}": ' + "; ".join(problems) + "."
+    kind: type[ShapeMismatchError | DTypeMismatchError | TensorMissingError] = TensorMissingError
+    if "shape" in first:
+        kind = ShapeMismatchError
+    elif "element type" in first:
+        kind = DTypeMismatchError
+    return kind(message, hint="Nothing was copied.")
+
+
+def _payload(services: Services, meta: Mapping[str, str]) -> bytes:
+    """Return the salted notes: their hash tells nobody what they were once they are erased."""
+    if not meta:
+        return b""
+    payload = encode([services.rng.bytes(16), notes(meta.items())])
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise InvalidRequestError(
+            f"{len(payload)} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.",
+            hint="Keep the rest elsewhere and note where.",
+        )
+    return payload
+
+
+async def _check_base(contents: GroupContents, base_path: str) -> None:
+    base = contents.view.policy.base
+    described = await asyncio.to_thread(describe_file, Path(base_path), WEIGHT_ONE)
+    if described.manifest.content != base:
+        ours = base.hex()[:12] if base else "none"
+        raise InvalidRequestError(
+            f"{base_path} is not the base of the group: {described.manifest.content.hex()[:12]} ≠ {ours}.",
+            hint="A contribution must be trained from the group's own base, or say nothing about it.",
+        )
+
+
+def _holders(services: Services, group: bytes, tag: bytes) -> int:
+    view = services.engine.replicas[group].state.view
+    for visible in (*view.visible, *view.pending):
+        if visible.tag == tag:
+            return visible.holders
+    raise NotFoundError(f"contribution {tag.hex()[:12]} was superseded or removed meanwhile.")

@@ -1,0 +1,281 @@
+"""What offline ``merge`` is given, as a group would hold it: contributions, a policy, artefacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crdt_merge_protocol.blobs import FLOAT_DTYPES, Manifest, ManifestEntry, Schema
+from crdt_merge_protocol.errors import EmptySetError, ParameterError
+from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
+from crdt_merge_protocol.policy import Policy, sorted_params
+from crdt_merge_protocol.quarantine import require_schema
+from crdt_merge_protocol.strategies.artefacts import Artefact
+from crdt_merge_protocol.strategies.choosing import (
+    NEWER,
+    Choice,
+    Offer,
+    Unfit,
+    choose,
+    named_artefact,
+    needs_of,
+)
+from crdt_merge_protocol.strategies.contract import Strategy
+from crdt_merge_protocol.strategies.registry import get
+from crdt_merge_protocol.tensorfile import TensorFile
+
+from crdt_merge_node.ports import Fs
+
+from .artefact_files import named, read_artefact_file
+from .describe import DescribedFile
+from .files import read_header
+from .job import ResolveJob, TensorSource, UsedArtefact, UsedModel
+from .plan import build_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that headers and options tell."""
+
+    files: tuple[Path, ...]
+    base: Path | None
+    artefacts: tuple[tuple[Path, Artefact], ...]
+    """Without their digests."""
+    headers: tuple[tuple[Path, TensorFile], ...]
+    """Of the files, the base, the artefacts."""
+    weights: tuple[int, ...]
+    """One per file, over 2^32."""
+    strategy: Strategy
+    params: Mapping[str, str]
+    """In canonical spelling."""
+    schema: Schema
+    dtype: str
+
+    @property
+    def all_weights(self) -> list[int]:
+        """One weight per header."""
+        return [*self.weights, *[WEIGHT_ONE] * (len(self.headers) - len(self.weights))]
+
+    @property
+    def kinds(self) -> dict[Path, str]:
+        """Types of the artefacts by path."""
+        return {path: artefact.type for path, artefact in self.artefacts}
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors in all files."""
+        return sum(entry.spec.nbytes for _, file in self.headers for entry in file.entries)
+
+
+def read_inputs(
+    fs: Fs,
+    files: Sequence[Path],
+    *,
+    strategy: str,
+    base: Path | None,
+    params: Mapping[str, str] | None,
+    weights: Sequence[int] | None,
+    dtype: str,
+    artefacts: Sequence[Path],
+) -> Inputs:
+    """Read all headers and check whatever they can tell; no tensor is read but the headers of artefacts.
+
+    Raises as ``merge_files``.
+    """
+    weights = _check_weights(files, weights)
+    if not files:
+        raise EmptySetError("There are no files, hence nothing to merge.", hint="Name one at least.")
+    if dtype and dtype not in FLOAT_DTYPES:
+        raise ParameterError(
+            f"Element type {dtype!r} is none of those of an output.",
+            hint=f"Known: {', '.join(sorted(FLOAT_DTYPES))}.",
+        )
+    recipe = get(strategy)
+    normalised = recipe.normalise(dict(params or {}))
+    models = [(path, read_header(fs, path)) for path in (*files, *([] if base is None else [base]))]
+    schema = _common_schema(models, models[0 if base is None else -1])
+    found = [(path, read_header(fs, path)) for path in artefacts]
+    return Inputs(
+        files=tuple(files),
+        base=base,
+        artefacts=tuple((path, read_artefact_file(fs, path, file, schema)) for path, file in found),
+        headers=(*models, *found),
+        weights=tuple(weights),
+        strategy=recipe,
+        params=normalised,
+        schema=schema,
+        dtype=dtype,
+    )
+
+
+def job_of(
+    inputs: Inputs,
+    described: Sequence[DescribedFile],
+    *,
+    task: str,
+    memory_bytes: int,
+    workers: int | None,
+) -> ResolveJob:
+    """Return the job that merges files whose bytes have been named.
+
+    Args:
+        inputs: What they were given as.
+        described: One per header.
+        task: One of the files, or its digest; empty: the common model.
+        memory_bytes: Budget over all processes.
+        workers: As in :class:`ResolveJob`.
+    """
+    models = described[: len(inputs.files)]
+    base = described[len(inputs.files)] if inputs.base is not None else None
+    artefacts = {
+        file.digest: (named(artefact, file.digest), file)
+        for (_, artefact), file in zip(
+            inputs.artefacts, described[len(described) - len(inputs.artefacts) :], strict=True
+        )
+    }
+    content = base.manifest.content if base else b""
+    choice = _choose(inputs, models, [artefact for artefact, _ in artefacts.values()], content)
+    return build_job(
+        _policy(inputs, content),
+        inputs.schema,
+        [file.used for file in models],
+        base.used if base else None,
+        group_mode=False,
+        artefacts=[
+            UsedArtefact(
+                artefact, artefacts[artefact.digest][1].manifest, artefacts[artefact.digest][1].sources
+            )
+            for artefact in choice.artefacts
+        ],
+        unfit=choice.unfit,
+        task=_task(models, task),
+        memory_bytes=memory_bytes,
+        workers=workers,
+        facts={
+            "command": "merge",
+            "files": _facts(models),
+            "base": str(inputs.base) if inputs.base else None,
+            "artefacts": _facts([file for _, file in artefacts.values()]),
+        },
+    )
+
+
+def job_unread(inputs: Inputs, *, memory_bytes: int, workers: int | None) -> ResolveJob:
+    """Return a job with made-up digests: of the right sizes, for an estimate.
+
+    The true ones are known once all files have been read. Artefacts are taken to be of these files.
+    """
+    subjects: dict[str, None] = {}
+    for _, artefact in inputs.artefacts:
+        subjects |= dict.fromkeys(artefact.header.get("contributions", ()))
+        if artefact.subject:
+            subjects[artefact.subject.hex()] = None
+    k = len(inputs.files)
+    others = (number.to_bytes(32, "big") for number in range(k))
+    digests = [*map(bytes.fromhex, subjects), *others][:k]
+    models, rest = inputs.headers[:k], inputs.headers[k:]
+    base = _unread(rest[0], bytes(32), WEIGHT_ONE) if inputs.base is not None else None
+    content = base.manifest.content if base else b""
+    unread = [_unread(item, d, w) for item, d, w in zip(models, digests, inputs.weights, strict=True)]
+    artefacts = []
+    headers = dict(inputs.headers)
+    for number, (path, artefact) in enumerate(inputs.artefacts):
+        file = _unread((path, headers[path]), b"", WEIGHT_ONE)
+        made_up = number.to_bytes(32, "big")
+        artefacts.append(UsedArtefact(named(artefact, made_up), file.manifest, file.sources))
+    return build_job(
+        _policy(inputs, content),
+        inputs.schema,
+        unread,
+        base,
+        group_mode=False,
+        artefacts=artefacts,
+        memory_bytes=memory_bytes,
+        workers=workers,
+    )
+
+
+def _unread(item: tuple[Path, TensorFile], digest: bytes, weight: int) -> UsedModel:
+    path, file = item
+    manifest = Manifest.of(ManifestEntry(spec=entry.spec, blob=bytes(32)) for entry in file.entries)
+    sources = {
+        entry.spec.name: TensorSource(str(path), entry.begin, entry.end - entry.begin)
+        for entry in file.entries
+    }
+    return UsedModel(digest, weight, manifest, sources)
+
+
+def _policy(inputs: Inputs, base_content: bytes) -> Policy:
+    return Policy(
+        strategy=inputs.strategy.id,
+        strategy_version=inputs.strategy.version,
+        params=sorted_params(dict(inputs.params)),
+        schema=inputs.schema.id,
+        base=base_content or None,
+        dtype=inputs.dtype,
+    )
+
+
+def _choose(
+    inputs: Inputs, models: Sequence[DescribedFile], artefacts: Sequence[Artefact], base_content: bytes
+) -> Choice:
+    """Return which of the artefacts are used; of two for one purpose neither is newer: that is refused."""
+    needs = needs_of(inputs.strategy, inputs.params)
+    choice = choose(
+        needs,
+        [Offer(artefact=artefact) for artefact in artefacts],
+        {file.digest: (b"",) for file in models},
+        base_content=base_content,
+        named=named_artefact(inputs.params),
+        sets_aside=False,
+    )
+    purposes = {(artefact.type, artefact.subject) for artefact in choice.artefacts}
+    unfit = dict(choice.unfit)
+    for artefact in artefacts:
+        if all(artefact.type != need.type for need in needs):
+            unfit[artefact.digest] = Unfit(f"{inputs.strategy.id} does not work with a {artefact.type}")
+        elif unfit.get(artefact.digest) == NEWER and (artefact.type, artefact.subject) in purposes:
+            raise ParameterError(
+                f"Two of the artefacts are a {artefact.type} of the same.", hint="Give one of them."
+            )
+    return Choice(models=choice.models, artefacts=choice.artefacts, lacking=choice.lacking, unfit=unfit)
+
+
+def _task(models: Sequence[DescribedFile], text: str) -> bytes:
+    """Return the digest of the file whose task is meant."""
+    if not text:
+        return b""
+    for file in models:
+        if str(file.path) == text or file.digest.hex() == text.lower():
+            return file.digest
+    raise ParameterError(
+        f"{text} is none of the files, nor the digest of one.", hint="Name one of the files."
+    )
+
+
+def _check_weights(files: Sequence[Path], weights: Sequence[int] | None) -> Sequence[int]:
+    if weights is None:
+        return [WEIGHT_ONE] * len(files)
+    if len(weights) != len(files):
+        raise ParameterError(f"{len(weights)} weights for {len(files)} files.", hint="Give one per file.")
+    # More than a group takes (PROTOCOL R14): negative ones make some strategies forget.
+    if any(abs(weight) > WEIGHT_MAX for weight in weights):
+        limit = WEIGHT_MAX >> 32
+        raise ParameterError(
+            f"A weight lies between -{limit} and {limit}.", hint="Weights only count relative to each other."
+        )
+    return weights
+
+
+def _common_schema(headers: Sequence[tuple[Path, TensorFile]], model: tuple[Path, TensorFile]) -> Schema:
+    """Return the schema of ``model`` after checking that all files have it."""
+    path, file = model
+    schema = Schema.of(entry.spec for entry in file.entries)
+    for other, found in headers:
+        require_schema(schema, (entry.spec for entry in found.entries), who=f"{other} (beside {path})")
+    return schema
+
+
+def _facts(files: Sequence[DescribedFile]) -> list[dict[str, str]]:
+    return [{"path": str(file.path), "digest": file.digest.hex()} for file in files]
