@@ -78,7 +78,7 @@ class ArceeFusion(Strategy):
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of two exponentials, a logarithm and the searches."""
-        return 900.0 * context.k * context.specs[tensor_index].numel
+        return 110.0 * context.k * context.specs[tensor_index].numel
 
     def pass_count(self, context: MergeContext) -> int:  # noqa: ARG002
         """Return the passes of a radix selection."""

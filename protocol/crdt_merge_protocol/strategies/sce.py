@@ -73,7 +73,7 @@ class Sce(Strategy):
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of the variances in two passes and of the merge."""
-        return 30.0 * context.k * context.specs[tensor_index].numel
+        return 50.0 * context.k * context.specs[tensor_index].numel
 
     def pass_count(self, context: MergeContext) -> int:
         """Return one pass for weights, and those that select if not everything is kept."""
