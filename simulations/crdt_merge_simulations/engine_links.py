@@ -35,13 +35,25 @@ CONNECT_TIMEOUT_S: Final = 5.0
 class Line:
     """One direction of a connection."""
 
-    __slots__ = ("arrived", "back", "busy_until", "decoder", "delay_s", "held", "source", "tamper", "target")
+    __slots__ = (
+        "arrived",
+        "back",
+        "busy_until",
+        "decoder",
+        "delay_s",
+        "held",
+        "peer",
+        "source",
+        "tamper",
+        "target",
+    )
 
     back: Line
 
     def __init__(self, source: SimulatedNode, target: SimulatedNode, delay_s: float) -> None:
         self.source = source
         self.target = target
+        self.peer = target.id
         self.delay_s = delay_s
         self.arrived = 0.0
         """When the frame that was sent last arrives."""
@@ -55,7 +67,7 @@ class Line:
     @property
     def is_open(self) -> bool:
         """Whether the sending end knows this connection."""
-        return self.source.lines.get(self.target.id) is self
+        return self.source.lines.get(self.peer) is self
 
 
 def connect(source: SimulatedNode, target: SimulatedNode, delay_s: float) -> Line:

@@ -201,11 +201,12 @@ class SimulatedNode:
         """Do what a driver does with effects, in virtual time."""
         world = self.world
         for effect in effects:
+            if type(effect) is Send:  # Nearly all are.
+                line = self.lines.get(effect.peer)
+                if line is not None:
+                    world.send(line, effect.message)
+                continue
             match effect:
-                case Send():
-                    line = self.lines.get(effect.peer)
-                    if line is not None:
-                        world.send(line, effect.message)
                 case StoreGroup() | StoreOperations():
                     self._store(effect)
                 case DialPeer():

@@ -102,8 +102,9 @@ def _work(world: World, result: Result) -> None:
     for fault in plan.faults:
         if fault.kind not in UNSUPPORTED:
             world.at(began + fault.time, None, partial(inflict, world, fault, until=until))
-    for number in range(SAMPLES + 1):
-        world.at(began + number * plan.scenario.duration_s / SAMPLES, None, _sample, world, result)
+    samples = SAMPLES if len(world.nodes) <= ROOTS_SAMPLED_MAX else SAMPLES // 10
+    for number in range(samples + 1):
+        world.at(began + number * plan.scenario.duration_s / samples, None, _sample, world, result)
     world.run(until)
 
 

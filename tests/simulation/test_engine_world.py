@@ -46,6 +46,14 @@ def test_a_hundred_nodes_end_in_agreement(name: str) -> None:
     assert result.converged_after_s <= 5.0  # TARGETS A14
 
 
+def test_a_thousand_nodes_end_in_agreement() -> None:
+    result = run(make_plan(scenario_file.find("thousand"), 1))
+
+    assert_success(result)
+    assert result.converged_after_s is not None
+    assert result.converged_after_s <= 5.0
+
+
 @pytest.mark.parametrize("kind", sorted(FAULT_KINDS))
 def test_each_kind_of_fault_is_survived_alone(kind: str) -> None:
     """And it happens: a world that leaves a fault out says so."""
