@@ -1,21 +1,18 @@
-"""``python -m tests.oracles [mergekit]``: the same merges by another implementation, compared."""
+"""``python -m tests.oracles [SEED]``: the same merges by other implementations, compared."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import digest_of, merge_arrays
 
+from . import adapters
+from .asking import ask
 from .cases import SEED, Array, Case, all_cases
-from .environments import python_of
 
 TENSOR = "tensor"
 NOT_IN_BF16 = frozenset(
@@ -26,8 +23,18 @@ NOT_IN_BF16 = frozenset(
 
 
 def main(arguments: list[str]) -> int:
-    """Compare with every oracle that is named, all by default; return 0 if all agree."""
+    """Compare with every other implementation; the argument is a seed. Return 0 if all agree."""
     seed = int(arguments[0]) if arguments else 1
+    problems: list[str] = []
+    for compare in (_compare_mergekit, adapters.compare):
+        found, report = compare(seed)
+        problems += found
+        sys.stdout.write(f"{report}\n")
+    sys.stdout.write("\n".join([*problems, f"{len(problems)} disagreements (seed {seed})"]) + "\n")
+    return 1 if problems else 0
+
+
+def _compare_mergekit(seed: int) -> tuple[list[str], str]:
     cases = [case for case in all_cases(seed) if _is_comparable(case)]
     theirs = _ask_mergekit(cases)
     problems: list[str] = []
@@ -39,15 +46,12 @@ def main(arguments: list[str]) -> int:
         gap = float(np.abs(ours - theirs[case.id].reshape(ours.shape)).max()) / scale
         worst[case.method] = max(worst.get(case.method, 0.0), gap if not case.is_bf16 else 0.0)
         if not gap <= case.tolerance:
-            problems.append(f"{case.id}: {gap:.3g} apart, {case.tolerance:.1g} allowed")
+            problems.append(f"mergekit {case.id}: {gap:.3g} apart, {case.tolerance:.1g} allowed")
         agreed[case.method] += gap <= case.tolerance
-    lines = [
+    return problems, "\n".join(
         f"  mergekit {method:18} {count:4} cases agree, the worst in f64 {worst[method]:.2g} apart"
         for method, count in sorted(agreed.items())
-    ]
-    total = f"{len(cases) - len(problems)} of {len(cases)} cases agree (seed {seed})"
-    sys.stdout.write("\n".join([*lines, *problems, total]) + "\n")
-    return 1 if problems else 0
+    )
 
 
 def _is_comparable(case: Case) -> bool:
@@ -72,7 +76,7 @@ def _ours(case: Case) -> Array:
 
 
 def _ask_mergekit(cases: list[Case]) -> dict[str, Array]:
-    request: dict[str, Array | str] = {}
+    request: dict[str, Array] = {}
     said = []
     for case in cases:
         base = [] if case.base is None else [case.base]
@@ -92,14 +96,7 @@ def _ask_mergekit(cases: list[Case]) -> dict[str, Array]:
                 "bf16": case.is_bf16,
             }
         )
-    request["cases"] = json.dumps(said)
-    with tempfile.TemporaryDirectory() as name:
-        question, answer = Path(name) / "question.npz", Path(name) / "answer.npz"
-        np.savez(question, **request)  # type: ignore[arg-type]  # a mapping of arrays and one text
-        script = Path(__file__).with_name("mergekit_side.py")
-        subprocess.run([str(python_of("mergekit")), str(script), str(question), str(answer)], check=True)
-        with np.load(answer) as found:
-            return {key: found[key] for key in found.files}
+    return ask("mergekit", "mergekit_side.py", said, request)
 
 
 def _uniforms(case: Case) -> list[Array]:
