@@ -33,6 +33,7 @@ from .linear_algebra import fits_exact, singular_values
 from .matrices import (
     MatrixStrategy,
     are_finite,
+    is_remembered,
     matrix_shape,
     mean_change,
     remembered_svd,
@@ -139,7 +140,8 @@ class SvdKnotTying(MatrixStrategy):
         if shape is None:
             return super().nanoseconds(context, tensor_index)
         # The radix select of the inner method usually ends after three of its five passes.
-        passes = min(self.pass_count(context), 5) + 1
+        is_once = is_remembered(shape[0], shape[1] * context.k)
+        passes = 1 if is_once else min(self.pass_count(context), 5) + 1
         longer = min(shape[0], shape[1] * context.k) / min(shape)
         return svd_nanoseconds(context, tensor_index, passes * context.k * longer)
 

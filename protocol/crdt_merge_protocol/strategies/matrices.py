@@ -79,10 +79,14 @@ def mean_change(context: MergeContext, block: Block, scale: float = 1.0) -> Floa
     return combine(block, [scale * float(share) for share in shares(context, block.tensor_index)])
 
 
+def is_remembered(rows: int, columns: int) -> bool:
+    """Tell whether the factors of a matrix take no more than a quarter of the room for them."""
+    return 4 * 8 * (rows + columns + 1) * min(rows, columns) <= _REMEMBERED_BYTES_MAX
+
+
 def remembered_svd(matrix: Float64Array, *, is_exact: bool) -> Svd:
     """Return what ``svd`` does, at once if it was asked for the same lately: passes repeat decompositions."""
-    size = 8 * (sum(matrix.shape) + 1) * min(matrix.shape)
-    if 4 * size > _REMEMBERED_BYTES_MAX:
+    if not is_remembered(*matrix.shape):
         return svd(matrix, is_exact=is_exact)
     name = f"{matrix.shape} {is_exact}".encode()
     key = hashlib.sha256(name + np.ascontiguousarray(matrix).tobytes()).digest()

@@ -221,6 +221,7 @@ def output_digest():
         found = svd(matrix, is_exact=True)
         for part in (found.u, found.s, found.vt, polar_factor(matrix)):
             state.update(np.ascontiguousarray(part).tobytes())
+    state.update(exact_matmul(random(300, 400), random(400, 350, key=6)).tobytes())
     gram = exact_gram(random(120, 90))
     for part in (*symmetric_eigh(gram, is_exact=True), solve_positive(gram, random(90, 20, key=5))):
         state.update(np.ascontiguousarray(part).tobytes())

@@ -176,29 +176,44 @@ def test_knots_warns_where_directions_are_arbitrary():
     assert merged.decisions["ranks"] == {"w": 3}
 
 
-def dual_loss(change, deltas, weights):
-    """Return the loss of the published method, element by element of the projected differences."""
+def dual_loss(change, deltas, weights, kept=None):
+    """Return the loss of the published method, on the first ``kept`` singular directions of each model."""
     loss = 0.0
     for delta, weight in zip(deltas, weights, strict=True):
         u, s, vt = np.linalg.svd(delta, full_matrices=False)
+        u, s, vt = u[:, :kept], s[:kept], vt[:kept]
         apart = change - delta
         loss += weight * (((s[:, None] * u.T @ apart) ** 2).sum() + ((apart @ vt.T * s) ** 2).sum())
     return loss
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 20), (20, 3)])
-def test_dual_projection_is_a_minimum_of_the_loss(shape):
+@pytest.mark.parametrize("rule", ["full", "official"])
+def test_dual_projection_is_a_minimum_of_the_loss(shape, rule):
     base, models = some_models(shape, 2)
-    found = changed("dual_projection", models, base, weights=[1, 3])["w"]
+    found = changed("dual_projection", models, base, {"rank_rule": rule}, weights=[1, 3])["w"]
     deltas = [model["w"] - base["w"] for model in models]
-    least = dual_loss(found, deltas, (0.25, 0.75))
+    loss = functools.partial(
+        dual_loss, deltas=deltas, weights=(0.25, 0.75), kept=None if rule == "full" else min(shape) - 1
+    )
+    least = loss(found)
 
     for key in range(20):
         for size in (1e-2, -1e-2, 1e-4):
-            step = size * random(*shape, key=900 + key)
-            assert dual_loss(found + step, deltas, (0.25, 0.75)) > least * (1 - 1e-12)
-    mean = 0.25 * deltas[0] + 0.75 * deltas[1]
-    assert least < dual_loss(mean, deltas, (0.25, 0.75))
+            assert loss(found + size * random(*shape, key=900 + key)) > least * (1 - 1e-12)
+    assert least < loss(0.25 * deltas[0] + 0.75 * deltas[1])
+
+
+@pytest.mark.parametrize("name", ["star", "dual_projection", "svd_truncated_ta"])
+def test_turned_models_have_a_turned_merge(name):
+    base, models = some_models((6, 5))
+    turn = np.linalg.qr(random(6, 6, key=77))[0]
+    turned = [{**model, "w": turn @ model["w"]} for model in models]
+
+    plain = changed(name, models, base)["w"]
+    found = changed(name, turned, {**base, "w": turn @ base["w"]})["w"]
+
+    np.testing.assert_allclose(found, turn @ plain, atol=1e-13)
 
 
 @pytest.mark.parametrize("params", [{}, {"svd_epsilon": "0.7"}, {"rank_rule": "official"}])
