@@ -30,6 +30,7 @@ from crdt_merge_node.resolve import (
     UsedModel,
     build_job,
     estimate_job,
+    find_finished,
     run_job,
 )
 from crdt_merge_node.services import Services
@@ -121,7 +122,8 @@ async def _merge(
 def _run(
     services: Services, job: ResolveJob, output: Path, report: Report, is_cancelled: IsCancelled
 ) -> ResolveResult:
-    return run_job(
+    finished = find_finished(job, output, fs=services.fs, progress=report, cancelled=is_cancelled)
+    return finished or run_job(
         job,
         output,
         progress=report,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .merge import merge_files
     from .plan import build_job
+    from .reuse import find_finished
     from .run import run_job
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "check_against",
     "describe_file",
     "estimate_job",
+    "find_finished",
     "merge_files",
     "read_artefact_file",
     "read_header",
@@ -68,6 +70,7 @@ _HOMES = {
     ),
     "merge": ("merge_files",),
     "plan": ("build_job",),
+    "reuse": ("find_finished",),
     "run": ("run_job",),
 }
 
