@@ -20,6 +20,7 @@ EXAMPLES_TIMES: Final = 20
 FRAMES, FRAMES_PER_STEP = 200_000, 20_000
 KILLS, KILLS_PER_STEP = 200, 20
 SEEDS, SEEDS_PER_STEP = 500, 50
+ORACLE_SEEDS: Final = 3
 ENGINE_TRACES, ENGINE_TRACES_PER_STEP = 200, 10
 DAEMON_TRACES, DAEMON_TRACES_PER_STEP = 120, 5
 CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
@@ -124,6 +125,13 @@ def _simd_features() -> set[str]:
     return set(simd.get("found", ()))
 
 
+def _oracles(seed: int) -> list[Step]:
+    return [
+        Step(f"seed {drawn}", (sys.executable, "-m", "tests.oracles", str(drawn)))
+        for drawn in range(seed % 1_000_000, seed % 1_000_000 + ORACLE_SEEDS)
+    ]
+
+
 def _simulation(seed: int) -> list[Step]:
     run = (sys.executable, "-m", "tests.nightly.simulate")
     return [
@@ -180,5 +188,6 @@ STAGES: Final = (
         _traces,
     ),
     Stage("planted", "every planted bug is caught within 200 seeds, and nothing without it", _planted),
+    Stage("oracles", "the same merges by mergekit, PEFT and fusion_bench, in scratch environments", _oracles),
     Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
 )

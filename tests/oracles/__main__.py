@@ -10,7 +10,7 @@ import numpy as np
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import digest_of, merge_arrays
 
-from . import adapters
+from . import adapters, fusion
 from .asking import ask
 from .cases import SEED, Array, Case, all_cases
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Compare with every other implementation; the argument is a seed. Return 0 if all agree."""
     seed = int(arguments[0]) if arguments else 1
     problems: list[str] = []
-    for compare in (_compare_mergekit, adapters.compare):
+    for compare in (_compare_mergekit, adapters.compare, fusion.compare):
         found, report = compare(seed)
         problems += found
         sys.stdout.write(f"{report}\n")

@@ -1,6 +1,6 @@
 """Weighted sums of low-rank adapters, compared with PEFT's ``cat`` and ``svd``.
 
-Without rank-stabilised scaling: PEFT 0.21.2 gives a sum of such adapters the scale ``sqrt(r)`` instead of one.
+Without rank-stabilised scaling: PEFT 0.21.2 gives a sum of such adapters the scale ``sqrt(r)``, not one.
 """
 
 from __future__ import annotations

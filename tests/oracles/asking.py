@@ -33,6 +33,7 @@ def ask(
         question, answer = Path(name) / "question.npz", Path(name) / "answer.npz"
         np.savez(question, cases=json.dumps(cases), **arrays)  # type: ignore[arg-type]  # text beside arrays
         path = Path(__file__).with_name(script)
-        subprocess.run([str(python_of(environment)), str(path), str(question), str(answer)], check=True)
+        command = [str(python_of(environment)), str(path), str(question), str(answer)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # Libraries chat there.
         with np.load(answer) as found:
             return {key: found[key] for key in found.files}

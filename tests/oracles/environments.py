@@ -11,6 +11,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 PLACE: Final = ROOT / ".nightly" / "oracles"
 REQUIREMENTS: Final = {
+    "crdt_merge": ("crdt-merge==0.11.0", "numpy==2.4.6"),
     "mergekit": ("mergekit==0.1.5", "torch==2.13.0", "peft==0.21.2"),
     "fusion_bench": (
         "transformers==4.57.3", "datasets==3.6.0", "huggingface_hub<1", "tokenizers<0.23", "peft==0.17.1",
