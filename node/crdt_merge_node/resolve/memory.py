@@ -25,6 +25,8 @@ _INTERPRETER_BYTES: Final = 40 * MIB
 _FLOAT_BYTES: Final = 8
 _PIECE_BYTES: Final = 4 * PIECE_ELEMENTS * _FLOAT_BYTES
 """What reading, decoding and encoding pieces of a large block take besides."""
+_CHUNK_SCRATCH_BYTES: Final = 16 * MIB
+"""What a strategy that works on chunks of rows may take whatever the size of blocks."""
 
 
 class Share(NamedTuple):
@@ -110,8 +112,8 @@ def _tensor_bytes(
         aligned = len(tensor.streams) - len(tensor.inputs)
         return _elements_bytes(context.k, block) + (aligned * block * _FLOAT_BYTES) + whole
     scratch = strategy.scratch_bytes(context, tensor.index)
-    if tensor.granularity == "rows":  # It speaks of the tensor; a block has fewer rows.
-        scratch = -(-scratch * block // max(tensor.spec.numel, 1))
+    if tensor.granularity == "rows":  # It speaks of the tensor, and a block has fewer rows; or of a chunk.
+        scratch = max(-(-scratch * block // max(tensor.spec.numel, 1)), min(scratch, _CHUNK_SCRATCH_BYTES))
     return (len(tensor.streams) + 1) * block * _FLOAT_BYTES + scratch + whole + _PIECE_BYTES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -408,3 +409,23 @@ def test_an_interrupt_ends_with_130(run: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("crdt_merge_node.control.client.Client.status", interrupt)
 
     assert run("status").exit_code == 130
+
+
+def test_an_artefact_is_contributed_under_its_type(run: Any, node: FakeNode, file: Path) -> None:
+    assert run("contribution", "add", "digits", str(file), "--type", "fisher_diag").exit_code == 0
+    assert node.last("contribution_add")["type"] == "fisher_diag"
+
+
+def test_a_plan_is_shown_and_nothing_else_asked_for(run: Any, node: FakeNode) -> None:
+    shown, told = run("resolve", "digits", "--plan"), run("resolve", "digits", "--plan", "--json")
+
+    assert node.last("resolve")["plan_only"] is True
+    assert "resolving group digits" in shown.stdout
+    assert json.loads(told.stdout.splitlines()[0])["event"] == "plan"
+    assert shown.exit_code == told.exit_code == 0
+
+
+def test_a_task_is_passed_on_and_an_output_is_needed(run: Any, node: FakeNode, tmp_path: Path) -> None:
+    assert run("resolve", "digits", "-o", str(tmp_path / "o"), "--task", "ab12").exit_code == 0
+    assert node.last("resolve")["task"] == "ab12"
+    assert run("resolve", "digits").exit_code == 2

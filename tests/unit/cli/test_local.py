@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import crdt_merge_node.cli
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -252,3 +253,49 @@ def test_merge_refuses_bad_usage_and_writes_nothing(
 
     assert _run("merge", *models, "-o", str(output), *options).exit_code == 2
     assert not output.exists()
+
+
+def test_a_merge_plan_says_what_it_costs_and_reads_no_tensor(models: list[str], tmp_path: Path) -> None:
+    with Path(models[0]).open("r+b") as file:
+        file.seek(-24, 2)
+        file.write(np.full(6, np.nan, np.float32).tobytes())  # Whoever reads the tensor refuses it.
+
+    shown = _run("merge", *models, "--plan", "--strategy", "ties", "--base", models[1])
+    told = _run("merge", *models, "--plan", "--json")
+    plan = json.loads(told.stdout)
+
+    assert shown.exit_code == told.exit_code == 0, shown.stderr
+    assert re.search(r"^  tensors +1 tensor, 1 of them merged$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^  numerics +bitwise$", shown.stdout, re.MULTILINE)
+    assert (plan["schema"], plan["event"]) == ("merge/1", "plan")
+    assert plan["plan"]["read_bytes"] == 2 * 2 * 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["four.safetensors", "one.safetensors"]
+
+
+def test_every_field_of_an_estimate_is_documented() -> None:
+    from crdt_merge_node.resolve import Estimate
+
+    document = Path(crdt_merge_node.cli.__file__).with_name("JSON.md").read_text()
+    section = document.partition("## Estimate")[2]
+
+    assert all(f"`{field}`" in section for field in Estimate.__dataclass_fields__)
+
+
+def test_merge_needs_a_place_for_its_output_unless_it_plans(models: list[str]) -> None:
+    result = _run("merge", *models)
+
+    assert result.exit_code == 2
+    assert "--output" in result.stderr
+
+
+def test_what_a_strategy_lacks_is_named_and_a_stand_in_said(models: list[str], tmp_path: Path) -> None:
+    output = str(tmp_path / "out.safetensors")
+    refused = _run("merge", *models, "-o", output, "--strategy", "fisher_merge")
+    fallback = ("--param", "fallback=linear", "--json")
+    stood_in = _run("merge", *models, "-o", output, "--strategy", "fisher_merge", *fallback)
+    answer = json.loads(stood_in.stdout.splitlines()[-1])
+
+    assert refused.exit_code == 6
+    assert "no fisher_diag for contribution" in refused.stderr
+    assert (answer["strategy"], answer["effective_strategy"]) == ("fisher_merge", "linear")
+    assert "linear stood in for fisher_merge" in answer["warnings"][0]
