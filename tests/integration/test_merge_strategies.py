@@ -224,6 +224,20 @@ def test_two_artefacts_for_one_purpose_and_wrong_values_are_refused(files, tmp_p
         )
 
 
+def test_an_artefact_that_was_given_in_vain_is_said(files, tmp_path: Path):
+    _, models = files
+    foreign = fisher(tmp_path / "foreign", models[3])
+    for strategy, reason in (("linear", "linear does not work with"), ("fisher_merge", "which it is of")):
+        found = merge_files(
+            models[:2],
+            tmp_path / "out",
+            strategy=strategy,
+            params={"fallback": "linear"} if strategy == "fisher_merge" else {},
+            artefacts=[foreign],
+        )
+        assert [reason in warning for warning in found.warnings if "was not used" in warning] == [True]
+
+
 def test_artefacts_that_were_chosen_are_part_of_the_key(files, tmp_path: Path):
     _, models = files
     keys = {

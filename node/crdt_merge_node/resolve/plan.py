@@ -174,10 +174,17 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         workers=share.workers,
         header=header,
         nbytes=len(header) + sum(tensor.spec.nbytes for tensor in tensors),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_unused(job)),
         stand_in_reason="; ".join(working.reasons),
         memory_bytes=share.memory_bytes,
     )
+
+
+def _unused(job: ResolveJob) -> list[str]:
+    """Return which artefacts somebody gave in vain; in a group that is everyday and shown elsewhere."""
+    if job.group_mode:
+        return []
+    return [f"Artefact {digest[:12]} was not used: {why}." for digest, why in sorted(job.unfit.items())]
 
 
 def _working(job: ResolveJob) -> Effective:

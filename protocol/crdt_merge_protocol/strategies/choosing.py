@@ -129,8 +129,9 @@ def choose(
             lacking |= {digest: reason for digest in authors if digest not in found}
     models = tuple(sorted(authors.keys() - lacking.keys()))
     chosen = {key: artefact for key, artefact in chosen.items() if key[1] not in lacking}
-    root = used_root(models)
-    for need in (need for need in needs if need.scope == "set"):
+    of_sets = [need for need in needs if need.scope == "set"]
+    root = used_root(models) if of_sets else b""
+    for need in of_sets:
         artefact = _of_set(need, ranked, unfit, root=root, base_content=base_content, named=named)
         if artefact is not None:
             chosen[need.type, b""] = artefact
