@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -90,9 +91,13 @@ class WeightAverage(Strategy):
         super().check(context)
         check_weights(context)
 
-    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:  # noqa: ARG002
+        """Return the shares."""
+        return [float(share) for share in shares(context, tensor_index)]
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the weighted mean of a block."""
-        return combine(block, [float(share) for share in shares(context, block.tensor_index)])
+        return combine(block, self.linear_form(context, state, block.tensor_index))
 
     def warnings(self, context: MergeContext, state: Any) -> list[str]:  # noqa: ARG002
         """Say where the weights could not be used."""
@@ -143,6 +148,10 @@ class Linear(Strategy):
     def divides_by_weights(self, context: MergeContext) -> bool:
         """Tell whether the sum of the weights is a divisor."""
         return bool(context.params[NORMALIZE])
+
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:  # noqa: ARG002
+        """Return the coefficients."""
+        return self._coefficients(context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the weighted sum of a block."""

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from crdt_merge_protocol.canonical import encode
+from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.resolve_key import used_root
 
 from .artefacts import Artefact, ArtefactNeed, in_order
@@ -77,6 +79,16 @@ def needs_of(strategy: Strategy, params: Mapping[str, Value] | Mapping[str, str]
 def named_artefact(params: Mapping[str, Value] | Mapping[str, str]) -> str:
     """Return the digest of the set-bound artefact that the parameters name, in hex, or an empty text."""
     return str(params.get(ARTEFACT_PARAMETER, ""))
+
+
+def whole_recipe(policy: Policy) -> bytes:
+    """Return what of a policy decides the output, the versions of the strategies that it names included.
+
+    A policy holds the version of its own strategy; a stand-in whose bits changed must change the key as well.
+    Those of version 1 go without saying.
+    """
+    named = {each.id: each.version for each in named_strategies(dict(policy.params)) if each.version > 1}
+    return policy.recipe() + (encode([list(item) for item in sorted(named.items())]) if named else b"")
 
 
 def needs_stand_in(strategy: Strategy) -> bool:

@@ -325,6 +325,17 @@ class Strategy(ABC):
         """
         return state
 
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float] | None:
+        """Return coefficients if the merge of every block of a tensor is ``kernels.combine`` with them.
+
+        Then a driver may compute that sum by itself, straight from stored to stored elements. A subclass
+        with a ``merge`` of its own has to say here, too, what it does.
+
+        Returns:
+            One per contribution; None: ask ``merge``.
+        """
+        return None
+
     @abstractmethod
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the merged elements of a block, ``(stop - start,)`` float64, in a new array. Pure."""

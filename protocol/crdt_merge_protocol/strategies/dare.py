@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from .acceleration import ScaledDifferences
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .kernels import CHUNK_ELEMENTS, chunks
@@ -209,20 +210,13 @@ class DareTies(SignElection):
 
     def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:
         """Return what writes the differences that were kept, scaled."""
-        masks = {i: draw_mask(self.id, context, block, i) for i in voters(context)}
-        scales = {i: _rescale(context, block.tensor_index, state.factors, i) for i in voters(context)}
-        base = block.base
-        assert base is not None
-
-        def write(contribution: int, part: slice, out: Float64Array) -> None:
-            np.subtract(block.inputs[contribution][part], base[part], out=out)
-            mask, scale = masks[contribution], float(scales[contribution])
-            if mask is not None:
-                out *= mask[part]
-            if scale != 1.0:
-                out *= scale
-
-        return write
+        voting = set(voters(context))
+        masks = [draw_mask(self.id, context, block, i) if i in voting else None for i in range(context.k)]
+        scales = [
+            float(_rescale(context, block.tensor_index, state.factors, i)) if i in voting else 1.0
+            for i in range(context.k)
+        ]
+        return ScaledDifferences(block, masks, scales)
 
 
 def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: int) -> Mask | None:

@@ -102,9 +102,13 @@ class ByDistance(Strategy):
             for scope, found in rows.items()
         }
 
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:
+        """Return the coefficients."""
+        return self._verdict(context, state, tensor_index).coefficients
+
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the sum."""
-        return combine(block, self._verdict(context, state, block.tensor_index).coefficients)
+        return combine(block, self.linear_form(context, state, block.tensor_index))
 
     def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
         """Return the coefficients as well, by tensor or for all of them ("*")."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES
 from crdt_merge_protocol.errors import DTypeMismatchError, NonFiniteError, OverflowRefusedError
 
+from .acceleration import current
 from .contract import Float64Array
 
 Overflow = Literal["error", "saturate", "inf"]
@@ -73,6 +74,9 @@ def decode_into(dtype: str, raw: Bytes, out: Float64Array) -> None:
         with np.errstate(invalid="ignore"):  # Widening a signalling NaN raises a flag; admission judges it.
             np.copyto(out, stored)
         return
+    accelerator = current()
+    if accelerator is not None and accelerator.widen(stored, out):
+        return
     widened = np.zeros((min(CHUNK_ELEMENTS, stored.size), 2), "<u2")
     values = widened.reshape(-1).view("<f4")
     with np.errstate(invalid="ignore"):
@@ -113,6 +117,9 @@ def encode_into(
     """
     stored: Stored = np.frombuffer(out, np.dtype(_STORED[_checked(dtype)]))
     misfits = 0
+    accelerator = current()
+    if accelerator is not None and accelerator.encode(dtype, values, stored):
+        return 0
     for start in range(0, values.size, CHUNK_ELEMENTS):
         chunk = values[start : start + CHUNK_ELEMENTS]
         target = stored[start : start + chunk.size]

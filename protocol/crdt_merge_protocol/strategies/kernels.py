@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from .acceleration import current
 from .contract import Block, Float64Array
 
 CHUNK_ELEMENTS: Final = 16_384
@@ -34,6 +35,9 @@ def combine(block: Block, coefficients: Sequence[float]) -> Float64Array:
         ``(n,)`` float64, a new array.
     """
     out = np.empty(block.stop - block.start, np.float64)
+    accelerator = current()
+    if accelerator is not None and accelerator.combine(block, coefficients, out):
+        return out
     scratch = np.empty(min(CHUNK_ELEMENTS, out.size), np.float64)
     terms = [(x, c) for x, c in zip(block.inputs, coefficients, strict=True) if c != 0.0]
     for part in chunks(out.size):

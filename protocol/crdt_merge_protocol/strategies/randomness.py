@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from crdt_merge_protocol.canonical import digest
 
+from .acceleration import current
 from .contract import Float64Array
 
 Words = npt.NDArray[np.uint64]
@@ -53,5 +54,10 @@ def keep_mask(key: bytes, start: int, count: int, probability: Fraction) -> npt.
     bound = math.ceil(probability * 2**_MANTISSA_BITS) << (64 - _MANTISSA_BITS)
     if bound >> 64:
         return np.ones(count, np.bool_)
+    accelerator = current()
+    if accelerator is not None:
+        drawn = np.empty(count, np.bool_)
+        if accelerator.keep(key, start, bound, drawn):
+            return drawn
     kept: npt.NDArray[np.bool_] = words(key, start, count) < np.uint64(bound)
     return kept

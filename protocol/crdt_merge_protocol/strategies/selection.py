@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from .acceleration import Patterns
 from .contract import Float64Array
-
-Patterns = npt.NDArray[np.int64]
 
 _SHIFTS: Final = (49, 36, 24, 12, 0)
 _WIDTHS: Final = (14, 13, 12, 12, 12)
+_NO_SHIFT: Final = 63
 LEVELS: Final = len(_SHIFTS)
 """Passes that a selection needs at most."""
 _GATHERED_MAX: Final = 4_096
@@ -30,6 +29,15 @@ _DISTINCT_MAX: Final = 4_096
 """Different values that one block reports; beyond it, counts of digits are smaller."""
 _MERGED_MAX: Final = 262_144
 """Different values over all blocks, 4 MiB."""
+
+
+@runtime_checkable
+class Countable(Protocol):
+    """Magnitudes that may count themselves."""
+
+    def counted(self, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns) -> int | None:
+        """Return the number of candidates, counted and gathered; None: iterate instead."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,12 @@ def tally(selection: Selection, parts: Iterable[Float64Array]) -> Tally:
     """Return the counts of one block's candidates. ``parts`` are its magnitudes, each below 2^17 elements."""
     shift, width = _SHIFTS[selection.level], _WIDTHS[selection.level]
     histogram = np.zeros(1 << width, np.int64)
+    if isinstance(parts, Countable):
+        first = np.empty(_GATHERED_MAX, np.int64)
+        above = _SHIFTS[selection.level - 1] if selection.level else _NO_SHIFT
+        found = parts.counted((selection.prefix, above, shift), histogram, first)
+        if found is not None:
+            return _tally_of(found, first[:found] if found <= _GATHERED_MAX else None, histogram)
     gathered: list[Patterns] = []
     count = 0
     for part in parts:
@@ -89,7 +103,14 @@ def tally(selection: Selection, parts: Iterable[Float64Array]) -> Tally:
         else:
             gathered.clear()
     if gathered and sum(part.size for part in gathered) == count:
-        values, counts = np.unique(np.concatenate(gathered), return_counts=True)
+        return _tally_of(count, np.concatenate(gathered), histogram)
+    return _tally_of(count, None, histogram)
+
+
+def _tally_of(count: int, gathered: Patterns | None, histogram: Patterns) -> Tally:
+    """Return the candidates themselves if all of them were gathered, else the counts of their digits."""
+    if gathered is not None:
+        values, counts = np.unique(gathered, return_counts=True)
         if values.size <= _DISTINCT_MAX:
             return Tally(values, counts.astype(np.int64), is_exact=True)
     digits = np.flatnonzero(histogram)

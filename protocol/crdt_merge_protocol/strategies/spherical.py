@@ -97,9 +97,13 @@ class OnSphere(Strategy):
             )
         return arcs
 
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:
+        """Return the coefficients of the point."""
+        return _arc(context, state, tensor_index).coefficients
+
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the point on the sphere, scaled."""
-        return combine(block, _arc(context, state, block.tensor_index).coefficients)
+        return combine(block, self.linear_form(context, state, block.tensor_index))
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of all products and of one sum."""
@@ -324,10 +328,10 @@ class MultiSlerp(OnSphere):
             return average(shares, CANCELLED)
         return scaled(Arc("nlerp", tuple(w / length for w in weights)), active, shares, sphere)
 
-    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
-        """Return a block of the normalised sum, scaled."""
-        coefficients = _arc(context, state, block.tensor_index).coefficients
-        if not context.params["normalize"]:
-            total = float(sum(context.weights_in(block.tensor_index)))
-            coefficients = tuple(total * c for c in coefficients)
-        return combine(block, coefficients)
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:
+        """Return the coefficients of the point, undivided without ``normalize``."""
+        coefficients = _arc(context, state, tensor_index).coefficients
+        if context.params["normalize"]:
+            return coefficients
+        total = float(sum(context.weights_in(tensor_index)))
+        return tuple(total * c for c in coefficients)

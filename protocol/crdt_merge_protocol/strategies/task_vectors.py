@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, ClassVar, Final
 
@@ -46,12 +47,16 @@ class TaskArithmetic(Strategy):
         """Tell whether the sum of the weights is a divisor."""
         return bool(context.params[NORMALIZE])
 
-    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
+    def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:  # noqa: ARG002
+        """Return the scaled weights."""
+        is_divided = bool(context.params[NORMALIZE])
+        weights = shares(context, tensor_index) if is_divided else context.weights_in(tensor_index)
+        scale = _scale(context, tensor_index)
+        return [float(scale * weight) for weight in weights]
+
+    def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled sum of differences."""
-        index = block.tensor_index
-        weights = shares(context, index) if context.params[NORMALIZE] else context.weights_in(index)
-        scale = _scale(context, index)
-        return combine(block, [float(scale * weight) for weight in weights])
+        return combine(block, self.linear_form(context, state, block.tensor_index))
 
     def check(self, context: MergeContext) -> None:
         """Refuse as every strategy, and offline divisors that vanish in a tensor."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from crdt_merge_protocol.errors import ParameterError
 
+from .acceleration import Contest, ScaledDifferences, current
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .election import Ballot, Booth, majority_sign
@@ -183,6 +184,10 @@ class SignElection(Strategy):
         out = np.empty(block.stop - block.start, np.float64)
         majority = known.majority.get(scope_of(context, block.tensor_index), 1.0)
         scale = float(context.number(LAMBDA, block.tensor_index))
+        accelerator = current()
+        fused = self._contest(context, known, block) if accelerator is not None else None
+        if accelerator is not None and fused and accelerator.elect(*fused, majority, scale, out):
+            return out
         for part, booth in self._trimmed(context, known, block):
             merged = out[part]
             booth.merge(merged.size, majority, merged)
@@ -217,11 +222,39 @@ class SignElection(Strategy):
 
     def _count_signs(self, context: MergeContext, state: ElectionState, block: Block) -> int:
         """Return how many more elements of a block were elected positive than negative."""
+        accelerator = current()
+        fused = self._contest(context, state, block) if accelerator is not None else None
+        if accelerator is not None and fused:
+            counted = accelerator.balance(*fused)
+            if counted is not None:
+                return counted
         balance = 0
         for part, booth in self._trimmed(context, state, block):
             votes = booth.tally(part.stop - part.start)
             balance += int(np.count_nonzero(votes > 0)) - int(np.count_nonzero(votes < 0))
         return balance
+
+    def _contest(
+        self, context: MergeContext, state: ElectionState, block: Block
+    ) -> tuple[Contest, ScaledDifferences] | None:
+        """Return the election over a block in a form that can be computed in one go, if it has it."""
+        voting = self.votes(context, block.tensor_index)
+        write = self.differences(context, state, block) if voting else None
+        if not isinstance(write, ScaledDifferences):
+            return None
+        ballot = _ballot(context, block.tensor_index, voting)
+        trims = [trim_of(context, state, block, write, i) for i in voting]
+        size = block.stop - block.start
+        contest = Contest(
+            voting=voting,
+            weights=ballot.weights,
+            is_weighted=ballot.is_weighted,
+            by_count=ballot.by_count,
+            merge=ballot.merge,
+            thresholds=[-1.0 if trim is None else trim.threshold for trim in trims],
+            beyond=[size if trim is None else trim.beyond(block.start, size) for trim in trims],
+        )
+        return contest, write
 
     def _trimmed(
         self, context: MergeContext, state: ElectionState, block: Block
@@ -349,10 +382,4 @@ class Ties(SignElection):
 
 def plain_differences(block: Block) -> Differences:
     """Return what writes input minus base."""
-    base = block.base
-    assert base is not None
-
-    def write(contribution: int, part: slice, out: Float64Array) -> None:
-        np.subtract(block.inputs[contribution][part], base[part], out=out)
-
-    return write
+    return ScaledDifferences(block)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from .acceleration import Patterns, ScaledDifferences, current
 from .contract import LEAF_ELEMENTS, Block, Float64Array, Key, MergeContext
 from .kernels import chunks
 from .selection import Selection
@@ -56,10 +57,14 @@ class Trim:
         np.abs(values, out=scratch)
         values *= self.stays(scratch, start)
 
+    def beyond(self, start: int, size: int) -> int:
+        """Return the first of ``size`` elements from ``start`` on where equals go; ``size``: none."""
+        return min(max(self.last_equal + 1 - start, 0), size)
+
     def stays(self, magnitudes: Float64Array, start: int) -> npt.NDArray[np.bool_]:
         """Return which elements stay, ``(n,)`` bool, from their magnitudes and the first one's flat index."""
         stays: npt.NDArray[np.bool_] = magnitudes >= self.threshold
-        beyond = max(self.last_equal + 1 - start, 0)
+        beyond = self.beyond(start, magnitudes.size)
         if beyond < magnitudes.size:
             np.greater(magnitudes[beyond:], self.threshold, out=stays[beyond:])
         return stays
@@ -85,13 +90,33 @@ def has_ties(selection: Selection) -> bool:
     return selection.equal > selection.rank and selection.magnitude > 0
 
 
-def magnitudes_of(block: Block, write: Differences, contribution: int) -> Iterator[Float64Array]:
-    """Yield the absolute differences leaf by leaf, in a buffer that is used again."""
-    buffer = np.empty(min(LEAF_ELEMENTS, block.stop - block.start), np.float64)
-    for part in chunks(block.stop - block.start, LEAF_ELEMENTS):
-        leaf = buffer[: part.stop - part.start]
-        write(contribution, part, leaf)
-        yield np.abs(leaf, out=leaf)
+def magnitudes_of(block: Block, write: Differences, contribution: int) -> Magnitudes:
+    """Return the absolute differences of a contribution: an iterable of leaves in a buffer used again."""
+    return Magnitudes(block, write, contribution)
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """The absolute differences of one contribution in one block."""
+
+    block: Block
+    write: Differences
+    contribution: int
+
+    def __iter__(self) -> Iterator[Float64Array]:
+        size = self.block.stop - self.block.start
+        buffer = np.empty(min(LEAF_ELEMENTS, size), np.float64)
+        for part in chunks(size, LEAF_ELEMENTS):
+            leaf = buffer[: part.stop - part.start]
+            self.write(self.contribution, part, leaf)
+            yield np.abs(leaf, out=leaf)
+
+    def counted(self, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns) -> int | None:
+        """Return how many candidates an accelerator counted; None: there is none that can."""
+        accelerator = current()
+        if accelerator is None or not isinstance(self.write, ScaledDifferences):
+            return None
+        return accelerator.count(self.write, self.contribution, digits, histogram, gathered)
 
 
 def find_places(

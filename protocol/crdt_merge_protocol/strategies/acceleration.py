@@ -1,0 +1,197 @@
+"""Where compiled loops may take the place of the numpy ones: the same bits, sooner.
+
+The numpy definitions are the specification. Whoever drives a merge may ``install`` an accelerator, which must
+return what they return, to the bit; without one, and for anything that one declines, the definitions run.
+This room compiles nothing and imports no compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .contract import Block, Float64Array
+
+Bytes = bytes | bytearray | memoryview
+Stored = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Patterns = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledDifferences:
+    """Writes (input - base), times a mask, times a scale: what most elections are about."""
+
+    block: Block
+    masks: Sequence[Mask | None] = ()
+    """Per contribution what is kept of it, ``(n,)``; None, or empty for all: everything."""
+    scales: Sequence[float] = ()
+    """Per contribution; empty: one."""
+
+    def __call__(self, contribution: int, part: slice, out: Float64Array) -> None:
+        """Write the differences of a contribution in a range of the block."""
+        assert self.block.base is not None, "differences are from a base"
+        np.subtract(self.block.inputs[contribution][part], self.block.base[part], out=out)
+        mask = self.mask(contribution)
+        if mask is not None:
+            out *= mask[part]
+        scale = self.scale(contribution)
+        if scale != 1.0:
+            out *= scale
+
+    def mask(self, contribution: int) -> Mask | None:
+        """Return what is kept of a contribution."""
+        return self.masks[contribution] if self.masks else None
+
+    def scale(self, contribution: int) -> float:
+        """Return what a contribution is multiplied by."""
+        return self.scales[contribution] if self.scales else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """An election over one block, all of it in numbers (``election.py`` says what they mean)."""
+
+    voting: Sequence[int]
+    """Contributions with a vote."""
+    weights: Sequence[float]
+    """One per vote, positive."""
+    is_weighted: bool
+    by_count: bool
+    merge: Literal["mean", "sum", "max"]
+    thresholds: Sequence[float]
+    """One per vote: the magnitude that is kept at least; below zero: all is."""
+    beyond: Sequence[int]
+    """One per vote: the element of the block from which on what equals the threshold goes too."""
+
+
+class Accelerator(Protocol):
+    """The loops that can be replaced. None writes to its inputs; all tell if they decline."""
+
+    def widen(self, stored: Stored, out: Float64Array) -> bool:
+        """Decode bfloat16, given as uint16: ``dtypes.decode_into``."""
+        ...
+
+    def encode(self, dtype: str, values: Float64Array, out: Stored) -> bool:
+        """Round as ``dtypes.encode_into`` does; False also where something does not fit."""
+        ...
+
+    def combine(self, block: Block, coefficients: Sequence[float], out: Float64Array) -> bool:
+        """Write the sum of coefficient times input: ``kernels.combine``."""
+        ...
+
+    def combine_stored(
+        self,
+        rows: StoredRows,
+        base: Bytes | None,
+        coefficients: Sequence[float],
+        out_dtype: str,
+        out: Stored,
+    ) -> bool:
+        """Decode, combine and encode in one go; False also where something does not fit.
+
+        Args:
+            rows: The inputs.
+            base: Of the same element type.
+            coefficients: One per input.
+            out_dtype: Element type of ``out``.
+            out: The stored elements, ``(n,)``.
+        """
+        ...
+
+    def count(
+        self,
+        differences: ScaledDifferences,
+        contribution: int,
+        digits: tuple[int, int, int],
+        histogram: Patterns,
+        gathered: Patterns,
+    ) -> int | None:
+        """Count candidates for a K-th magnitude: ``selection.tally``.
+
+        Args:
+            differences: Whose magnitudes are ranked.
+            contribution: Of which contribution.
+            digits: (bits that all candidates share, shift to them, shift to the digit that is counted);
+                a shift of 63: all are candidates.
+            histogram: Added to; its size is a power of two.
+            gathered: Filled with the first candidates.
+
+        Returns:
+            Number of candidates; None: declined.
+        """
+        ...
+
+    def elect(
+        self,
+        contest: Contest,
+        differences: ScaledDifferences,
+        majority: float,
+        scale: float,
+        out: Float64Array,
+    ) -> bool:
+        """Write base + scale * merged differences: ``Trim``, ``Booth.merge``."""
+        ...
+
+    def balance(self, contest: Contest, differences: ScaledDifferences) -> int | None:
+        """Return how many more elements are elected positive than negative; None: declined."""
+        ...
+
+    def keep(self, key: bytes, start: int, bound: int, out: Mask) -> bool:
+        """Write which words of a stream are below ``bound``: ``randomness.keep_mask``."""
+        ...
+
+
+class StoredRows(Sequence[Float64Array]):
+    """The inputs of a block as they are stored; decoded when somebody looks at the numbers."""
+
+    def __init__(
+        self, dtype: str, raw: Sequence[Bytes], decode: Callable[[int, Bytes], Float64Array]
+    ) -> None:
+        self.dtype: Final = dtype
+        self.raw: Final = raw
+        self._decode = decode
+        self._decoded: list[Float64Array | None] = [None] * len(raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @overload
+    def __getitem__(self, index: int) -> Float64Array: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Float64Array]: ...
+
+    def __getitem__(self, index: int | slice) -> Float64Array | Sequence[Float64Array]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        found = self._decoded[index]
+        if found is None:
+            position = range(len(self))[index]
+            found = self._decoded[index] = self._decode(position, self.raw[position])
+        return found
+
+    def __iter__(self) -> Iterator[Float64Array]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(slots=True)
+class _Installed:
+    accelerator: Accelerator | None = None
+
+
+_INSTALLED: Final = _Installed()
+
+
+def install(accelerator: Accelerator | None) -> None:
+    """Use an accelerator in this process from now on; None: the definitions."""
+    _INSTALLED.accelerator = accelerator
+
+
+def current() -> Accelerator | None:
+    """Return the accelerator of this process, if there is one."""
+    return _INSTALLED.accelerator

@@ -1,0 +1,237 @@
+"""Compiled loops return the bits of their numpy definitions, and numpy does the work where they cannot."""
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from crdt_merge_node.resolve import accelerate
+from crdt_merge_protocol.blobs import DTYPE_BYTES
+from crdt_merge_protocol.strategies import acceleration
+from crdt_merge_protocol.strategies.acceleration import ScaledDifferences, StoredRows, install
+from crdt_merge_protocol.strategies.contract import Block
+from crdt_merge_protocol.strategies.dtypes import decode_block, encode_array
+from crdt_merge_protocol.strategies.kernels import combine
+from crdt_merge_protocol.strategies.randomness import keep_mask
+from crdt_merge_protocol.strategies.reference import merge_arrays
+from crdt_merge_protocol.strategies.selection import Selection, advance, tally
+from crdt_merge_protocol.strategies.trimming import magnitudes_of
+
+pytest.importorskip("numba")
+SIZES = (1, 3, 2_047, 2_049, 5_001)
+HOSTILE = np.array([0.0, -0.0, 5e-324, -5e-324, 1e-45, -1e-40, 3.4e38, -3.4e38, 1.0, -1.0, 2.0**-126, 1 / 3])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        from crdt_merge_node.resolve.compiled import CompiledAccelerator
+
+        yield CompiledAccelerator()
+
+
+@pytest.fixture(autouse=True)
+def _definitions_afterwards():
+    yield
+    install(None)
+
+
+def both(accelerator, work):
+    install(None)
+    expected = work()
+    install(accelerator)
+    return work(), expected
+
+
+def numbers(rng, size, dtype):
+    """Values of an element type: ordinary ones, hostile ones, ties."""
+    values = np.where(rng.random(size) < 0.3, rng.choice(HOSTILE, size), rng.standard_normal(size))
+    values[rng.random(size) < 0.2] = 0.5
+    stored, _ = encode_array(dtype, values, "saturate")
+    return stored.tobytes()
+
+
+def block_of(dtype, raw, base=None):
+    rows = StoredRows(dtype, raw, lambda _, data: decode_block(dtype, data))
+    size = len(raw[0]) // DTYPE_BYTES[dtype]
+    return Block(tensor_index=0, start=0, stop=size, inputs=rows, base=base)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_rounding_is_that_of_numpy_also_where_it_ties_or_vanishes(compiled, dtype):
+    rng = np.random.default_rng(1)
+    halfway = rng.integers(0, 0x7F7F, 4_001).astype(np.uint32) << 16 | 0x8000
+    values = np.concatenate([HOSTILE, halfway.view(np.float32), rng.standard_normal(999) * 1e-39])
+
+    found, expected = both(compiled, lambda: encode_array(dtype, values, "saturate"))
+
+    assert found[0].tobytes() == expected[0].tobytes()
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 3.3962e38, np.inf, np.nan])
+def test_what_does_not_fit_is_left_to_numpy(compiled, value):
+    values = np.array([1.0, value, 2.0])
+
+    found, expected = both(compiled, lambda: encode_array("BF16", values, "saturate"))
+
+    assert found[0].tobytes() == expected[0].tobytes()
+    assert found[1] == expected[1] == 1
+    assert not compiled.encode("BF16", values, np.empty(3, np.uint16))
+
+
+def test_every_brain_float_is_decoded_as_numpy_does(compiled):
+    raw = np.arange(1 << 16, dtype=np.uint16)
+    raw = raw[(raw & 0x7F80) != 0x7F80].tobytes()
+
+    found, expected = both(compiled, lambda: decode_block("BF16", raw))
+
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("k", range(1, 10))
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
+def test_sums_are_those_of_numpy(compiled, dtype, k):
+    rng = np.random.default_rng(k)
+    size = SIZES[k % len(SIZES)]
+    raw, origin = [numbers(rng, size, dtype) for _ in range(k)], numbers(rng, size, dtype)
+    coefficients = [*rng.standard_normal(k - 1), 0.0] if k > 2 else [1.0, -1 / 3][:k]
+    for base in (None, origin):
+        block = block_of(dtype, raw, None if base is None else decode_block(dtype, base))
+
+        found, expected = both(compiled, lambda block=block: combine(block, coefficients))
+
+        assert found.tobytes() == expected.tobytes()
+        for out_dtype in ("F32", "BF16"):
+            stored, misfits = encode_array(out_dtype, expected, "saturate")
+            out = np.empty_like(stored)
+            is_done = compiled.combine_stored(block.inputs, base, coefficients, out_dtype, out)
+            assert is_done == (misfits == 0 and dtype != "F16")
+            assert not is_done or out.tobytes() == stored.tobytes()
+
+
+def test_no_coefficient_at_all_leaves_the_base(compiled):
+    base = np.array([-0.0, 1.0, 5e-324])
+    block = block_of("F64", [np.ones(3).tobytes()], base)
+
+    found, expected = both(compiled, lambda: combine(block, [0.0]))
+
+    assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 65_537])
+def test_masks_are_those_of_numpys_philox(compiled, start):
+    for count in (1, 2, 5, 4_099):
+        for share in (Fraction(1, 2), Fraction(1, 10), Fraction(0), Fraction(1, 2**53)):
+            found, expected = both(
+                compiled, lambda count=count, share=share: keep_mask(b"0123456789abcdef", start, count, share)
+            )
+            assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_candidates_are_counted_as_numpy_counts_them(compiled, is_masked):
+    rng = np.random.default_rng(2)
+    size = 70_001
+    raw, base = [numbers(rng, size, "F32")], rng.standard_normal(size)
+    block = block_of("F32", raw, base)
+    write = (
+        ScaledDifferences(block, [rng.random(size) < 0.5], [3.0]) if is_masked else ScaledDifferences(block)
+    )
+    for rank in (1, 999, size // 2, size):
+        selection = Selection(rank=rank)
+        while not selection.is_done:
+            found, expected = both(
+                compiled, lambda selection=selection: tally(selection, magnitudes_of(block, write, 0))
+            )
+            assert found.is_exact == expected.is_exact
+            assert found.values.tolist() == expected.values.tolist()
+            assert found.counts.tolist() == expected.counts.tolist()
+            selection = advance(selection, [found])
+        exact = np.sort(np.concatenate([np.abs(part) for part in magnitudes_of(block, write, 0)]))
+        assert selection.magnitude == exact[-rank]
+
+
+ELECTIONS = [
+    ("ties", {}),
+    ("ties", {"scope": "tensor", "density": "0.5", "merge_func": "max", "lambda": "0.7"}),
+    ("ties", {"merge_func": "sum", "elect": "count"}),
+    ("ties", {"profile": "mergekit", "density": "0.3"}),
+    ("ties", {"profile": "mergekit", "density": "0.3", "normalize": "false", "elect": "count"}),
+    ("ties", {"density": "1"}),
+    ("dare", {"density": "0.3"}),
+    ("dare", {"rescale": "l1"}),
+    ("dare_ties", {"density": "0.4", "ties_density": "0.5"}),
+    ("dare_ties", {"profile": "mergekit", "density": "0.4", "ties_density": "0.5"}),
+    ("weight_average", {}),
+    ("task_arithmetic", {"lambda": "0.3"}),
+    ("slerp", {}),
+]
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2, 3, Fraction(1, 3)]])
+@pytest.mark.parametrize(("strategy", "params"), ELECTIONS)
+def test_whole_merges_have_the_bits_of_numpy(compiled, strategy, params, weights):
+    rng = np.random.default_rng(3)
+    shapes = {"a": (70_003,), "b": (37, 41), "c": ()}
+
+    def model():
+        return {name: np.round(rng.standard_normal(shape), 1) for name, shape in shapes.items()}
+
+    models, base = [model() for _ in range(4)], model()
+
+    found, expected = both(
+        compiled,
+        lambda: merge_arrays(
+            strategy, models, base=base, params=params, weights=weights, block_elements=65_536
+        ),
+    )
+
+    assert found.decisions == expected.decisions
+    for name in shapes:
+        assert found.tensors[name].tobytes() == expected.tensors[name].tobytes(), name
+
+
+def test_without_numba_numpy_does_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "crdt_merge_node.resolve.compiled", None)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+
+    why = accelerate.install_compiled()
+
+    assert "compiled" in why
+    assert acceleration.current() is None
+
+
+def test_a_loop_that_is_wrong_is_not_used(compiled, monkeypatch):
+    monkeypatch.setattr(type(compiled), "encode", lambda *_: False)
+
+    assert accelerate.install_compiled().startswith("ArithmeticError")
+    assert acceleration.current() is None
+
+
+def test_the_cache_is_this_users_or_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    place = tmp_path / "crdt-merge-node" / "kernels"
+    place.mkdir(parents=True)
+    place.chmod(0o777)
+
+    accelerate._name_cache()
+    assert not accelerate.os.environ["NUMBA_CACHE_DIR"]
+
+    place.chmod(0o700)
+    accelerate._name_cache()
+    assert accelerate.os.environ["NUMBA_CACHE_DIR"] == str(place)
+
+
+def test_small_jobs_load_no_compiler():
+    assert not accelerate.is_worth_compiling(accelerate.WORTH_BYTES - 1)
+    assert accelerate.is_worth_compiling(accelerate.WORTH_BYTES)
+
+
+def test_neither_commands_nor_the_daemon_import_the_compiler():
+    code = "import sys, crdt_merge_node.cli, crdt_merge_node.runtime, crdt_merge_node.resolve.run, "
+    code += "crdt_merge_node.resolve.worker; print([name for name in sys.modules if 'numba' in name])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
