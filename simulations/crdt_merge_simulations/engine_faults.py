@@ -106,7 +106,8 @@ def replace_disk(world: World, node: SimulatedNode, disk: Disk) -> None:
 
 def _clone(world: World, args: dict[str, Any], until: float) -> None:
     node = world.nodes[args["node"]]
-    clone = SimulatedNode(world, len(world.by_address), node.place, node.key, f"{node.name}-clone")
+    index = len(world.by_address)  # Several clones of a node may run at once: each has a name.
+    clone = SimulatedNode(world, index, node.place, node.key, f"{node.name}-clone-{index}")
     clone.seeds = [*node.seeds, *(line.target.address for line in node.lines.values())]
     clone.disk = node.disk.as_of(world.now)
     for group, ids in clone.disk.ids().items():

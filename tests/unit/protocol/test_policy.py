@@ -13,6 +13,7 @@ from crdt_merge_protocol.errors import (
     RemoteProtocolError,
 )
 from crdt_merge_protocol.genesis import Genesis
+from crdt_merge_protocol.limits import POLICY_TEXT_CHARS_MAX
 from crdt_merge_protocol.operations import Kind
 from crdt_merge_protocol.policy import Policy, act_digest, count_signers, sign_act, sorted_params
 from support.authors import KEYS, Author, hash_of, make_genesis, sign_policy
@@ -163,7 +164,7 @@ def test_the_next_policy_changes_what_was_asked_and_nothing_else() -> None:
         {"params": (("b", "1"), ("a", "1"))},
         {"params": (("a", "1"), ("a", "2"))},
         {"params": tuple((f"p{number:03}", "") for number in range(65))},
-        {"params": (("a", "x" * 4097),)},
+        {"params": (("a", "x" * (POLICY_TEXT_CHARS_MAX + 1)),)},
         {"strategy": ""},
         {"strategy": "../ties"},
         {"schema": bytes(31)},
