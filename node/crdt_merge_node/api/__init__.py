@@ -213,9 +213,17 @@ class LocalNode:
         without: tuple[str, ...],
         task: str = "",
         plan_only: bool = False,
+        report_paths: tuple[str, ...] = (),
+        card_path: str = "",
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file."""
         request = resolving.ResolveRequest(
-            output_path=output_path, wait_s=wait_s, without=without, task=task, is_plan_only=plan_only
+            output_path=output_path,
+            wait_s=wait_s,
+            without=without,
+            task=task,
+            is_plan_only=plan_only,
+            report_paths=report_paths,
+            card_path=card_path,
         )
         return resolving.resolve_group(self._services, group, request)

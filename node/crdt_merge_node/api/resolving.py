@@ -22,6 +22,7 @@ from crdt_merge_node.contents import MODEL, GroupContents, Selection
 from crdt_merge_node.control.model import Progress, ResolvePlan, ResolveReport
 from crdt_merge_node.errors import CorruptError, StorageError, StoreFailedError
 from crdt_merge_node.ports import available_memory_bytes
+from crdt_merge_node.report.writing import write_card, write_reports
 from crdt_merge_node.resolve import (
     ResolveJob,
     ResolveResult,
@@ -57,6 +58,10 @@ class ResolveRequest:
     """Tag or digest of the contribution whose task's model is wanted; empty: the common one."""
     is_plan_only: bool = False
     """End after the plan."""
+    report_paths: tuple[str, ...] = ()
+    """Where to write the report of the layers: JSON if the name ends so, else an HTML page."""
+    card_path: str = ""
+    """Where to write a model card; empty: none."""
 
 
 async def resolve_group(
@@ -97,7 +102,28 @@ async def resolve_group(
                 yield step
     assert result is not None, "a resolve ends with its result or raises"
     await _attest(services, group, result)
+    async with aclosing(_write_extras(services, job, result, request)) as steps:
+        async for step in steps:
+            yield step
     yield _report(services, group, contents, plan, result)
+
+
+async def _write_extras(
+    services: Services, job: ResolveJob, result: ResolveResult, request: ResolveRequest
+) -> AsyncGenerator[Progress]:
+    """Write the report of the layers and the model card, if they are wanted."""
+
+    def write(report: Report, _is_cancelled: IsCancelled) -> None:
+        paths = [Path(path) for path in request.report_paths]
+        write_reports(job, result.output_path, paths, fs=services.fs, progress=report)
+        if request.card_path:
+            write_card(result, Path(request.card_path), fs=services.fs)
+
+    if request.report_paths or request.card_path:
+        async with aclosing(run_with_progress(write)) as steps:
+            async for step in steps:
+                if not isinstance(step, Done):
+                    yield step
 
 
 async def _merge(

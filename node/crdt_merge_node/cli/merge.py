@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from crdt_merge_protocol.limits import WEIGHT_ONE
 
 from crdt_merge_node.control.model import Progress
 
@@ -13,15 +14,17 @@ from .options import Invocation, command
 from .output import clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
 from .values import OUTPUT, READABLE, parse_pairs, parse_weight
+from .verifying import answer, beside
 
 if TYPE_CHECKING:
-    from crdt_merge_node.resolve.job import ResolveResult
+    from crdt_merge_node.recipes.mergekit import Recipe
+    from crdt_merge_node.resolve.job import ResolveJob, ResolveResult
 
 MIB = 1 << 20
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=READABLE, metavar="FILE...")
+@click.argument("files", nargs=-1, type=READABLE, metavar="FILE...")
 @click.option("-o", "--output", type=OUTPUT, help="The safetensors file to write.")
 @click.option("--strategy", default="weight_average", show_default=True, help="How the files are merged.")
 @click.option("--base", type=READABLE, help="The model that the others were trained from.")
@@ -33,6 +36,12 @@ MIB = 1 << 20
 )
 @click.option("--task", default="", metavar="FILE", help="Write the model of the task of one of the FILEs.")
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
+@click.option(
+    "--config", type=READABLE, help="A mergekit YAML file instead of FILEs, strategy and parameters."
+)
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
+@click.option("--card", type=OUTPUT, help="Write a model card.")
+@click.option("--verify", type=READABLE, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
 @click.option(
     "--workers", type=click.IntRange(0, 1024), help="Processes; else one per core for large models."
@@ -51,6 +60,10 @@ def merge(
     artefacts: tuple[str, ...],
     task: str,
     is_plan: bool,
+    config: str | None,
+    reports: tuple[str, ...],
+    card: str | None,
+    verify: str | None,
     memory_mib: int,
     workers: int | None,
 ) -> None:
@@ -58,6 +71,15 @@ def merge(
 
     The output is byte for byte that of a group that holds these files as contributions under this policy.
     """
+    if config is not None:
+        if files or params or base or weights:
+            raise click.UsageError("--config takes the place of FILEs, --base, --param and --weight.")
+        recipe = _read_config(config)
+        files, strategy, base = recipe.models, recipe.strategy, recipe.base
+        params = tuple(f"{name}={value}" for name, value in recipe.params.items())
+        dtype = dtype or recipe.dtype
+    if not files:
+        raise click.UsageError("Missing argument 'FILE...'.")
     values = [parse_weight(weight) for weight in weights.split(",")] if weights else None
     if values is not None and len(values) != len(files):
         raise click.UsageError(f"--weight has {len(values)} weights for {count(len(files), 'file')}.")
@@ -74,24 +96,65 @@ def merge(
     if is_plan:
         _plan(invocation, [Path(file) for file in files], options)
         return
+    inputs = [Path(file) for file in files]
+    if verify is not None:
+        with beside(verify) as expected:
+            result = _merge(invocation, inputs, expected, options, task=task)
+            answer(invocation, "merge/1", expected, verify, resolve_key=result.resolve_key.hex())
+        return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    from crdt_merge_node.resolve.merge import merge_files
-
-    with view_for(invocation, "merge/1") as view:
-        result = merge_files(
-            [Path(file) for file in files],
-            Path(output),
-            **options,
-            task=task,
-            progress=lambda done, total, step: view.show(
-                Progress(step=step, done_bytes=done, total_bytes=total)
-            ),
-        )
+    result = _merge(invocation, inputs, Path(output), options, task=task, reports=reports, card=card)
     if invocation.is_json:
         _say_json(result, strategy, len(files))
     else:
         _show(result, strategy, len(files))
+
+
+def _merge(
+    invocation: Invocation,
+    files: list[Path],
+    output: Path,
+    options: dict[str, Any],
+    *,
+    task: str,
+    reports: tuple[str, ...] = (),
+    card: str | None = None,
+) -> ResolveResult:
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.report.writing import write_card, write_reports
+    from crdt_merge_node.resolve.merge import merge_files
+
+    fs = SystemFs()
+    with view_for(invocation, "merge/1") as view:
+
+        def progress(done: int, total: int, step: str) -> None:
+            view.show(Progress(step=step, done_bytes=done, total_bytes=total))
+
+        def afterwards(job: ResolveJob, result: ResolveResult) -> None:
+            write_reports(job, result.output_path, [Path(path) for path in reports], fs=fs, progress=progress)
+            if card:
+                write_card(result, Path(card), fs=fs)
+
+        return merge_files(files, output, **options, task=task, progress=progress, afterwards=afterwards)
+
+
+def _read_config(path: str) -> Recipe:
+    """Return what a mergekit YAML file says, its models being files of this machine."""
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.recipes.mergekit import read_mergekit
+    from crdt_merge_node.resolve import describe_file
+    from crdt_merge_node.resolve.files import read_header
+
+    config = read_mergekit(Path(path).read_text())
+    for name in (*config.models, *([config.base] if config.base else [])):
+        if not Path(name).is_file():
+            raise click.UsageError(f"{path} names the model {clean(name)}, which is no file here.")
+    names = [entry.spec.name for entry in read_header(SystemFs(), Path(config.models[0])).entries]
+    recipe = config.recipe(names, lambda model: describe_file(Path(model), weight=WEIGHT_ONE).digest)
+    for remark in recipe.notes:
+        note(f"note: {remark}")
+    return recipe
 
 
 def _plan(invocation: Invocation, files: list[Path], options: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +13,11 @@ from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, Resolve
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
-from .values import OUTPUT, absolute
+from .values import OUTPUT, READABLE, absolute
+from .verifying import answer, beside
+
+if TYPE_CHECKING:
+    from crdt_merge_node.control.client import Client
 
 
 @click.command()
@@ -22,6 +28,10 @@ from .values import OUTPUT, absolute
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
 @click.option("--task", default="", metavar="TAG", help="Write the model of this contribution's task.")
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
+@click.option("--card", type=OUTPUT, help="Write a model card.")
+@click.option("--verify", type=READABLE, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--verify-with", metavar="PEER", help="Fail unless this node announced the same output.")
 @command
 def resolve(
     invocation: Invocation,
@@ -33,33 +43,64 @@ def resolve(
     without: tuple[str, ...],
     task: str,
     is_plan: bool,
+    reports: tuple[str, ...],
+    card: str | None,
+    verify: str | None,
+    verify_with: str | None,
 ) -> None:
     """Merge the contributions of GROUP into one safetensors file.
 
     Nodes with the same resolve key write the same bytes. Beside the file goes its provenance, as JSON. Exit
     status 6 if bytes are missing, 7 if another node computed another output for the same key.
     """
-    if output is None and not is_plan:
+    if output is None and not is_plan and verify is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    with invocation.client() as client:
+    with invocation.client() as client, ExitStack() as stack:
+        peer = _peer(client, verify_with) if verify_with else None
+        expected = stack.enter_context(beside(verify)) if verify is not None else None
+        target = str(expected) if expected is not None else output
         events = client.resolve(
             group,
-            output_path=str(absolute(output) or ""),
+            output_path=str(absolute(target) or ""),
             wait_s=timeout if wait else 0.0,
             without=without,
             task=task,
             plan_only=is_plan,
+            report_paths=tuple(str(absolute(path)) for path in reports),
+            card_path=str(absolute(card) or ""),
         )
         if is_plan:
             _say_plan(invocation, events)
             return
         report: ResolveReport = follow(invocation, "resolve/1", events, show_plan=_show_plan)
+        if expected is not None and verify is not None:
+            answer(invocation, "resolve/1", expected, verify, resolve_key=report.resolve_key)
+            return
     if invocation.is_json:
         say_json("resolve/1", report, event="result")
     else:
         show_report(report)
     if report.disagreeing:
         raise click.exceptions.Exit(7)
+    if peer is not None and peer not in report.agreeing:
+        note(
+            f"{clean(verify_with or '')} has announced no output for key {short(report.resolve_key)}: "
+            "resolve the group there as well, then ask again."
+        )
+        raise click.exceptions.Exit(6)
+
+
+def _peer(client: Client, text: str) -> str:
+    """Return the id of the peer with this name, or whose id begins so."""
+    found = {
+        peer.id
+        for peer in client.peer_list()
+        if text and (peer.name == text or peer.id.startswith(text.lower()))
+    }
+    if len(found) != 1:
+        many = "several peers are" if found else "no peer is"
+        raise click.UsageError(f"{many} called {text!r}; `peer list` shows them.")
+    return found.pop()
 
 
 def _say_plan(invocation: Invocation, events: Iterable[object]) -> None:

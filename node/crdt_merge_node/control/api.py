@@ -141,6 +141,8 @@ class NodeApi(Protocol):
         without: tuple[str, ...],
         task: str = "",
         plan_only: bool = False,
+        report_paths: tuple[str, ...] = (),
+        card_path: str = "",
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file.
 
@@ -150,5 +152,7 @@ class NodeApi(Protocol):
             task: Tag or digest of the contribution whose task's model is wanted, for strategies that make one
                 for each; empty: the common model.
             plan_only: End after the plan, having read no tensor.
+            report_paths: Where to write what the layers look like: JSON if the name ends so, else a page.
+            card_path: Where to write a model card; empty: none.
         """
         ...

@@ -194,6 +194,8 @@ class AsyncClient:
         without: tuple[str, ...] = (),
         task: str = "",
         plan_only: bool = False,
+        report_paths: tuple[str, ...] = (),
+        card_path: str = "",
     ) -> AsyncIterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
         request = pb.ResolveRequest(
             group=group,
@@ -202,6 +204,8 @@ class AsyncClient:
             without=without,
             task=task,
             plan_only=plan_only,
+            report_paths=report_paths,
+            card_path=card_path,
         )
         return self._events(self._stub.Resolve(request))
 
@@ -353,6 +357,8 @@ class Client:
         without: tuple[str, ...] = (),
         task: str = "",
         plan_only: bool = False,
+        report_paths: tuple[str, ...] = (),
+        card_path: str = "",
     ) -> Iterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
         request = pb.ResolveRequest(
             group=group,
@@ -361,5 +367,7 @@ class Client:
             without=without,
             task=task,
             plan_only=plan_only,
+            report_paths=report_paths,
+            card_path=card_path,
         )
         return self._events(self._stub.Resolve(request))

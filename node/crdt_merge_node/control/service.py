@@ -222,6 +222,8 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 without=tuple(request.without),
                 task=request.task,
                 plan_only=request.plan_only,
+                report_paths=tuple(request.report_paths),
+                card_path=request.card_path,
             )
             async for response in _stream(events, pb.ResolveResponse):
                 yield response

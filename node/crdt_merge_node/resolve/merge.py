@@ -8,7 +8,7 @@ difference: where a group must go on by a stand-in rule (STRATEGIES 1.12), ``mer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 
 from .describe import MODEL, DescribedFile, describe_files
 from .estimate import Estimate, estimate_job
-from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveResult
+from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveJob, ResolveResult
 from .memory import share_memory
 from .offline import job_of, job_unread, read_inputs
 from .output import OutputWriter
@@ -47,6 +47,7 @@ def merge_files(
     fs: Fs | None = None,
     clock: Clock | None = None,
     rng: Rng | None = None,
+    afterwards: Callable[[ResolveJob, ResolveResult], None] | None = None,
 ) -> ResolveResult:
     """Merge safetensors files into one.
 
@@ -69,6 +70,7 @@ def merge_files(
         fs: Where headers are read and the output goes.
         clock: For the duration.
         rng: For the names of temporary files.
+        afterwards: Called once the output is durable, with what was done: for reports of it.
 
     Raises:
         MalformedTensorFileError, TensorMissingError, ShapeMismatchError, DTypeMismatchError, NonFiniteError:
@@ -109,7 +111,10 @@ def merge_files(
         plan = make_plan(job, cores=count)
         pool.keep(plan.workers)
         with OutputWriter(output, nbytes=plan.nbytes, fs=fs, rng=rng or SystemRng()) as writer:
-            return Run(job, plan, pool, report).write(writer, started=started, clock=clock)
+            result = Run(job, plan, pool, report).write(writer, started=started, clock=clock)
+    if afterwards is not None:
+        afterwards(job, result)
+    return result
 
 
 def plan_files(

@@ -679,6 +679,8 @@ class ResolveRequest(google.protobuf.message.Message):
     WITHOUT_FIELD_NUMBER: builtins.int
     TASK_FIELD_NUMBER: builtins.int
     PLAN_ONLY_FIELD_NUMBER: builtins.int
+    REPORT_PATHS_FIELD_NUMBER: builtins.int
+    CARD_PATH_FIELD_NUMBER: builtins.int
     group: builtins.str
     output_path: builtins.str
     wait_s: builtins.float
@@ -687,9 +689,15 @@ class ResolveRequest(google.protobuf.message.Message):
     """Tag or digest of the contribution whose task's model is wanted; empty: the common one."""
     plan_only: builtins.bool
     """End after the plan."""
+    card_path: builtins.str
+    """Where to write a model card; empty: none."""
     @property
     def without(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Tags to leave out."""
+
+    @property
+    def report_paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Where to write what the layers look like: JSON if the name ends in .json, else an HTML page."""
 
     def __init__(
         self,
@@ -700,8 +708,10 @@ class ResolveRequest(google.protobuf.message.Message):
         without: collections.abc.Iterable[builtins.str] | None = ...,
         task: builtins.str = ...,
         plan_only: builtins.bool = ...,
+        report_paths: collections.abc.Iterable[builtins.str] | None = ...,
+        card_path: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["card_path", b"card_path", "group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "report_paths", b"report_paths", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
 
 Global___ResolveRequest: typing_extensions.TypeAlias = ResolveRequest
 

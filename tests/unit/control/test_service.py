@@ -78,7 +78,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "contribution_show": lambda client: client.contribution_show("digits", "main"),
     "contribution_remove": lambda client: client.contribution_remove("digits", "main"),
     "resolve": lambda client: client.resolve(
-        "digits", output_path="/o", wait_s=2.5, without=("ab12",), task="cd34", plan_only=True
+        "digits",
+        output_path="/o",
+        wait_s=2.5,
+        without=("ab12",),
+        task="cd34",
+        plan_only=True,
+        report_paths=("/r.html", "/r.json"),
+        card_path="/c",
     ),
 }
 
