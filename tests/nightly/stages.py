@@ -23,6 +23,9 @@ SEEDS, SEEDS_PER_STEP = 500, 50
 ORACLE_SEEDS: Final = 3
 ENGINE_TRACES, ENGINE_TRACES_PER_STEP = 200, 10
 DAEMON_TRACES, DAEMON_TRACES_PER_STEP = 120, 5
+LAWS_SIZES: Final = ("4x4", "128x128", "checkpoint")
+LAWS_SECONDS_MAX: Final = 600
+"""CPU time of one strategy at one size; what would take longer is skipped and the step says so."""
 CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 THREADS: Final = (1, 2, 4, 8)
 SIMD_LEVELS: Final = (("AVX512_SPR",), ("AVX512_ICL",), ("X86_V4",), ("X86_V3",))
@@ -157,6 +160,14 @@ def _planted(_seed: int) -> list[Step]:
     return [Step(name, (sys.executable, "-m", "tests.planted", name)) for name in names]
 
 
+def _laws(seed: int) -> list[Step]:
+    run = (sys.executable, "-c", "from crdt_merge_simulations.cli import main; main()", "laws")
+    return [
+        Step(size, (*run, "--sizes", size, "--seed", str(seed), "--seconds-max", str(LAWS_SECONDS_MAX)))
+        for size in LAWS_SIZES
+    ]
+
+
 def _traces(seed: int) -> list[Step]:
     run = (sys.executable, "-m", "tests.nightly.traces")
     parts = (
@@ -189,5 +200,6 @@ STAGES: Final = (
     ),
     Stage("planted", "every planted bug is caught within 200 seeds, and nothing without it", _planted),
     Stage("oracles", "the same merges by mergekit, PEFT and fusion_bench, in scratch environments", _oracles),
+    Stage("laws", "every strategy keeps every law of a CRDT through the state, at three sizes", _laws),
     Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
 )

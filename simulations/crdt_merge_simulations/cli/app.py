@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "sweep": f"{_CLI}.sweep:sweep",
     "compare": f"{_CLI}.compare:compare",
     "tier3": f"{_CLI}.tier3:tier3",
+    "laws": f"{_CLI}.laws:laws",
     "cluster": f"{_CLI}.cluster:cluster",
 }
 """In the order in which one comes to need them."""
