@@ -20,9 +20,9 @@ COMPILED_BYTES: Final = 120 * MIB
 """Private memory that numba and its code take in a process: 76 to 121 MiB in all were measured with them, 25
 without; the first compilation of a user takes most."""
 WORTH_BYTES: Final = 3 << 30
-"""Input, over all passes, from which on compiled loops are worth loading. Loading costs a worker about 1.5 s of
-processor time, compiling (once per user) 8 s; what is saved was measured at 0.3 (averages) to 0.6 ns (TIES)
-per byte of float32 and 1 ns of bfloat16. See protocol/decisions/0004-compiled-loops.md."""
+"""Input, over all passes, from which on compiled loops are worth loading. Loading costs a worker about 1.5 s
+of processor time, compiling (once per user) 8 s; what is saved was measured at 0.3 (averages) to 0.6 ns
+(TIES) per byte. See protocol/decisions/0004-compiled-loops.md."""
 _CACHE_VARIABLE: Final = "NUMBA_CACHE_DIR"
 _OFF_VARIABLE: Final = "NUMBA_DISABLE_JIT"
 

@@ -6,7 +6,8 @@ not write to them and may not keep them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from blake3 import blake3
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, blob_digest
 from crdt_merge_protocol.errors import ResolveError
 from crdt_merge_protocol.limits import CHUNK_BYTES
+from crdt_merge_protocol.strategies.acceleration import Bytes, StoredRows, current
 from crdt_merge_protocol.strategies.contract import Block, Float64Array, Strategy
 from crdt_merge_protocol.strategies.dtypes import decode_into
 from crdt_merge_protocol.strategies.registry import get
@@ -21,6 +23,7 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import Fs
 
+from .accelerate import install_compiled
 from .files import SourceReader
 from .job import TensorSource
 from .steps import Part, Plan, Span, TensorPlan
@@ -51,6 +54,8 @@ class Worker:
         self.plan = plan
         self.strategy = get(plan.strategy)
         self.state = None
+        if plan.is_compiled and current() is None:
+            install_compiled()
         self._arrays = []
         self._whole = {}
 
@@ -68,27 +73,88 @@ class Worker:
                 digests of all chunks that the span touches, those that begin before or end behind it too.
         """
         tensor = self.plan.tensors[span.tensor]
-        whole = self._whole_parts(tensor)
-        if hashers is not None:
-            self._hash_edge(tensor, hashers, span.start, is_behind=False)
-        for start in range(span.start, span.stop, tensor.block_elements):
-            stop = min(start + tensor.block_elements, span.stop)
+        if keeps_stored(tensor):
+            for stored in self.stored_blocks(span, hashers):
+                yield self.decoded(tensor, stored)
+            return
+        k = len(tensor.inputs)
+        for start, stop in self._ranges(tensor, span, hashers):
             views = [
                 self._decoded(number, stream, start, stop, hashers)
                 for number, stream in enumerate(tensor.streams)
             ]
-            k = len(tensor.inputs)
-            aligned = iter(views[k + (tensor.base is not None) :])
-            yield Block(
-                tensor_index=tensor.index,
-                start=start,
-                stop=stop,
-                inputs=views[:k],
-                base=views[k] if tensor.base is not None else None,
-                artefacts=[next(aligned) if part.is_aligned else whole[part] for part in tensor.artefacts],
-            )
+            base = views[k] if tensor.base is not None else None
+            aligned = views[k + (base is not None) :]
+            yield self._block(tensor, (start, stop), views[:k], base, aligned)
+
+    def stored_blocks(self, span: Span, hashers: list[ChunkHasher] | None) -> Iterator[StoredBlock]:
+        """Yield the blocks of a span as they are stored. Only where :func:`keeps_stored` says so."""
+        tensor = self.plan.tensors[span.tensor]
+        for start, stop in self._ranges(tensor, span, hashers):
+            raw: list[Bytes] = []
+            for number, (source, dtype) in enumerate(tensor.streams):
+                width = DTYPE_BYTES[dtype]
+                data = self.reader.read(source, start * width, (stop - start) * width)
+                if hashers is not None and source.blob:
+                    hashers[number].update(data)
+                raw.append(data)
+            yield StoredBlock(start, stop, raw)
+
+    def decoded(self, tensor: TensorPlan, stored: StoredBlock) -> Block:
+        """Return a block whose inputs are decoded when a strategy looks at them, the rest at once."""
+        k = len(tensor.inputs)
+        rest = [
+            self._decode(number, dtype, data)
+            for number, ((_, dtype), data) in enumerate(zip(tensor.streams, stored.raw, strict=True))
+            if number >= k
+        ]
+        base = rest.pop(0) if tensor.base is not None else None
+        place = stored.start, stored.stop
+        return self._block(tensor, place, self.rows(tensor, stored), base, rest)
+
+    def rows(self, tensor: TensorPlan, stored: StoredBlock) -> StoredRows:
+        """Return the inputs of a stored block."""
+        return StoredRows(
+            tensor.input_dtype,
+            stored.raw[: len(tensor.inputs)],
+            lambda number, data: self._decode(number, tensor.input_dtype, data),
+        )
+
+    def _ranges(
+        self, tensor: TensorPlan, span: Span, hashers: list[ChunkHasher] | None
+    ) -> Iterator[tuple[int, int]]:
+        """Yield where the blocks of a span begin and end; hash what its edges cut off of chunks."""
+        if hashers is not None:
+            self._hash_edge(tensor, hashers, span.start, is_behind=False)
+        for start in range(span.start, span.stop, tensor.block_elements):
+            yield start, min(start + tensor.block_elements, span.stop)
         if hashers is not None:
             self._hash_edge(tensor, hashers, span.stop, is_behind=True)
+
+    def _block(
+        self,
+        tensor: TensorPlan,
+        place: tuple[int, int],
+        inputs: Sequence[Float64Array],
+        base: Float64Array | None,
+        aligned: Sequence[Float64Array],
+    ) -> Block:
+        whole, cut = self._whole_parts(tensor), iter(aligned)
+        return Block(
+            tensor_index=tensor.index,
+            start=place[0],
+            stop=place[1],
+            inputs=inputs,
+            base=base,
+            artefacts=[next(cut) if part.is_aligned else whole[part] for part in tensor.artefacts],
+        )
+
+    def _decode(self, number: int, dtype: str, data: Bytes) -> Float64Array:
+        """Return stored elements in the array that is kept for the number of their stream."""
+        view = self._array(number, len(data) // DTYPE_BYTES[dtype])
+        decode_into(dtype, data, view)
+        view.flags.writeable = False
+        return view
 
     def _decoded(
         self,
@@ -164,6 +230,28 @@ class Worker:
         if part.source.blob and blob_digest(part.source.nbytes, hasher.digests()) != part.source.blob:
             raise changed(part.source, "of an artefact")
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A range of elements of one tensor, as they are stored."""
+
+    start: int
+    stop: int
+    raw: list[Bytes]
+    """In the order of ``TensorPlan.streams``."""
+
+
+def keeps_stored(tensor: TensorPlan) -> bool:
+    """Tell whether compiled loops in this process may read a tensor's elements as they are stored.
+
+    Blocks of elements only: they are small, so that both forms have room.
+    """
+    return (
+        current() is not None
+        and tensor.granularity == "elements"
+        and all(dtype in FLOAT_DTYPES for _, dtype in tensor.streams)
+    )
 
 
 class ChunkHasher:

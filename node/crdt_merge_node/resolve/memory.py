@@ -38,6 +38,8 @@ class Share(NamedTuple):
     """Of a strategy that works on elements; rows and tensors have blocks of their own size."""
     memory_bytes: int
     """At the peak, of all processes together, estimated."""
+    is_compiled: bool = False
+    """Whether workers have room for compiled loops."""
 
 
 def share_memory(
@@ -48,6 +50,7 @@ def share_memory(
     strategy: Strategy | None = None,
     context: MergeContext | None = None,
     tensors: Sequence[TensorPlan] = (),
+    compiled_bytes: int = 0,
 ) -> Share:
     """Return what fits the budget: blocks of elements shrink before workers go.
 
@@ -57,6 +60,8 @@ def share_memory(
         wanted: Worker processes; 0: this process.
         strategy: Asked for what it needs besides, with ``context``, for each of ``tensors``.
         context: As the strategy will get it.
+        compiled_bytes: What compiled loops take in every worker process; they are done without where they
+            would cost a worker or do not fit.
         tensors: Those that are not cut into elements, or come with artefacts, decide too.
 
     Raises:
@@ -71,10 +76,12 @@ def share_memory(
     fixed = 2 * SLOT_BYTES + (_INTERPRETER_BYTES if wanted else 0)
     for workers in range(wanted, 0 if wanted else -1, -1):
         processes = max(workers, 1)
-        for elements, by_tensor in needs.items():
-            needed = processes * (max(by_tensor.values()) + fixed)
-            if needed <= budget:
-                return Share(workers, elements, needed)
+        for besides in dict.fromkeys((compiled_bytes if workers else 0, 0)):
+            for elements, by_tensor in needs.items():
+                stored = k * elements * _FLOAT_BYTES if besides else 0  # Kept beside what is decoded.
+                needed = processes * (max(by_tensor.values()) + fixed + besides + stored)
+                if needed <= budget:
+                    return Share(workers, elements, needed, is_compiled=besides > 0)
     raise _refusal(budget, fixed, needs[LEAF_ELEMENTS])
 
 

@@ -26,13 +26,14 @@ from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.quarantine import require_schema
 from crdt_merge_protocol.resolve_key import resolve_key, seed_of, used_root
 from crdt_merge_protocol.strategies.artefacts import HEADER_TENSOR, in_order
-from crdt_merge_protocol.strategies.choosing import Unfit, named_strategies
+from crdt_merge_protocol.strategies.choosing import Unfit, named_strategies, whole_recipe
 from crdt_merge_protocol.strategies.composite import Effective, effective
 from crdt_merge_protocol.strategies.contract import MergeContext, Strategy, exact_weights
 from crdt_merge_protocol.strategies.dtypes import output_dtype
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
+from .accelerate import COMPILED_BYTES, is_worth_compiling
 from .job import (
     DEFAULT_MEMORY_BYTES,
     ArtefactInput,
@@ -135,7 +136,7 @@ def build_job(
         group_mode=group_mode,
         resolve_key=resolve_key(
             used_root(digests),
-            policy.recipe(),
+            whole_recipe(policy),
             artefacts=(item.artefact.digest for item in chosen),
             task=task,
         ),
@@ -163,8 +164,15 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     header, _ = layout(tensor.spec for tensor in tensors)
     read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
     wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
+    is_worth = wanted > 0 and is_worth_compiling(read_bytes * (strategy.pass_count(context) + 1))
     share = share_memory(
-        job.memory_bytes, k=context.k, wanted=wanted, strategy=strategy, context=context, tensors=tensors
+        job.memory_bytes,
+        k=context.k,
+        wanted=wanted,
+        strategy=strategy,
+        context=context,
+        tensors=tensors,
+        compiled_bytes=COMPILED_BYTES if is_worth else 0,
     )
     return Plan(
         strategy=strategy.id,
@@ -175,6 +183,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         header=header,
         nbytes=len(header) + sum(tensor.spec.nbytes for tensor in tensors),
         warnings=(*warnings, *_unused(job)),
+        is_compiled=share.is_compiled,
         stand_in_reason="; ".join(working.reasons),
         memory_bytes=share.memory_bytes,
     )

@@ -128,6 +128,8 @@ class Plan:
     nbytes: int
     """Of the output file."""
     warnings: tuple[str, ...]
+    is_compiled: bool = False
+    """Whether workers are to load compiled loops, if they can. The bits are the same."""
     stand_in_reason: str = ""
     """Why ``strategy`` is not the job's own; empty if it is."""
     memory_bytes: int = 0

@@ -7,21 +7,22 @@ the pass and the task alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
-from crdt_merge_protocol.blobs import TensorSpec, chunk_digest
+from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec, chunk_digest
 from crdt_merge_protocol.errors import NonFiniteError, OverflowRefusedError
 from crdt_merge_protocol.limits import CHUNK_BYTES
+from crdt_merge_protocol.strategies.acceleration import current
 from crdt_merge_protocol.strategies.contract import Float64Array, Key
 from crdt_merge_protocol.strategies.dtypes import Overflow, encode_array
 
 from crdt_merge_node.judging import scan_artefact
 
-from .blocks import PIECE_ELEMENTS, ChunkHasher, Worker
+from .blocks import PIECE_ELEMENTS, ChunkHasher, Worker, keeps_stored
 from .files import naming
 from .finite import scan_finite
 from .job import TensorSource
@@ -192,6 +193,8 @@ def _filling(target: memoryview) -> _Put:
 def _merge_span(worker: Worker, tensor: TensorPlan, span: Span, put: _Put) -> Merged:
     hashers = [ChunkHasher() for _ in tensor.streams]
     output = ChunkHasher()
+    if _is_sum(worker, tensor):
+        return _sum_span(worker, tensor, span, put)
     misfits = 0
     modulators = [bytearray() for _ in tensor.inputs] if worker.plan.is_modulated else []
     for block in worker.blocks(span, hashers):
@@ -205,6 +208,40 @@ def _merge_span(worker: Worker, tensor: TensorPlan, span: Span, put: _Put) -> Me
             packed.extend(worker.strategy.modulate(worker.plan.context, worker.state, block, contribution))
     digests = [hasher.digests() for hasher in hashers]
     return Merged(span, output.digests(), digests, misfits, tuple(map(bytes, modulators)))
+
+
+def _is_sum(worker: Worker, tensor: TensorPlan) -> bool:
+    """Tell whether the merge is a sum that compiled loops can make from stored to stored elements."""
+    form = worker.strategy.linear_form(worker.plan.context, worker.state, tensor.index)
+    return form is not None and keeps_stored(tensor) and not worker.plan.is_modulated
+
+
+def _sum_span(worker: Worker, tensor: TensorPlan, span: Span, put: _Put) -> Merged:
+    """Merge a span as :func:`_merge_span` does, without decoded elements in between."""
+    hashers = [ChunkHasher() for _ in tensor.streams]
+    output = ChunkHasher()
+    misfits = 0
+    context, state = worker.plan.context, worker.state
+    coefficients = worker.strategy.linear_form(context, state, tensor.index)
+    accelerator = current()
+    assert coefficients is not None, "_is_sum has looked"
+    assert accelerator is not None, "_is_sum has looked"
+    out = np.empty(tensor.block_elements * DTYPE_BYTES[tensor.spec.dtype], np.uint8)
+    for stored in worker.stored_blocks(span, hashers):
+        target = out[: (stored.stop - stored.start) * DTYPE_BYTES[tensor.spec.dtype]]
+        base = stored.raw[len(tensor.inputs)] if tensor.base is not None else None
+        rows = worker.rows(tensor, stored)
+        pieces: Iterable[tuple[memoryview, int]]
+        if accelerator.combine_stored(rows, base, coefficients, tensor.spec.dtype, target):
+            pieces = [(target.data, 0)]
+        else:  # Something does not fit, or the types are none of theirs.
+            values = worker.strategy.merge(context, state, worker.decoded(tensor, stored))
+            pieces = _encoded(worker, tensor, values)
+        for data, unfit in pieces:
+            put(data)
+            output.update(data if tensor.is_hashed_by_workers else b"")
+            misfits += unfit
+    return Merged(span, output.digests(), [hasher.digests() for hasher in hashers], misfits)
 
 
 def _encoded(worker: Worker, tensor: TensorPlan, values: Float64Array) -> Iterator[tuple[memoryview, int]]:

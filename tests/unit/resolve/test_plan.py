@@ -300,11 +300,21 @@ def test_small_inputs_are_merged_in_this_process_and_large_ones_by_all_cores():
     assert large.input_bytes == sum(source.nbytes for t in large.tensors for source in sources_of(t))
 
 
+def test_compiled_loops_are_done_without_where_they_would_cost_a_worker():
+    ample = share_memory(512 * MIB, k=2, wanted=2, compiled_bytes=100 * MIB)
+    scarce = share_memory(256 * MIB, k=2, wanted=2, compiled_bytes=100 * MIB)
+
+    assert (ample.workers, ample.is_compiled) == (2, True)
+    assert (scarce.workers, scarce.is_compiled) == (2, False)
+    assert 200 * MIB < ample.memory_bytes - scarce.memory_bytes <= 300 * MIB
+    assert not share_memory(512 * MIB, k=2, wanted=0, compiled_bytes=100 * MIB).is_compiled
+
+
 @pytest.mark.parametrize(
     ("budget_mib", "k"), [(128, 1), (128, 4), (512, 1), (512, 60), (512, 200), (4096, 60)]
 )
 def test_the_memory_budget_is_kept_by_smaller_blocks_then_fewer_workers(budget_mib: int, k: int):
-    workers, block, _ = share_memory(budget_mib * MIB, k=k, wanted=16)
+    workers, block, *_ = share_memory(budget_mib * MIB, k=k, wanted=16)
 
     assert 1 <= workers <= 16
     assert block % LEAF_ELEMENTS == 0
