@@ -16,7 +16,14 @@ from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.resolve_key import resolve_key, used_root
 from crdt_merge_protocol.strategies.artefacts import SCOPES, Artefact, ArtefactNeed
-from crdt_merge_protocol.strategies.choosing import Choice, Offer, choose, named_artefact, needs_of
+from crdt_merge_protocol.strategies.choosing import (
+    Choice,
+    Offer,
+    choose,
+    named_artefact,
+    needs_of,
+    whole_recipe,
+)
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.view import View, Visible
 
@@ -171,7 +178,7 @@ class GroupContents:
         chosen = self.select(without)
         root = used_root(item.visible.digest for item in chosen.models)
         artefacts = (item.visible.digest for item in chosen.artefacts)
-        return root, resolve_key(root, self.view.policy.recipe(), artefacts=artefacts)
+        return root, resolve_key(root, whole_recipe(self.view.policy), artefacts=artefacts)
 
 
 def needs_in(policy: Policy) -> tuple[ArtefactNeed, ...]:

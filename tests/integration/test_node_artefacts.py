@@ -39,6 +39,7 @@ def save_fisher(path: Path, subject: str, value: float, **header: Any) -> Path:
 async def add_with_fisher(
     node: WholeNode, directory: Path, name: str, model: float, fisher: float
 ) -> tuple[ContributionInfo, ContributionInfo]:
+    await node.until_group("g", lambda info: info.missing_blobs == 0)
     added = await node.add("g", save_model(directory / name, model), slot=name)
     file = save_fisher(directory / f"{name}.fisher", added.contribution.digest, fisher)
     artefact = await node.add("g", file, slot=name, type="fisher_diag")
@@ -85,6 +86,7 @@ async def test_a_contribution_without_its_artefact_is_set_aside_until_it_comes(t
     async with Site(tmp_path).nodes(2) as nodes:
         await nodes[0].create_group("g", save_model(tmp_path / "like", 1.0), **FISHER)
         await add_with_fisher(nodes[0], tmp_path, "one", 1.0, 3.0)
+        await nodes[1].until_group("g", lambda info: info.missing_blobs == 0)
         lacking = await nodes[1].add("g", save_model(tmp_path / "two", 5.0))
         await until_agreed("g", *nodes, used=1)
         aside = await nodes[0].until_state("g", lacking.contribution.tag, "quarantined")

@@ -28,7 +28,7 @@ async def resolve(node: WholeNode, output: Path, **options: Any) -> Any:
 async def two_models(nodes: list[WholeNode], directory: Path, **policy: Any) -> list[Any]:
     """A group of two models, one by each node, around a base of ones."""
     await nodes[0].create_group("g", base=save_model(directory / "base", 1.0), **policy)
-    await nodes[1].until(lambda: nodes[1].group("g") is not None)
+    await nodes[1].until_group("g", lambda info: info.missing_blobs == 0)
     added = [
         await node.add("g", save_model(directory / f"model{i}", value))
         for i, (node, value) in enumerate(zip(nodes, (2.0, 5.0), strict=True))

@@ -7,10 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.resolve_key import resolve_key, used_root
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.artefacts import Artefact, ArtefactNeed
-from crdt_merge_protocol.strategies.choosing import Choice, Offer, choose, needs_of, needs_stand_in
+from crdt_merge_protocol.strategies.choosing import (
+    Choice,
+    Offer,
+    choose,
+    needs_of,
+    needs_stand_in,
+    whole_recipe,
+)
 
 ONE, TWO, THREE = (bytes([number]) * 32 for number in (1, 2, 3))
 ANN, BOB, EVE = b"ann", b"bob", b"eve"
@@ -133,6 +141,17 @@ def test_what_a_stand_in_works_with_sets_nobody_aside():
 )
 def test_what_the_set_may_lack_needs_a_stand_in(strategy: str, expected: bool):
     assert needs_stand_in(registry.get(strategy)) is expected
+
+
+def test_another_version_of_a_stand_in_is_another_recipe(monkeypatch: pytest.MonkeyPatch):
+    plain = Policy(strategy="krum", schema=bytes(32))
+    with_ties = replace(plain, params=(("fallback", "ties"), ("fallback.density", "0.5")))
+    before = whole_recipe(with_ties)
+    assert (whole_recipe(plain), before) == (plain.recipe(), with_ties.recipe())
+    monkeypatch.setattr(type(registry.get("ties")), "version", 2)
+
+    assert whole_recipe(plain) == plain.recipe()
+    assert whole_recipe(with_ties) != before
 
 
 def test_keys_are_as_ever_without_artefacts_and_tasks():
