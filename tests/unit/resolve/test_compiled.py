@@ -2,12 +2,23 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import accelerate
-from crdt_merge_protocol.blobs import DTYPE_BYTES
+from crdt_merge_node.resolve import TensorSource, UsedModel, accelerate, build_job, run_job
+from crdt_merge_protocol.blobs import (
+    DTYPE_BYTES,
+    Manifest,
+    ManifestEntry,
+    Schema,
+    TensorSpec,
+    blob_digest_of,
+    contribution_digest,
+)
+from crdt_merge_protocol.limits import WEIGHT_ONE
+from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.strategies import acceleration
 from crdt_merge_protocol.strategies.acceleration import ScaledDifferences, StoredRows, install
 from crdt_merge_protocol.strategies.contract import Block
@@ -15,8 +26,10 @@ from crdt_merge_protocol.strategies.dtypes import decode_block, encode_array
 from crdt_merge_protocol.strategies.kernels import combine
 from crdt_merge_protocol.strategies.randomness import keep_mask
 from crdt_merge_protocol.strategies.reference import merge_arrays
+from crdt_merge_protocol.strategies.registry import get, names, plain_names
 from crdt_merge_protocol.strategies.selection import Selection, advance, tally
 from crdt_merge_protocol.strategies.trimming import magnitudes_of
+from support.synthetic import case_of
 
 pytest.importorskip("numba")
 SIZES = (1, 3, 2_047, 2_049, 5_001)
@@ -235,3 +248,55 @@ def test_neither_commands_nor_the_daemon_import_the_compiler():
     code += "crdt_merge_node.resolve.worker; print([name for name in sys.modules if 'numba' in name])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_strategy_has_the_bits_of_numpy(compiled, name):
+    rng = np.random.default_rng(4)
+    shapes = {"a": (129, 33), "b": (7,), "c": (), "d": (0,)}
+
+    def model():
+        return {n: np.asarray(rng.integers(-6, 7, shape) / 4, np.float32) for n, shape in shapes.items()}
+
+    made = case_of(name, [model() for _ in range(5)], model(), None)
+
+    found, expected = both(compiled, made.merge)
+
+    assert found.decisions == expected.decisions
+    assert {n: x.tobytes() for n, x in found.tensors.items()} == {
+        n: x.tobytes() for n, x in expected.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_every_job_writes_the_bytes_of_numpy(compiled, name, tmp_path):
+    """Stored elements are read where they are, and the digests of inputs and output are made on the way."""
+    rng = np.random.default_rng(5)
+    specs = [
+        TensorSpec(name="brain", dtype="BF16", shape=(70_001,)),
+        TensorSpec(name="half", dtype="F16", shape=(33, 9)),
+        TensorSpec(name="single", dtype="F32", shape=(130, 41)),
+        TensorSpec(name="wide", dtype="F64", shape=(31,)),
+    ]
+    schema = Schema.of(specs)
+
+    def model():
+        data = {spec.name: numbers(rng, spec.numel, spec.dtype) for spec in specs}
+        manifest = Manifest.of(
+            ManifestEntry(spec=spec, blob=blob_digest_of(data[spec.name])) for spec in schema.specs
+        )
+        sources = {key: TensorSource(None, 0, len(raw), raw) for key, raw in data.items()}
+        digest = contribution_digest(kind="model", content=manifest.content, weight=WEIGHT_ONE)
+        return UsedModel(digest, WEIGHT_ONE, manifest, sources)
+
+    models, base = [model() for _ in range(2)], model()
+    has_base = get(name).base == "required"
+    policy = Policy(strategy=name, schema=schema.id, base=base.manifest.content if has_base else None)
+    policy = replace(policy, strategy_version=get(name).version)
+    job = build_job(policy, schema, models, base if has_base else None, group_mode=True)
+
+    found, expected = both(compiled, lambda: run_job(job, tmp_path / "out.safetensors"))
+
+    assert found.output_digest == expected.output_digest
+    assert found.file_sha256 == expected.file_sha256
+    assert found.warnings == expected.warnings
