@@ -15,6 +15,7 @@ from .watching import Watch
 if TYPE_CHECKING:
     from crdt_merge_simulations.laws import Matrix
 
+SECONDS_MAX: Final = 120.0
 PROGRAM: Final = "crdt-merge-sim laws"
 
 
@@ -32,7 +33,7 @@ PROGRAM: Final = "crdt-merge-sim laws"
 @click.option(
     "--seconds-max",
     type=click.FloatRange(0),
-    default=120.0,
+    default=SECONDS_MAX,
     show_default=True,
     help="CPU time of one strategy at one size; what would take longer is skipped.",
 )
@@ -60,6 +61,7 @@ def laws(
     names = [name.strip() for name in strategies.split(",")] if strategies else []
     matrix = _measure(names, [size.strip() for size in sizes.split(",")], seed, jobs, seconds_max)
     words = [*([f"--strategies {strategies}"] if strategies else []), f"--sizes {sizes} --seed {seed}"]
+    words += [f"--seconds-max {seconds_max:g}"] if seconds_max != SECONDS_MAX else []
     replay = " ".join([PROGRAM, *words])
     text = json.dumps(document(matrix, replay))
     say(text if is_json else render_text(matrix))
@@ -74,14 +76,16 @@ def laws(
 
 
 def _measure(names: list[str], sizes: list[str], seed: int, jobs: int | None, seconds_max: float) -> Matrix:
+    from crdt_merge_protocol.strategies import registry
+
     from crdt_merge_simulations.laws import Entry, run
 
-    done = 0
+    done, total = 0, len(set(names) or registry.names()) * len(set(sizes))
     with Watch("laws") as watch:
         for found in run(names, sizes, seed=seed, jobs=jobs, seconds_max=seconds_max):
             if isinstance(found, Entry):
                 done += 1
-                watch.say(f"laws: {done} entries, {found.strategy} at {found.size} {found.status}")
+                watch.say(f"laws: {done} of {total}, {found.strategy} at {found.size} {found.status}")
             else:
                 return found
     raise AssertionError("the matrix comes last")

@@ -111,14 +111,18 @@ def number(found: Gap) -> str:
 
 
 def sums(matrix: Matrix) -> Iterator[str]:
-    """Yield how many strategies keep what."""
-    counts = matrix.counts()
-    defined = counts["raw defined"]
-    yield f"raw, of {defined} that are operators on two models, at every size measured and but for rounding:"
+    """Yield how many strategies keep what: all of them, then those of the paper."""
+    for of_what, is_paper_only in (("all", False), ("those of the paper", True)):
+        yield from _sums(matrix.counts(is_paper_only=is_paper_only), of_what)
+
+
+def _sums(counts: Mapping[str, int], of_what: str) -> Iterator[str]:
+    yield f"of {of_what}, {counts['strategies']}:"
+    yield f"  raw, of {counts['raw defined']} that merge two models, at all sizes, but for rounding:"
     laws = ", ".join(f"{law} {counts[f'raw {law}']}" for law in RAW_LAWS)
-    yield f"  {laws}; all three {counts['raw all laws']}; replicas agree {counts['raw replicas agree']}"
+    yield f"    {laws}; all three {counts['raw all laws']}; replicas agree {counts['raw replicas agree']}"
     kept = counts["state all laws"]
-    yield f"through the state: all laws, and equal bytes, {kept} of {counts['strategies']}"
+    yield f"  through the state: all laws, and equal bytes, {kept} of {counts['strategies']}"
 
 
 def remarks(matrix: Matrix) -> Iterator[str]:
@@ -156,6 +160,7 @@ def document(matrix: Matrix, command: str) -> dict[str, Any]:
         "sizes": list(matrix.sizes),
         "strategies": list(matrix.strategies),
         "counts": matrix.counts(),
+        "counts_of_the_paper": matrix.counts(is_paper_only=True),
         "is_success": matrix.is_success,
         "entries": entries,
     }
