@@ -18,6 +18,7 @@ Pure: time is an argument, randomness a function, and what is to be done is retu
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -344,18 +345,20 @@ class HyParView:
 
     def next_due(self) -> float | None:
         """Return when :meth:`tick` has something to do."""
-        times = [time for time in (self._shuffle_due, self._cross_due) if time is not None]
+        due = math.inf if self._shuffle_due is None else self._shuffle_due
+        if self._cross_due is not None and self._cross_due < due:
+            due = self._cross_due
         if self._idle:
-            times += self._idle.values()
-        if self._lost:
-            times += [lost.due for lost in self._lost.values()]
-        if self._wishes:
-            times += [wish.until for wish in self._wishes.values()]
-        if self._is_seeking():
-            times.append(self._seek_due)
+            due = min(due, *self._idle.values())
+        for lost in self._lost.values():
+            due = min(due, lost.due)
+        for wish in self._wishes.values():
+            due = min(due, wish.until)
+        if self._seek_due < due and self._is_seeking():
+            due = self._seek_due
         if self._alone_since is not None and self._had_links and not self.is_isolated:
-            times.append(self._alone_since + ISOLATED_S)
-        return min(times, default=None)
+            due = min(due, self._alone_since + ISOLATED_S)
+        return None if due == math.inf else due
 
     def tick(self, *, now: float) -> list[Action]:
         """Do what is due: close, shuffle, look for lost neighbours, cross over, look for new ones."""
@@ -471,17 +474,20 @@ class HyParView:
         self._note_solitude(now=now)
 
     def _chosen_count(self) -> int:
-        return len([link for link in self.links.values() if link.is_chosen])
+        count = 0
+        for link in self.links.values():
+            count += link.is_chosen
+        return count
 
     def _is_seeking(self) -> bool:
-        return bool(self.passive) and (self._chosen_count() < CHOSEN_MAX or self.is_small)
+        return bool(self._passive.contacts) and (self.is_small or self._chosen_count() < CHOSEN_MAX)
 
     def _seek(self, *, now: float) -> list[Action]:
         """Ask peers of the passive view, at random, until enough links are of this node's own choice."""
         is_urgent = len(self.links) < ACTIVE_MIN
         if is_urgent and self.links and not self.passive and not self.is_small:
             self._shuffle_due = min(self._shuffle_due or now, now + SHUFFLE_HASTE_S)
-        if not self._is_seeking() or now < self._seek_due:
+        if now < self._seek_due or not self._is_seeking():
             return []
         pending = sum(wish.is_chosen for wish in self._wishes.values())
         room = (URGENT_DIALS_MAX if is_urgent else 1) - pending

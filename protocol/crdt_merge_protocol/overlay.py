@@ -7,7 +7,9 @@ Up to 12 known nodes it is a *full mesh*: every known peer is dialled and a neig
    make a partial view at once; it takes a minute of 10 or fewer to go back, so that one node coming and going
    changes nothing.
 2. A node with a partial view says so first on every connection, with its count. Who hears of more than 12
-   keeps a partial view too, for at least a minute: of one link both ends think alike.
+   keeps a partial view too, for at least a minute: of one link both ends think alike. Who keeps one on
+   another's word and knows few itself passes the word on until it counts again; else whoever met only such
+   nodes would take them for all there are.
 3. Connections of the mesh become links, as many as may stay; nothing is cut to build the view.
 """
 
@@ -158,12 +160,14 @@ class Overlay(AddressBook):
             self._follow_until = now + CALM_S
         if isinstance(message, View):
             self._partial_peers.add(peer)
+            if self._follow_until > now:
+                self.view.population = max(self.view.population, FULL_MESH_NODES_MAX + 1)
         if not self.is_mesh:
             return self.view.received(peer, message, now=now)
         match message:
+            case View() | Shuffle() if self._follow_until > now:
+                return self._begin_view(now=now)
             case View():
-                if self._follow_until > now:
-                    return self._begin_view(now=now)
                 return [Tell(peer, Neighbor(is_urgent=True))]
             case Join() | Neighbor():
                 return [Tell(peer, Accepted())]
@@ -230,6 +234,8 @@ class Overlay(AddressBook):
         self._few_since = None
         self._review_due = now + REVIEW_INTERVAL_S
         self.view.population = self._population()
+        if self._follow_until > now:
+            self.view.population = max(self.view.population, FULL_MESH_NODES_MAX + 1)
         self.view.is_small = False
         present = sorted(self.active)
         adopted = [(peer, peer in self._dialled) for peer in present if peer not in self._partial_peers]

@@ -7,6 +7,7 @@ every shuffle.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
@@ -18,7 +19,15 @@ from .messages.overlay import Contact
 FAILED_S: Final = 60.0
 FAILED_PEERS_MAX: Final = 256
 
+CONTACTS_REMEMBERED_MAX: Final = 16384
+"""Addresses that were looked at: every shuffle names the same ones again."""
+
 T = TypeVar("T")
+
+
+@functools.lru_cache(maxsize=CONTACTS_REMEMBERED_MAX)
+def _usable(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(address for address in addresses if is_address(address))[:SAMPLE_ADDRESSES_MAX]
 
 
 class PassiveView:
@@ -33,9 +42,10 @@ class PassiveView:
 
     def note(self, peer: bytes, addresses: tuple[str, ...], *, now: float) -> None:
         """Take in what somebody says of a peer that is not connected; a random contact makes room."""
-        if peer == self._book.node or peer in self._book.active or peer in self._book.blocked:
+        book = self._book
+        if peer == book.node or peer in book.active or peer in book.blocked:
             return
-        usable = tuple(address for address in addresses if is_address(address))[:SAMPLE_ADDRESSES_MAX]
+        usable = _usable(addresses)
         if usable and now >= self._failed.get(peer, 0.0):
             self._put(peer, usable)
 
