@@ -1,6 +1,8 @@
-"""``python -m tests.benchmarks``: measure, print one table, and write it to ``RESULTS.md``.
+"""``python -m tests.benchmarks [PART...]``: measure, print a table, and write it to ``RESULTS.md``.
 
-Run it on a machine that does nothing else; the load before the run is written down with the results.
+Every part has a section there and replaces only its own. Run it on a machine that does nothing else; the load
+before each part is written down with its results. ``--full`` takes sizes and rivals as the targets name them:
+half an hour and more.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -24,9 +27,18 @@ from rich.table import Table
 from .measure import Options, Row
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-PARTS = ("resolve", "merge", "ingest", "sync", "bulk", "simulation", "daemon")
-RIVALS = "rivals"
-"""Not measured unless asked for: it installs a package."""
+PARTS = (
+    *("resolve", "merge", "checkpoint", "strategies", "overhead"),
+    *("ingest", "sync", "bulk", "simulation", "daemon"),
+)
+INTRODUCTION = """\
+# Measured
+
+Every figure stands beside a floor or a rival measured in the same run, so that the ratio survives
+another host. Nothing is asserted here. A target is what the design set out to reach; its letter
+and number are those of the project's list of figures. The best of several runs counts, unless a
+median is named. Rivals are installed into scratch environments when they are first asked for.
+"""
 TABLE_COLUMNS_MIN = 180
 
 console = Console(highlight=False)
@@ -35,37 +47,39 @@ console = Console(highlight=False)
 def main() -> int:
     """Measure what the command line asks for."""
     arguments = _parse()
-    parts = [*(arguments.only or PARTS), *([RIVALS] if arguments.rivals else [])]
     options = Options(
         elements=int(arguments.size * 1e6),
         checkpoint_mib=arguments.checkpoint,
         blob_mib=arguments.blob,
         operations=arguments.operations,
         repeats=arguments.repeats,
+        is_full=arguments.full,
     )
     configure_logging(level="error", form="console")
-    facts = _facts()
-    began = time.monotonic()
-    rows: list[Row] = []
     failed = 0
-    for name in parts:
+    for name in arguments.parts or PARTS:
         console.print(f"[dim]{name} …[/dim]")
+        facts, rows = _facts(), []
+        began = time.monotonic()
         try:
             rows += importlib.import_module(f".{name}", __package__).measure(options)
         except Exception:  # noqa: BLE001 - the other figures are still worth having.
             console.print(traceback.format_exc(), markup=False)
             rows.append(Row(what=name, measured="could not be measured"))
             failed += 1
-    Console(width=max(console.width, TABLE_COLUMNS_MIN)).print(_table(rows))
-    facts["took"] = f"{time.monotonic() - began:.0f} s"
+        facts["took"] = f"{time.monotonic() - began:.0f} s"
+        Console(width=max(console.width, TABLE_COLUMNS_MIN)).print(_table(name, rows))
+        if not arguments.dry:
+            before = RESULTS.read_text() if RESULTS.exists() else ""
+            RESULTS.write_text(with_section(before, name, section(rows, facts)))
     if not arguments.dry:
-        RESULTS.write_text(_document(rows, facts))
         console.print(f"written to {RESULTS}")
     return 1 if failed else 0
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default all)")
     parser.add_argument("--size", type=float, default=16.0, help="million float32 elements (default 16)")
     parser.add_argument(
         "--checkpoint", type=int, default=256, help="MiB of the bf16 checkpoint (default 256)"
@@ -73,12 +87,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--blob", type=int, default=256, help="MiB of the blob (default 256)")
     parser.add_argument("--operations", type=int, default=4000, help="to ingest (default 4000)")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts (default 3)")
-    parser.add_argument("--only", action="append", choices=PARTS, help="one part; may be given again")
-    parser.add_argument(
-        "--rivals", action="store_true", help="install the reference into a scratch environment and race it"
-    )
+    parser.add_argument("--full", action="store_true", help="the targets' sizes, and no hurry")
     parser.add_argument("--dry", action="store_true", help="do not write RESULTS.md")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    unknown = sorted({*arguments.parts} - {*PARTS})
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return arguments
 
 
 def _facts() -> dict[str, str]:
@@ -95,8 +110,8 @@ def _facts() -> dict[str, str]:
     }
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(title="Measured against floors and rivals of the same run")
+def _table(name: str, rows: list[Row]) -> Table:
+    table = Table(title=f"{name}, against floors and rivals of the same run")
     for heading in ("what", "measured", "against", "ratio", "target"):
         table.add_column(heading, overflow="fold")
     for row in rows:
@@ -104,24 +119,23 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _document(rows: list[Row], facts: dict[str, str]) -> str:
-    lines = ["# Measured", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += [
-        "",
-        "Every figure stands beside a floor or a rival measured in the same run, so that the ratio survives",
-        "another host. Nothing is asserted here. A target is what the design set out to reach; its letter",
-        "and number are those of the project's list of figures. The best of several runs counts, unless a",
-        "median is named.",
-        "",
-        "| what | measured | against | ratio | target |",
-        "|---|---|---|---|---|",
-    ]
+def section(rows: list[Row], facts: dict[str, str]) -> str:
+    """Return the facts of a run and its table, as Markdown."""
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "| what | measured | against | ratio | target |", "|---|---|---|---|---|"]
     lines += [
         f"| {row.what} | {row.measured} | {row.against} | {row.ratio} | {row.target} |".replace("  ", " ")
         for row in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def with_section(document: str, name: str, text: str) -> str:
+    """Return the results with the section of one part replaced; sections stand in the order of ``PARTS``."""
+    found = dict(re.findall(r"^## (\S+)\n\n(.*?)(?=^## |\Z)", document, re.MULTILINE | re.DOTALL))
+    found[name] = text
+    known = [part for part in PARTS if part in found]
+    return "\n".join([INTRODUCTION, *(f"## {part}\n\n{found[part].strip()}\n" for part in known)])
 
 
 if __name__ == "__main__":

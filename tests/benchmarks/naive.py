@@ -19,6 +19,21 @@ def weight_average(models: Sequence[Array], _base: Array) -> Array:
     return np.mean(np.stack(models), axis=0)
 
 
+def linear(models: Sequence[Array], base: Array) -> Array:
+    """The same, with equal weights."""
+    return weight_average(models, base)
+
+
+def task_arithmetic(models: Sequence[Array], base: Array) -> Array:
+    """The base and the sum of all differences."""
+    return base + np.sum([model - base for model in models], axis=0)
+
+
+def coordinate_median(models: Sequence[Array], _base: Array) -> Array:
+    """The median of a stack."""
+    return np.median(np.stack(models), axis=0)
+
+
 def ties(models: Sequence[Array], base: Array, density: float = 0.2) -> Array:
     """Trim by magnitude, elect a sign by mass, average what agrees."""
     deltas = np.stack([model - base for model in models])

@@ -61,12 +61,12 @@ class Case:
         )
 
 
-def case_of(strategy, models, base, params=None, seed=0):
-    """Return a case, with an unmet need if no artefacts could meet it."""
+def case_of(strategy, models, base, params=None, *, seed=0, names=NAMES):
+    """Return a case, with an unmet need if no artefacts could meet it; ``names`` are sorted digests."""
     texts = {**EXTRA_PARAMETERS.get(strategy, {}), **(params or {})}
     cases = []
-    for made in suites(strategy, models, seed):
-        context = context_of(strategy, models, texts, made)
+    for made in suites(strategy, models, seed, names):
+        context = context_of(strategy, models, texts, made, names)
         cases.append(
             Case(strategy, models, base, texts, made, context, registry.get(strategy).unmet(context))
         )
@@ -75,9 +75,9 @@ def case_of(strategy, models, base, params=None, seed=0):
     return cases[0]
 
 
-def context_of(strategy, models, texts, made):
+def context_of(strategy, models, texts, made, names=NAMES):
     """Return the context of a merge."""
-    names = NAMES[: len(models)]
+    names = names[: len(models)]
     return MergeContext(
         strategy=strategy,
         params=registry.get(strategy).validate(texts),
@@ -91,10 +91,10 @@ def context_of(strategy, models, texts, made):
     )
 
 
-def suites(strategy, models, seed):
+def suites(strategy, models, seed, names=NAMES):
     """Yield artefacts of every type that a strategy works with; several times if there are roles to try."""
     types = [need.type for need in registry.get(strategy).artefacts]
-    names = NAMES[: len(models)]
+    names = names[: len(models)]
     rng = np.random.default_rng(seed)
     fixed = []
     for type_ in types:
@@ -127,7 +127,7 @@ def gram(model, _count, rng):
             continue
         side = math.prod(x.shape[1:])
         samples = rng.integers(-4, 5, (side + 3, side)) / 4
-        full = (samples[:, :, None] * samples[:, None, :]).sum(axis=0) / len(samples)
+        full = samples.T @ samples / len(samples)  # Sums of sixteenths are exact, in whatever order.
         inputs[name] = f"{name}.in"
         tensors[f"{name}.in"] = full[np.tril_indices(side)].astype(np.float32)
     return {"n_tokens": 64, "inputs": inputs}, tensors

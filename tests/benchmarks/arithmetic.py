@@ -1,0 +1,113 @@
+"""The arithmetic of a strategy alone: passes, merge and rounding over arrays in memory, as in one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crdt_merge_protocol.strategies.composite import effective
+from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS, Block, Key, MergeContext
+from crdt_merge_protocol.strategies.dtypes import decode_into, encode_array
+from crdt_merge_protocol.strategies.reference import ArtefactArrays
+from crdt_merge_protocol.strategies.registry import get
+
+Model = Mapping[str, npt.NDArray[np.float32]]
+Stream = tuple[npt.NDArray[Any], bool]
+"""Elements, flat, and whether they are cut like a block; else every block has all of them."""
+BLOCK_ELEMENTS = 2 * LEAF_ELEMENTS
+"""Those of a worker."""
+PARTIALS_MAX = 8
+_DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
+
+
+class Arithmetic:
+    """One merge of float32 models, in blocks of a worker's size, on one thread."""
+
+    def __init__(
+        self,
+        context: MergeContext,
+        models: Sequence[Model],
+        base: Model | None = None,
+        artefacts: Sequence[ArtefactArrays] = (),
+    ) -> None:
+        found = effective(get(context.strategy), context)
+        assert found.unmet is None, found.unmet
+        self._strategy, self._context = found.strategy, found.context
+        self._sources = [*models, *([base] if base is not None and self._strategy.uses_base(context) else [])]
+        self._k = len(models)
+        self._artefacts = {item.artefact.digest: item.tensors for item in artefacts}
+
+    def run(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Merge once; return flat tensors."""
+        context, strategy, state = self._context, self._strategy, None
+        # Elements as the files have them; blocks of them are decoded again and again, as from files.
+        streams = [self._streams(index) for index in range(len(context.specs))]
+        arrays: dict[int, npt.NDArray[np.float64]] = {}
+        for pass_no in range(strategy.pass_count(context)):
+            partials: list[tuple[Key, Any]] = []
+            for index, found in enumerate(streams):
+                if not strategy.needs(context, state, pass_no, index):
+                    continue
+                for block in self._blocks(index, found, arrays):
+                    partials.append((block.key, strategy.observe(context, state, pass_no, block)))
+                    if len(partials) >= PARTIALS_MAX:
+                        partials = strategy.compact(context, pass_no, partials)
+            state = strategy.end_pass(context, state, pass_no, sorted(partials, key=lambda item: item[0]))
+        output = {}
+        for index, (spec, found) in enumerate(zip(context.specs, streams, strict=True)):
+            merged = output[spec.name] = np.empty(spec.numel, np.float32)
+            for block in self._blocks(index, found, arrays):
+                stored, _ = encode_array("F32", strategy.merge(context, state, block), "saturate")
+                merged[block.start : block.stop] = stored
+        return output
+
+    def _streams(self, index: int) -> list[Stream]:
+        name = self._context.specs[index].name
+        found: list[Stream] = [(source[name].reshape(-1), True) for source in self._sources]
+        for want in self._strategy.wants(self._context, index):
+            tensors = self._artefacts[self._context.artefacts[want.artefact].digest]
+            values = tensors[want.tensor].reshape(-1)
+            found.append((values if want.is_aligned else values.astype(np.float64), want.is_aligned))
+        return found
+
+    def _blocks(
+        self, index: int, streams: Sequence[Stream], arrays: dict[int, npt.NDArray[np.float64]]
+    ) -> Iterator[Block]:
+        numel = self._context.specs[index].numel
+        step = self._step(index)
+        count = len(self._sources)
+        for start in range(0, numel, step):
+            stop = min(start + step, numel)
+            views = [
+                _decoded(values[start:stop], arrays, number) if is_aligned else values
+                for number, (values, is_aligned) in enumerate(streams)
+            ]
+            yield Block(
+                tensor_index=index,
+                start=start,
+                stop=stop,
+                inputs=views[: self._k],
+                base=views[self._k] if count > self._k else None,
+                artefacts=views[count:],
+            )
+
+    def _step(self, index: int) -> int:
+        spec = self._context.specs[index]
+        granularity = self._strategy.granularity(self._context, index)
+        if granularity == "elements":
+            return BLOCK_ELEMENTS
+        row = max(spec.shape[-1] if spec.shape else 1, 1)
+        return max(spec.numel, 1) if granularity == "tensor" else max(BLOCK_ELEMENTS // row, 1) * row
+
+
+def _decoded(
+    values: npt.NDArray[Any], arrays: dict[int, npt.NDArray[np.float64]], number: int
+) -> npt.NDArray[np.float64]:
+    if number not in arrays or arrays[number].size < values.size:
+        arrays[number] = np.empty(values.size)
+    view = arrays[number][: values.size]
+    decode_into(_DTYPES[values.dtype.str[1:]], values.data.cast("B"), view)
+    view.flags.writeable = False
+    return view

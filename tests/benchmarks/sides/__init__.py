@@ -1,0 +1,1 @@
+"""What runs in a process of its own, ours and the rivals': time and memory of one merge at a time."""
