@@ -272,8 +272,8 @@ def test_the_page_is_one_file_with_every_strategy_in_table_and_chart(small):
 def test_the_table_has_a_row_per_strategy_and_a_legend(small):
     text = render_text(small)
 
-    assert re.search(r"dare_ties +x\* +x +x +1\.\d+ +=  +0 ", text)
-    assert re.search(r"krum +n/a +n/a +n/a +n/a +=  +0 ", text)
+    assert re.search(r"dare_ties +x\* +x +x +1\.\d+ +(= +){4}0 ", text)
+    assert re.search(r"krum +(n/a +){4}(= +){4}0 ", text)
     assert "hidden by the canonical order" in text
     assert f"equal bytes, {len(small.strategies)} of {len(small.strategies)}" in text
     assert text.endswith("PASSED")

@@ -144,10 +144,10 @@ def _tile(value: str, name: str) -> str:
 
 def _table(matrix: Matrix) -> str:
     count = len(matrix.sizes)
-    heads = [*telling.HEADERS, *matrix.sizes, "state", "CRDT gap"]
+    heads = [*telling.HEADERS, *matrix.sizes, *telling.STATE_HEADERS, "CRDT gap"]
     top = (
         '<tr><th><th class="cell" colspan="3">raw operator'
-        f'<th class="cell" colspan="{count}">naive gap<th class="cell" colspan="2">through the state'
+        f'<th class="cell" colspan="{count}">naive gap<th class="cell" colspan="5">through the state'
     )
     head = "<tr><th>strategy" + "".join(f'<th class="cell">{escape(text)}' for text in heads)
     rows = [telling.row(matrix, name)[:-1] for name in matrix.strategies]

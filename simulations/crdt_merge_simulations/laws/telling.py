@@ -26,6 +26,8 @@ LEGEND: Final = (
     (SKIPPED, "would take too long at that size; nothing is made up"),
 )
 HEADERS: Final = ("commutes", "associates", "idempotent")
+STATE_HEADERS: Final = (*HEADERS, "converges")
+STATE_LAWS: Final = ("commutative", "associative", "idempotent", "converged")
 WHAT_IS_RAW: Final = (
     "raw: f on two models in the order of the call, by their places and not by their digests; 3 replicas fold"
     " abc, bca, cab"
@@ -39,7 +41,8 @@ WHAT_IS_STATE: Final = (
 def render_text(matrix: Matrix) -> str:
     """Return table, legend, counts and verdict."""
     gaps = [f"naive {size}" for size in matrix.sizes]
-    headers = ("strategy", *HEADERS, *gaps, "state", "CRDT gap", "CPU s")
+    state = [f"S {header[:3]}" for header in STATE_HEADERS]
+    headers = ("strategy", *HEADERS, *gaps, *state, "CRDT gap", "CPU s")
     rows = [row(matrix, name) for name in matrix.strategies]
     lines = [
         f"Laws of {len(matrix.strategies)} strategies, seed {matrix.seed}; gaps are relative L2 distances",
@@ -47,7 +50,7 @@ def render_text(matrix: Matrix) -> str:
         WHAT_IS_STATE,
         table(headers, rows),
         "",
-        *(f"  {symbol:7} {meaning}" for symbol, meaning in LEGEND),
+        *(f"  {symbol:7} {meaning}" for symbol, meaning in (*LEGEND, ("S", "through the state"))),
         "",
         *(f"  {line}" for line in sums(matrix)),
         *(f"  · {line}" for line in remarks(matrix)),
@@ -64,7 +67,7 @@ def row(matrix: Matrix, name: str) -> tuple[str, ...]:
         name,
         *(law_symbol(matrix, name, law) for law in RAW_LAWS),
         *(naive_cell(entry) for entry in entries),
-        state_symbol(entries),
+        *(state_symbol(entries, law) for law in STATE_LAWS),
         crdt_cell(entries),
         f"{sum(entry.took_s for entry in entries):,.1f}",
     )
@@ -88,11 +91,12 @@ def naive_cell(entry: Entry) -> str:
     return UNDEFINED if entry.undefined else entry.status.partition(":")[0]
 
 
-def state_symbol(entries: tuple[Entry, ...]) -> str:
-    """Return whether all laws hold through the state."""
-    if not all(entry.is_success for entry in entries):
-        return "x"
-    return "=" if any(entry.through is not None for entry in entries) else SKIPPED
+def state_symbol(entries: tuple[Entry, ...], law: str) -> str:
+    """Return whether a law holds through the state at every size measured."""
+    held = [getattr(entry.through, f"is_{law}") for entry in entries if entry.through is not None]
+    if not held:
+        return FAILED if any(entry.status == FAILED for entry in entries) else SKIPPED
+    return "=" if all(held) else "x"
 
 
 def crdt_cell(entries: tuple[Entry, ...]) -> str:
@@ -134,11 +138,7 @@ def remarks(matrix: Matrix) -> Iterator[str]:
         if entry.reason:
             yield f"{entry.strategy} at {entry.size} {entry.status}: {entry.reason}"
         elif entry.through is not None and not entry.through.is_success:
-            broken = [
-                law
-                for law in ("commutative", "associative", "idempotent", "converged")
-                if not getattr(entry.through, f"is_{law}")
-            ]
+            broken = [law for law in STATE_LAWS if not getattr(entry.through, f"is_{law}")]
             what = f"not {', not '.join(broken)}" if broken else "the outputs of the replicas differ"
             yield f"{entry.strategy} at {entry.size} through the state: {what}"
 
