@@ -28,6 +28,8 @@ LAWS_SECONDS_MAX: Final = 600
 """CPU time of one strategy at one size; what would take longer is skipped and the step says so."""
 CORE_TYPES: Final = ("Prescott", "Core2", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 THREADS: Final = (1, 2, 4, 8)
+EMULATED_CORES: Final = ("max", "cortex-a53", "neoverse-n1", "a64fx")
+"""With and without SVE and half precision; each has its own kernels in OpenBLAS."""
 SIMD_LEVELS: Final = (("AVX512_SPR",), ("AVX512_ICL",), ("X86_V4",), ("X86_V3",))
 """Features of numpy above its baseline, highest first; a level switches off those up to it."""
 DIGEST_TESTS: Final = (
@@ -120,6 +122,13 @@ def _determinism(_seed: int) -> list[Step]:
     ]
 
 
+def _aarch64(_seed: int) -> list[Step]:
+    run = (sys.executable, "-m", "tests.aarch64")
+    parts = [("prepare", "max"), ("pinned", "max"), ("formats", "max"), ("files", "max")]
+    parts += [("strategies", core) for core in EMULATED_CORES]
+    return [Step(f"{part}-{core}", (*run, part), {"QEMU_CPU": core}) for part, core in parts]
+
+
 def _simd_features() -> set[str]:
     """Return what this host has above numpy's baseline; numpy warns about switching off anything else."""
     import numpy as np
@@ -188,6 +197,7 @@ STAGES: Final = (
     Stage("frames", f"{FRAMES:,} damaged frames through the decoder and into an engine (S12)", _frames),
     Stage("kills", f"{KILLS} SIGKILLs of a daemon under load", _kills),
     Stage("determinism", "one output digest over BLAS kernels, threads and SIMD levels (S13)", _determinism),
+    Stage("aarch64", "the same digests from an emulated aarch64 machine", _aarch64),
     Stage(
         "ten-thousand",
         "ten thousand engines from nothing to converged, twice with one trace; figures",
