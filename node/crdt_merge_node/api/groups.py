@@ -17,7 +17,6 @@ from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, Policy, act_digest, s
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
-from crdt_merge_protocol.strategies.delegation import FALLBACK, NONE
 
 from crdt_merge_node.background import finish
 from crdt_merge_node.contents import GroupContents
@@ -282,7 +281,7 @@ def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool,
             raise InvalidRequestError(
                 f"{each.id} works on differences from a base model.", hint="Name it: --base FILE."
             )
-    if needs_stand_in(chosen) and params.get(FALLBACK, NONE) == NONE:
+    if needs_stand_in(chosen, params):
         raise InvalidRequestError(
             f"{chosen.id} cannot merge whatever a group may come to hold: its policy has to name a stand-in.",
             hint="For instance: --param fallback=weight_average. The provenance says when it was used.",

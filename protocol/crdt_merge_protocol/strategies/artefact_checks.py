@@ -13,7 +13,8 @@ Every header has
 - optionally ``base``, the content id of the base, and ``note``, free text. Other fields are refused.
 
 T stands for the name of a floating point tensor of the model. Real elements are F32, F16 or BF16: in float64
-no sum of their squares can overflow. A ``match`` is a shell pattern over T; the first row that fits counts.
+no sum of their squares can overflow. A ``match`` is a shell pattern over T, of at most 16 wildcards; at most
+256 rows have any. The first row that fits counts.
 
 ``fisher_diag`` (one contribution)
     Tensors T, of T's shape, >= 0: the diagonal of the Fisher information per parameter, a mean over samples.

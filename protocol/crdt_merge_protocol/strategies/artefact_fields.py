@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, Final
 
@@ -16,16 +15,18 @@ from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.limits import TENSORS_MAX
 
 from .artefacts import Artefact
+from .globs import fits, is_wild, wildcards
 
 ROWS_MAX: Final = TENSORS_MAX
 """Rows of a table: one per tensor is enough."""
 PATTERNS_MAX: Final = 256
-"""Rows with a wildcard. The standard library remembers this many compiled patterns."""
+"""Rows with a wildcard: each is tried on every tensor."""
+WILDCARDS_MAX: Final = 16
+"""Wildcards of one pattern. A hundred in a row make one question cost what a hundred of the usual ones do."""
 NAME_CHARS_MAX: Final = 200
 """As tensor names: :data:`crdt_merge_protocol.limits.NAME_CHARS_MAX`."""
 PROBLEMS_MAX: Final = 16
 _DECIMAL: Final = re.compile(r"-?\d{1,20}(\.\d{1,40})?", re.ASCII)
-_WILD: Final = frozenset("*?[")
 _COMMON: Final = frozenset({"artefact", "subject", "set_root", "base", "note"})
 
 
@@ -127,9 +128,12 @@ class HeaderReader:
             return []
         is_table = isinstance(value, list) and 0 < len(value) <= ROWS_MAX
         if not is_table or any(not isinstance(row, dict) or not _is_glob(row.get("match")) for row in value):
-            self.add(f"{name} is a list of 1 to {ROWS_MAX} rows, each with a pattern `match`")
+            self.add(
+                f"{name} is a list of 1 to {ROWS_MAX} rows, each with a pattern `match`"
+                f" of at most {WILDCARDS_MAX} wildcards"
+            )
             return []
-        wild = sum(not _WILD.isdisjoint(row["match"]) for row in value)
+        wild = sum(is_wild(row["match"]) for row in value)
         if wild > PATTERNS_MAX:
             self.add(f"{name} has {wild} rows with wildcards, at most {PATTERNS_MAX} are read")
             return []
@@ -161,8 +165,7 @@ def contributions_of(header: Mapping[str, Any]) -> tuple[bytes, ...]:
 def row_of(rows: Iterable[Mapping[str, Any]], tensor: str) -> Mapping[str, Any] | None:
     """Return the first row whose pattern ``match`` fits a tensor's name, or None."""
     for row in rows:
-        pattern = row["match"]
-        if pattern == tensor or (not _WILD.isdisjoint(pattern) and fnmatchcase(tensor, pattern)):
+        if row["match"] == tensor or fits(row["match"], tensor):
             return row
     return None
 
@@ -170,10 +173,8 @@ def row_of(rows: Iterable[Mapping[str, Any]], tensor: str) -> Mapping[str, Any] 
 def unmatched(rows: Sequence[Mapping[str, Any]], tensors: Iterable[str]) -> list[str]:
     """Return the tensors that no row fits, as :func:`row_of` does, for many at once."""
     exact = {row["match"] for row in rows}
-    wild = [pattern for pattern in exact if not _WILD.isdisjoint(pattern)]
-    return [
-        name for name in tensors if name not in exact and not any(fnmatchcase(name, glob) for glob in wild)
-    ]
+    wild = [pattern for pattern in exact if is_wild(pattern)]
+    return [name for name in tensors if name not in exact and not any(fits(glob, name) for glob in wild)]
 
 
 def triangle_of(artefact: Artefact, weight: str) -> TensorSpec | None:
@@ -198,7 +199,7 @@ def input_axis(spec: TensorSpec, transposed: Container[str]) -> int:
 
 
 def _is_glob(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= NAME_CHARS_MAX
+    return isinstance(value, str) and 0 < len(value) <= NAME_CHARS_MAX and wildcards(value) <= WILDCARDS_MAX
 
 
 def _show(value: object) -> str:

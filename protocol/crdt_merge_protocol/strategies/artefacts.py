@@ -137,6 +137,8 @@ def read_header(type_: str, data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data, parse_constant=_refuse_constant, parse_float=_refuse_constant)
         is_canonical = isinstance(header, dict) and encode_header(header) == data
+        # Half a surrogate pair can be escaped in JSON but not be written, shown or sent as text.
+        json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ArtefactInvalidError(f"The header of a {type_} is not JSON: {error}.") from None
     if not is_canonical:

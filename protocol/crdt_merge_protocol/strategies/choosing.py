@@ -18,9 +18,9 @@ from crdt_merge_protocol.resolve_key import used_root
 
 from .artefacts import Artefact, ArtefactNeed, in_order
 from .contract import Strategy
-from .delegation import FALLBACK
+from .delegation import FALLBACK, INNER, NONE, parameters_of
 from .parameters import Value
-from .registry import get, names
+from .registry import ALIASES, get, names
 
 ARTEFACT_PARAMETER: Final = "artefact"
 """Parameter with the digest of the set-bound artefact to use, in hex."""
@@ -70,7 +70,7 @@ def needs_of(strategy: Strategy, params: Mapping[str, Value] | Mapping[str, str]
     Those of the others (``fallback``, ``inner``) set no contribution aside: they are optional here.
     """
     needs = {need.type: need for need in strategy.artefacts_for(params)}
-    for other in named_strategies(params):
+    for other in named_strategies(params, strategy):
         for need in other.artefacts:
             needs.setdefault(need.type, ArtefactNeed(need.type, is_optional=True))
     return tuple(needs[type_] for type_ in sorted(needs))
@@ -87,16 +87,25 @@ def whole_recipe(policy: Policy) -> bytes:
     A policy holds the version of its own strategy; a stand-in whose bits changed must change the key as well.
     Those of version 1 go without saying.
     """
-    named = {each.id: each.version for each in named_strategies(dict(policy.params)) if each.version > 1}
+    every = named_strategies(dict(policy.params), get(policy.strategy)) if policy.strategy in names() else ()
+    named = {each.id: each.version for each in every if each.version > 1}
     return policy.recipe() + (encode([list(item) for item in sorted(named.items())]) if named else b"")
 
 
-def needs_stand_in(strategy: Strategy) -> bool:
+def needs_stand_in(strategy: Strategy, params: Mapping[str, str] | None = None) -> bool:
     """Tell whether a group's policy with this strategy has to name a stand-in (STRATEGIES 1.12).
 
     What one contribution lacks sets that one aside; what the set lacks, or too few and too many of them,
     would end every resolve. A strategy with a rule of its own for either says so by taking the parameter.
+    A stand-in that is no better needs one in turn.
+
+    Args:
+        strategy: The policy's.
+        params: Its parameters, as texts: the stand-ins that they name are looked at instead.
     """
+    stand_in = (params or {}).get(FALLBACK, NONE)
+    if params and stand_in != NONE:
+        return needs_stand_in(get(stand_in), {k: str(v) for k, v in parameters_of(params, FALLBACK).items()})
     required = [need for need in strategy.artefacts if not need.is_optional]
     is_demanding = (
         strategy.k_min > 1
@@ -221,9 +230,31 @@ def _other_base(artefact: Artefact) -> Unfit:
     return Unfit(f"it was made for another base, {artefact.base.hex()[:12]}", is_stale=True)
 
 
-def named_strategies(params: Mapping[str, Value] | Mapping[str, str]) -> Iterator[Strategy]:
-    """Yield every strategy that a parameter names, at any depth."""
-    known = set(names())
-    for name, value in params.items():
-        if name.rpartition(".")[2] in ("fallback", "inner") and str(value) in known:
-            yield get(str(value))
+def named_strategies(
+    params: Mapping[str, Value] | Mapping[str, str], strategy: Strategy | None = None
+) -> Iterator[Strategy]:
+    """Yield every strategy that a parameter names, by its id or an alias, at any depth.
+
+    Args:
+        params: Texts or values.
+        strategy: Whose they are: those that it names by default are among them then.
+    """
+    texts = {name: str(value) for name, value in params.items()}
+    named = texts if strategy is None else _named_by(strategy, texts)
+    known = {*names(), *ALIASES}
+    for name, text in named.items():
+        if name.rpartition(".")[2] in (FALLBACK, INNER) and text in known:
+            yield get(text)
+
+
+def _named_by(strategy: Strategy, texts: Mapping[str, str], prefix: str = "") -> dict[str, str]:
+    """Return the parameters of a strategy that name strategies, dotted, and those of the strategies named."""
+    found: dict[str, str] = {}
+    for parameter in strategy.parameters:
+        if parameter.type != "strategy":
+            continue
+        name = f"{prefix}{parameter.name}"
+        found[name] = text = texts.get(name, parameter.default)
+        if text in ALIASES or text in names():
+            found |= _named_by(get(text), texts, f"{name}.")
+    return found

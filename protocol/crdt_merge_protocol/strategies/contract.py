@@ -25,6 +25,7 @@ Source: STRATEGIES of this project's design, sections 1 and D; the paper's "Laye
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -116,10 +117,14 @@ class MergeContext:
     def artefact(self, type_: str, contribution: int | None = None) -> int | None:
         """Return the position of the artefact of a type and subject in ``artefacts``, or None."""
         subject = b"" if contribution is None else self.digests[contribution]
-        for position, artefact in enumerate(self.artefacts):
-            if artefact.type == type_ and artefact.subject == subject:
-                return position
-        return None
+        wanted = type_, subject
+        position = bisect_left(self.artefacts, wanted, key=_sought_by)
+        is_there = position < len(self.artefacts) and _sought_by(self.artefacts[position]) == wanted
+        return position if is_there else None
+
+
+def _sought_by(artefact: Artefact) -> tuple[str, bytes]:
+    return artefact.type, artefact.subject
 
 
 @dataclass(frozen=True, slots=True)

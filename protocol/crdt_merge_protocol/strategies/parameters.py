@@ -10,11 +10,12 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Final, Literal
 
 from crdt_merge_protocol.errors import ParameterError
+
+from .globs import fits
 
 Scalar = Fraction | int | bool | str
 PAPER: Final = "paper"
@@ -26,6 +27,8 @@ _BOOLEANS: Final = {"true": True, "false": False}
 _SELECTOR: Final = re.compile(r"(?P<glob>[^#;=]*)(#(?P<digest>[0-9a-f]{8,64}))?", re.ASCII)
 ROWS_MAX: Final = 4096
 """Rows of a table; one text of a policy is short enough anyway."""
+_PROBLEMS_MAX: Final = 16
+"""Unknown names that are told: a genome may hold tens of thousands, and close ones take long to find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Row:
 
     def matches(self, tensor: str, digest: str) -> bool:
         """Tell whether the row speaks of this tensor of this contribution."""
-        return digest.startswith(self.digest) and (not self.glob or fnmatchcase(tensor, self.glob))
+        return digest.startswith(self.digest) and (not self.glob or fits(self.glob, tensor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +200,13 @@ def validate_parameters(
         ParameterError: Unknown names or values out of range, all of them in one message.
     """
     known = {parameter.name: parameter for parameter in parameters}
+    unknown = sorted(set(texts) - set(known))
     problems = [
-        f"{strategy} has no parameter {name!r}{_suggest(name, known)}"
-        for name in sorted(set(texts) - set(known))
+        f"{strategy} has no parameter {name[:64]!r}{_suggest(name[:64], known)}"
+        for name in unknown[:_PROBLEMS_MAX]
     ]
+    if len(unknown) > _PROBLEMS_MAX:
+        problems.append(f"and {len(unknown) - _PROBLEMS_MAX} more that it does not have")
     profile = texts.get("profile", PAPER) if "profile" in known else PAPER
     values: dict[str, Value] = {}
     for parameter in parameters:

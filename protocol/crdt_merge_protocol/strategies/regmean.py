@@ -88,18 +88,23 @@ class RegMean(MatrixStrategy):
         return "tensor" if self.wants(context, tensor_index) else "elements"
 
     def wants(self, context: MergeContext, tensor_index: int) -> tuple[Wanted, ...]:
-        """Return the triangles of a linear layer, one per contribution with a say, if all have one."""
+        """Return the triangles of a linear layer, one per contribution with a say, if all have one.
+
+        None either if they do not agree on which axis the inputs are: then no regression is meant by all, and
+        whoever disagrees must not turn the layer for the others.
+        """
         spec = context.specs[tensor_index]
         if matrix_shape(spec) is None:
             return ()
-        found = []
+        found, axes = [], set()
         for i in self._voters(context, tensor_index):
             position = context.artefact(GRAM, i)
             triangle = None if position is None else triangle_of(context.artefacts[position], spec.name)
             if position is None or triangle is None:
                 return ()
             found.append(Wanted(position, triangle.name, False))
-        return tuple(found) if len(found) > 1 else ()
+            axes.add(spec.name in context.artefacts[position].header.get("transposed", ()))
+        return tuple(found) if len(found) > 1 and len(axes) == 1 else ()
 
     def scratch_bytes(self, context: MergeContext, tensor_index: int) -> int:
         """Return two systems, right-hand sides and slices."""
@@ -196,13 +201,10 @@ class RegMean(MatrixStrategy):
         return bool(context.number("a", tensor_index)) and bool(self.wants(context, tensor_index))
 
     def _is_transposed(self, context: MergeContext, tensor_index: int) -> bool:
-        """Tell whether a layer is stored as [in, out]: any contribution's Gram matrix says so."""
-        name = context.specs[tensor_index].name
-        return any(
-            name in artefact.header.get("transposed", ())
-            for artefact in context.artefacts
-            if artefact.type == GRAM
-        )
+        """Tell whether a layer is stored as [in, out]; of one that is solved all say the same."""
+        wanted = self.wants(context, tensor_index)
+        header = context.artefacts[wanted[0].artefact].header if wanted else {}
+        return context.specs[tensor_index].name in header.get("transposed", ())
 
     def _side(self, context: MergeContext, tensor_index: int) -> int:
         """Return the number of inputs of a layer."""

@@ -193,3 +193,19 @@ def test_the_document_for_users_and_the_specification_name_the_same_types_and_fi
     assert re.findall(r"^``(\w+)`` \(", specified, re.MULTILINE) == list(SCOPES)
     for fields, _ in GOOD.values():
         assert all(f"`{name}`" in text and f"``{name}``" in specified for name in fields)
+
+
+def test_a_pattern_of_many_wildcards_is_no_pattern():
+    """One of a hundred costs what a hundred do, on every tensor of every node."""
+    at_most = [{"match": "*?" * 8, "lambda": ["1", "1"]}, *ROWS]
+    beyond = [{"match": "*?" * 8 + "[a-z]", "lambda": ["1", "1"]}, *ROWS]
+
+    assert problems("lambda_table", {"rows": at_most}, {}) == []
+    assert "at most 16 wildcards" in problems("lambda_table", {"rows": beyond}, {})[0]
+
+
+def test_half_a_character_is_refused():
+    """JSON can escape it; no file, screen or message can hold it."""
+    header = {"artefact": "role/1", **SUBJECT, "role": "forget", "attribute": "\ud800"}
+    with pytest.raises(ArtefactInvalidError, match="not JSON"):
+        read_header("role", encode_header(header))

@@ -15,6 +15,7 @@ from crdt_merge_protocol.strategies.choosing import (
     Choice,
     Offer,
     choose,
+    named_strategies,
     needs_of,
     needs_stand_in,
     whole_recipe,
@@ -152,6 +153,39 @@ def test_another_version_of_a_stand_in_is_another_recipe(monkeypatch: pytest.Mon
 
     assert whole_recipe(plain) == plain.recipe()
     assert whole_recipe(with_ties) != before
+
+
+def test_another_version_of_what_is_named_by_default_is_another_recipe(monkeypatch: pytest.MonkeyPatch):
+    """Spunge merges by ties unless told otherwise; so does spunge as a stand-in, and so does an alias."""
+    recipes = [
+        Policy(strategy="split_unlearn_merge", schema=bytes(32), params=(("fallback", "linear"),)),
+        Policy(strategy="krum", schema=bytes(32), params=(("fallback", "spunge"),)),
+        Policy(strategy="krum", schema=bytes(32), params=(("fallback", "split_unlearn_merge"),)),
+    ]
+    before = [whole_recipe(policy) for policy in recipes]
+    monkeypatch.setattr(type(registry.get("ties")), "version", 2)
+
+    assert all(new != old for new, old in zip(map(whole_recipe, recipes), before, strict=True))
+
+
+def test_a_stand_in_named_by_an_alias_brings_its_needs():
+    assert [each.id for each in named_strategies({"fallback": "average"})] == ["weight_average"]
+    assert [need.type for need in needs_of(registry.get("krum"), {"fallback": "negmerge"})] == ["role"]
+    assert [need.type for need in needs_of(registry.get("krum"), {"fallback": "spunge"})] == ["role"]
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"fallback": "weight_average"}, False),
+        ({"fallback": "average"}, False),
+        ({"fallback": "multi_krum"}, True),
+        ({"fallback": "multi_krum", "fallback.fallback": "none"}, True),
+        ({"fallback": "multi_krum", "fallback.fallback": "weight_average"}, False),
+    ],
+)
+def test_a_stand_in_that_may_fail_as_well_needs_one_in_turn(params: dict[str, str], expected: bool):
+    assert needs_stand_in(registry.get("krum"), params) is expected
 
 
 def test_keys_are_as_ever_without_artefacts_and_tasks():

@@ -7,7 +7,7 @@ from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.strategies.registry import get, names, plain_names
 
 
-def test_the_first_seven_strategies_need_nothing_but_models():
+def test_averages_and_task_vectors_need_nothing_but_models():
     known = {"weight_average", "linear", "slerp", "task_arithmetic", "ties", "dare", "dare_ties"}
 
     assert known <= set(plain_names())
@@ -126,3 +126,12 @@ def test_auto_stands_for_a_number_where_allowed():
     assert get("task_arithmetic").validate({"lambda": "auto"})["lambda"] == "auto"
     with pytest.raises(ParameterError, match="lambda is a number"):
         get("ties").validate({"lambda": "auto"})
+
+
+def test_of_thousands_of_unknown_names_a_few_are_told():
+    """A genome's author chooses them, and every node looks for close ones."""
+    texts = {f"densiti{number}{'y' * 300}": "1" for number in range(5000)}
+    with pytest.raises(ParameterError, match="and 4984 more that it does not have") as caught:
+        get("ties").validate(texts)
+
+    assert len(caught.value.message) < 4000

@@ -153,6 +153,18 @@ def test_one_model_stays_and_a_missing_gram_matrix_asks_for_a_stand_in():
         merged(models, [gram(0, {"w": grams[0]})])
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 5)])
+def test_nobody_turns_a_layer_for_the_others(shape):
+    """One says [in, out]: of a square matrix nobody could tell, of another the triangles do not fit."""
+    models = models_of(shape, 3)
+    used = [gram(i, {"w": g}) for i, g in enumerate(grams_of(shape[1], 2))]
+    (other,) = grams_of(shape[0], 1, 9)
+    found = merged(models, [*used, gram(2, {"w": other}, transposed=("w",))])
+
+    np.testing.assert_allclose(found.tensors["w"], sum(m["w"] for m in models) / 3, rtol=1e-9)
+    assert found.decisions["layers"] == []
+
+
 def test_large_systems_are_tolerant_and_right(monkeypatch):
     models, grams = models_of(), grams_of(5)
     used = [gram(i, {"w": g}) for i, g in enumerate(grams)]

@@ -1,8 +1,11 @@
 """Parameters by tensor and contribution: each tensor is merged as if those values were the only ones."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from crdt_merge_protocol.errors import ParameterError
+from crdt_merge_protocol.strategies import globs
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get
 
@@ -130,3 +133,26 @@ def test_weights_that_cancel_are_refused_offline_and_left_out_in_a_group(strateg
 def test_the_share_of_a_whole_model_cannot_differ_by_tensor(strategy, name):
     with pytest.raises(ParameterError, match="cannot differ by tensor"):
         get(strategy).validate({"scope": "model", name: "a.*=0.5;1"})
+
+
+def test_a_table_of_many_patterns_translates_each_once():
+    """The library's memory holds 256: with more, each question would translate all of them anew."""
+    table = get("weight_average").validate({"weight": ";".join(f"{n}*x=0.5" for n in range(1024))})["weight"]
+    table.at("y", "ab")
+    before = globs._compiled.cache_info().misses
+    for _ in range(3):
+        assert table.at("1023.x", "ab") == Fraction(1, 2)
+        assert table.at("y", "ab") == 1
+
+    assert globs._compiled.cache_info().misses == before
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("a.b", "a.b", True), ("a.b", "a-b", False), ("A", "a", False), ("*", "a.b", True),
+        ("a.?", "a.b", True), ("[ab].*", "b.0", True), ("[!ab].*", "b.0", False), ("a]", "a]", True),
+    ],
+)  # fmt: skip
+def test_patterns_are_those_of_the_shell(pattern, name, expected):
+    assert globs.fits(pattern, name) is expected
