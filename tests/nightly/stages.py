@@ -190,6 +190,10 @@ def _traces(seed: int) -> list[Step]:
     ]
 
 
+def _large_merge(_seed: int) -> list[Step]:
+    return [Step("ties", (sys.executable, "-m", "tests.nightly.large_merge"))]
+
+
 STAGES: Final = (
     Stage(
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
@@ -212,4 +216,9 @@ STAGES: Final = (
     Stage("oracles", "the same merges by mergekit, PEFT and fusion_bench, in scratch environments", _oracles),
     Stage("laws", "every strategy keeps every law of a CRDT through the state, at three sizes", _laws),
     Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
+    Stage(
+        "large-merge",
+        "two large models and their base by TIES within a gibibyte (B8; CRDT_MERGE_TEST_LARGE_MIB each)",
+        _large_merge,
+    ),
 )

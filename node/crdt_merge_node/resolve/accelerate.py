@@ -19,18 +19,18 @@ from crdt_merge_protocol.strategies.acceleration import install
 COMPILED_BYTES: Final = 120 * MIB
 """Private memory that numba and its code take in a process: 76 to 121 MiB in all were measured with them, 25
 without; the first compilation of a user takes most."""
-WORTH_BYTES: Final = 3 << 30
-"""Input, over all passes, from which on compiled loops are worth loading. Loading costs a worker about 1.5 s
-of processor time, compiling (once per user) 8 s; what is saved was measured at 0.3 (averages) to 0.6 ns
-(TIES) per byte. See protocol/decisions/0004-compiled-loops.md."""
+WORTH_ELEMENTS: Final = 2_000_000_000
+"""Elements read, over all passes, from which on compiled loops are worth loading. Loading costs each worker
+2.0 to 2.3 s of processor time (compiling, once per user, 8 s); per float32 an average saved 0.9 ns and TIES
+1.9 ns, so two workers break even at about this many. See protocol/decisions/0005-compiled-loops.md."""
 _CACHE_VARIABLE: Final = "NUMBA_CACHE_DIR"
 _OFF_VARIABLE: Final = "NUMBA_DISABLE_JIT"
 
 
-def is_worth_compiling(read_bytes: int) -> bool:
-    """Tell whether a job of so many bytes read is to load compiled loops, if this host has them."""
+def is_worth_compiling(elements: int) -> bool:
+    """Tell whether a job that reads so many elements is to load compiled loops, if this host has them."""
     return (
-        read_bytes >= WORTH_BYTES
+        elements >= WORTH_ELEMENTS
         and os.environ.get(_OFF_VARIABLE, "0") == "0"
         and importlib.util.find_spec("numba") is not None
     )

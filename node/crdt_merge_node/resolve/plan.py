@@ -164,7 +164,8 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     header, _ = layout(tensor.spec for tensor in tensors)
     read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
     wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
-    is_worth = wanted > 0 and is_worth_compiling(read_bytes * (strategy.pass_count(context) + 1))
+    elements = sum(tensor.spec.numel * len(tensor.streams) for tensor in tensors if tensor.index >= 0)
+    is_worth = wanted > 0 and is_worth_compiling(elements * (strategy.pass_count(context) + 1))
     share = share_memory(
         job.memory_bytes,
         k=context.k,

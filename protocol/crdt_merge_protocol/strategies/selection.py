@@ -8,10 +8,11 @@ nor on which of the two ways it was found. Sorting everything would cost ten tim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 
@@ -31,13 +32,18 @@ _MERGED_MAX: Final = 262_144
 """Different values over all blocks, 4 MiB."""
 
 
-@runtime_checkable
-class Countable(Protocol):
+class Countable(ABC):
     """Magnitudes that may count themselves."""
 
+    __slots__ = ()
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Float64Array]:
+        """Yield the magnitudes, in parts that may share a buffer."""
+
+    @abstractmethod
     def counted(self, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns) -> int | None:
         """Return the number of candidates, counted and gathered; None: iterate instead."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

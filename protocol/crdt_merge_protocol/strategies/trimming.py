@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .acceleration import Patterns, ScaledDifferences, current
 from .contract import LEAF_ELEMENTS, Block, Float64Array, Key, MergeContext
 from .kernels import chunks
-from .selection import Selection
+from .selection import Countable, Selection
 
 WHOLE_MODEL: Final = -1
 """Stands for a tensor index where one search or one majority covers all tensors."""
@@ -96,7 +96,7 @@ def magnitudes_of(block: Block, write: Differences, contribution: int) -> Magnit
 
 
 @dataclass(frozen=True, slots=True)
-class Magnitudes:
+class Magnitudes(Countable):
     """The absolute differences of one contribution in one block."""
 
     block: Block

@@ -239,8 +239,8 @@ def test_the_cache_is_this_users_or_nowhere(tmp_path, monkeypatch):
 
 
 def test_small_jobs_load_no_compiler():
-    assert not accelerate.is_worth_compiling(accelerate.WORTH_BYTES - 1)
-    assert accelerate.is_worth_compiling(accelerate.WORTH_BYTES)
+    assert not accelerate.is_worth_compiling(accelerate.WORTH_ELEMENTS - 1)
+    assert accelerate.is_worth_compiling(accelerate.WORTH_ELEMENTS)
 
 
 def test_neither_commands_nor_the_daemon_import_the_compiler():
