@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ from .planning import make_plan
 from .sharing import no_collector, shared_work
 
 SETTLE_S: Final = 60.0
-"""Until the views have filled and whoever joined at the same time has crossed over."""
+"""Until the views have filled and whoever joined at the same time has crossed over. A hundred nodes still
+cross over about once a second then; after ten minutes, every six seconds."""
 WARM_OPERATIONS: Final = 20
 """Before the measurement, so that the tree has formed."""
 LOSS_RATIO: Final = 0.02
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--operations", type=int, default=100, help="per measurement (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="virtual, of pauses (default 60)")
+    parser.add_argument("--settle", type=float, default=SETTLE_S, help="virtual seconds before (default 60)")
     arguments = parser.parse_args()
     for name in arguments.figures:
         began = time.process_time()
@@ -70,10 +73,9 @@ def new_world(nodes: int, seed: int, *, late_joiners: int = 0) -> World:
     return world
 
 
-def _settled(world: World) -> World:
+def _settle(world: World, arguments: argparse.Namespace) -> None:
     meet(world)
-    world.run(world.now + SETTLE_S)
-    return world
+    world.run(world.now + arguments.settle)
 
 
 def _add(world: World, node: SimulatedNode, number: int) -> SignedOperation:
@@ -96,8 +98,9 @@ def _random_nodes(world: World, count: int, purpose: str) -> list[SimulatedNode]
 
 
 def _quantile(values: Iterable[float], share: float) -> float:
+    """Return the nearest rank: the least value that so many are not above."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else float("nan")
 
 
 def _told(meter: Meter, count: int) -> str:
@@ -115,7 +118,7 @@ def _told(meter: Meter, count: int) -> str:
 
 def spread(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield how operations of one sender spread, then those of random senders."""
-    _settled(world)
+    _settle(world, arguments)
     count = arguments.operations
     _broadcast(world, [world.nodes[0]] * WARM_OPERATIONS)
     yield "one sender", _told(_broadcast(world, [world.nodes[0]] * count), count)
@@ -125,7 +128,7 @@ def spread(world: World, arguments: argparse.Namespace) -> Figures:
 
 def loss(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield how operations spread while payloads are lost."""
-    _settled(world)
+    _settle(world, arguments)
     _broadcast(world, [world.nodes[0]] * WARM_OPERATIONS)
     world.network.loss_everywhere = LOSS_RATIO
     count = arguments.operations
@@ -141,7 +144,7 @@ def loss(world: World, arguments: argparse.Namespace) -> Figures:
 def crash(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield when an operation reached all survivors after most nodes died at once."""
     share = 0.5 if arguments.nodes > 1000 else 0.8
-    _settled(world)
+    _settle(world, arguments)
     _broadcast(world, [world.nodes[0]] * 5)
     for is_silent in (False, True):
         dying = world.stream("crash").sample(range(1, arguments.nodes), int(share * arguments.nodes))
@@ -164,7 +167,7 @@ def crash(world: World, arguments: argparse.Namespace) -> Figures:
 
 def pauses(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield how many links ended while nodes stood still for a while, and when real deaths were noticed."""
-    _settled(world)
+    _settle(world, arguments)
     draw = world.stream("pauses")
     before = world.checker.sometimes["silence ended a connection"]
     until, count = world.now + 60 * arguments.minutes, 0
@@ -189,7 +192,7 @@ def pauses(world: World, arguments: argparse.Namespace) -> Figures:
 
 def idle(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield what nodes send that have nothing to do."""
-    _settled(world)
+    _settle(world, arguments)
     span_s = 60.0
     before = [node.bytes_sent for node in world.nodes]
     world.run(world.now + span_s)
@@ -226,7 +229,7 @@ def newcomer(world: World, arguments: argparse.Namespace) -> Figures:
 
 def heal(world: World, arguments: argparse.Namespace) -> Figures:
     """Yield how long two halves that worked apart take to agree, and what they sent for it."""
-    _settled(world)
+    _settle(world, arguments)
     half = arguments.nodes // 2
     sides = [list(range(half)), list(range(half, arguments.nodes))]
     apart_s = 30.0 + arguments.operations / 100
