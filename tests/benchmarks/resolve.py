@@ -1,15 +1,16 @@
 """Resolve of four models: the arithmetic alone, and a whole job from files to a durable file (TARGETS B1-B5).
 
-The arithmetic runs in this process, block by block, as a worker does it; its floor reads every input once
-and writes the output once at the bandwidth of a copy in memory. The whole job starts two workers, reads files
-that are in the page cache, checks the BLAKE3 digests of what it reads, hashes what it writes (BLAKE3 and
-SHA-256), and ends with fsync; its floor reads the same files and writes as much, durably.
+The arithmetic runs in this process, block by block, as a worker does it, by numpy and by compiled loops; its
+floor reads every input once and writes the output once at the bandwidth of a copy in memory. The whole job
+starts two workers, reads files that are in the page cache, checks the BLAKE3 digests of what it reads, hashes
+what it writes (BLAKE3 and SHA-256), and ends with fsync; its floor reads the same files and writes as much,
+durably.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from crdt_merge_node.resolve import build_job, describe_file, run_job
+from crdt_merge_node.resolve.accelerate import install_compiled
 from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.policy import Policy
-from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS, Block, Key, MergeContext, exact_weights
+from crdt_merge_protocol.strategies.acceleration import Bytes, StoredRows, current, install
+from crdt_merge_protocol.strategies.contract import (
+    LEAF_ELEMENTS,
+    Block,
+    Float64Array,
+    Key,
+    MergeContext,
+    exact_weights,
+)
 from crdt_merge_protocol.strategies.dtypes import decode_into, encode_array
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
@@ -54,19 +64,34 @@ def measure(options: Options) -> Iterator[Row]:
             inputs = [*files[:MODELS], *(files[MODELS:] if get(strategy).base == "required" else [])]
             naive_s = best_s(partial(formula, models, base), options.repeats)
             what = f"{strategy} k={MODELS} {options.elements / 1e6:g}M f32"
-            yield _compare(
-                f"{what}, arithmetic, 1 thread",
-                seconds=best_s(Arithmetic(strategy, params, models, base).run, options.repeats),
-                floor_s=(len(inputs) + 1) * base.nbytes / bandwidth,
-                naive_s=naive_s,
-                target=target,
-            )
+            for loops in ("numpy", "compiled"):
+                yield _compare(
+                    f"{what}, arithmetic, {loops}, 1 thread",
+                    seconds=_arithmetic_s(Arithmetic(strategy, params, models, base), loops, options.repeats),
+                    floor_s=(len(inputs) + 1) * base.nbytes / bandwidth,
+                    naive_s=naive_s,
+                    target=target,
+                )
             yield _compare(
                 f"{what}, whole job, 2 workers",
                 seconds=best_s(_job(strategy, params, files, output), options.repeats),
                 floor_s=best_s(partial(durable_copy, inputs, output), options.repeats),
                 naive_s=naive_s,
             )
+
+
+def _arithmetic_s(arithmetic: Arithmetic, loops: str, repeats: int) -> float:
+    """Return the time of a merge in memory; what compiling takes is not in it."""
+    if loops == "numpy":
+        return best_s(arithmetic.run, repeats)
+    reason = install_compiled()
+    if reason:
+        raise RuntimeError(reason)
+    try:
+        arithmetic.run()
+        return best_s(arithmetic.run, repeats)
+    finally:
+        install(None)
 
 
 def _compare(what: str, *, seconds: float, floor_s: float, naive_s: float, target: str = "") -> Row:
@@ -129,7 +154,14 @@ class Arithmetic:
                     if len(partials) >= PARTIALS_MAX:
                         partials = self._strategy.compact(context, pass_no, partials)
             state = self._strategy.end_pass(context, state, pass_no, partials)
+        form = self._strategy.linear_form(context, state, 0)
         for block in self._blocks():
+            accelerator = current()
+            if accelerator is not None and form is not None and isinstance(block.inputs, StoredRows):
+                base = self._sources[-1][block.start : block.stop].data.cast("B") if self._has_base else None
+                target = self._output[block.start : block.stop]
+                if accelerator.combine_stored(block.inputs, base, form, "F32", target):
+                    continue
             merged = self._strategy.merge(context, state, block)
             stored, _ = encode_array("F32", merged, "saturate")
             self._output[block.start : block.stop] = stored
@@ -137,13 +169,17 @@ class Arithmetic:
     def _blocks(self) -> Iterator[Block]:
         for start in range(0, self._elements, BLOCK_ELEMENTS):
             stop = min(start + BLOCK_ELEMENTS, self._elements)
-            views = []
-            for source, array in zip(self._sources, self._arrays, strict=True):
-                view = array[: stop - start]
-                decode_into("F32", source[start:stop].data.cast("B"), view)
-                views.append(view)
-            base = views.pop() if self._has_base else None
-            yield Block(tensor_index=0, start=start, stop=stop, inputs=views, base=base)
+            raw: list[Bytes] = [source[start:stop].data.cast("B") for source in self._sources]
+            base = self._decoded(len(raw) - 1, raw.pop()) if self._has_base else None
+            inputs: Sequence[Float64Array] = StoredRows("F32", raw, self._decoded)
+            if current() is None:
+                inputs = list(inputs)
+            yield Block(tensor_index=0, start=start, stop=stop, inputs=inputs, base=base)
+
+    def _decoded(self, number: int, raw: Bytes) -> Float64Array:
+        view = self._arrays[number][: len(raw) // 4]
+        decode_into("F32", raw, view)
+        return view
 
 
 def _job(strategy: str, params: dict[str, str], files: list[Path], output: Path) -> Callable[[], object]:
