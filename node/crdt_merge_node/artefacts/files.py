@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from crdt_merge_protocol.strategies.artefacts import (
     read_header,
 )
 from crdt_merge_protocol.strategies.dtypes import decode_block, encode_block
-from crdt_merge_protocol.tensorfile import TensorEntry, TensorFile, layout
+from crdt_merge_protocol.tensorfile import TensorEntry, TensorFile
 
 from crdt_merge_node.ports import File, Fs, Rng
 from crdt_merge_node.resolve.files import naming
 from crdt_merge_node.resolve.files import read_header as read_tensors
+from crdt_merge_node.tensor_writer import TensorWriter
 
 Float64Array = npt.NDArray[np.float64]
 Blocks = Callable[[], Iterator[Float64Array]]
@@ -75,22 +75,11 @@ def write_artefact(
     if schema is not None:
         refuse(type_, check_artefact(type_, header, specs, schema))
     head = TensorSpec(name=HEADER_TENSOR, dtype="U8", shape=(len(raw),))
-    start, offsets = layout([head, *specs])
-    temporary = path.with_name(f".{path.name}.{rng.bytes(6).hex()}.part")
-    with naming(path, "written"), fs.create(temporary, mode=0o666) as file:
-        try:
-            file.write_at(0, start)
-            file.write_at(offsets[HEADER_TENSOR], raw)
-            for spec, blocks in tensors:
-                _write_tensor(file, offsets[spec.name], type_, spec, blocks())
-            file.sync()
-            fs.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                fs.unlink(temporary)
-            raise
-    fs.sync_dir(path.parent)
-    return len(start) + len(raw) + sum(spec.nbytes for spec in specs)
+    with TensorWriter(path, [head, *specs], fs=fs, rng=rng) as writer:
+        writer.put_bytes(HEADER_TENSOR, 0, raw)
+        for spec, blocks in tensors:
+            _write_tensor(writer, type_, spec, blocks())
+    return writer.nbytes
 
 
 def refuse(type_: str, problems: Sequence[str]) -> None:
@@ -169,9 +158,7 @@ def _check_tensor(type_: str, entry: TensorEntry, stored: File) -> str | None:
     return None
 
 
-def _write_tensor(
-    file: File, offset: int, type_: str, spec: TensorSpec, blocks: Iterator[Float64Array]
-) -> None:
+def _write_tensor(writer: TensorWriter, type_: str, spec: TensorSpec, blocks: Iterator[Float64Array]) -> None:
     """Write the elements of a tensor, rounded; they are judged as they will be read."""
     done, width = 0, DTYPE_BYTES[spec.dtype]
     for block in blocks:
@@ -179,6 +166,6 @@ def _write_tensor(
         problem = check_values(type_, spec.name, decode_block(spec.dtype, raw), done)
         if problem is not None:
             raise NonFiniteError(f"This is no {type_}: {problem}.", hint="Look at the inputs.")
-        file.write_at(offset + done * width, raw)
+        writer.put_bytes(spec.name, done * width, raw)
         done += block.size
     assert done == spec.numel, f"{spec.name}: {done} of {spec.numel} elements"

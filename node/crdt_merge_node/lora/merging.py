@@ -25,10 +25,10 @@ from crdt_merge_node.ports import Fs, SystemFs, SystemRng
 from crdt_merge_node.resolve.files import read_header
 from crdt_merge_node.resolve.job import DEFAULT_MEMORY_BYTES, ReportProgress, TensorSource
 from crdt_merge_node.resolve.merge import merge_files
+from crdt_merge_node.tensor_writer import TensorWriter
 
 from .collection import AdapterSet, delta_specs, linear_sums, products, read_set
-from .factors import as_matrix, concatenate, delta, reduce, target_rank, truncate
-from .files import TensorWriter
+from .factors import Reduced, as_matrix, concatenate, delta, reduce, target_rank, truncate
 from .writing import AdapterResult, Target, reading, write_adapter, write_delta, write_model
 
 LINEAR: Final = frozenset({"weight_average", "linear", "task_arithmetic"})
@@ -78,12 +78,7 @@ def merge_adapters(
         sums = linear_sums(found, recipe.id, texts)
         if base is not None:
             return write_model(target, base, found, products(found, sums))
-        reduced = {}
-        for module, parts in sums.items():
-            ranks = [found.adapters[i].pairs[module].rank for i, _ in parts]
-            up, down = concatenate([(c, found.adapters[i].factors(module)) for i, c in parts])
-            reduced[module] = reduce(up, down, target_rank(rank, ranks))
-        return write_adapter(target, found, reduced)
+        return write_adapter(target, found, _reduced(found, sums, rank))
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
         merged = Path(name) / "merged.safetensors"
         warnings = merge_files(
@@ -100,14 +95,7 @@ def merge_adapters(
             return write_model(target, base, found, _stored(merged, found, target.fs))
         if rank == "auto":
             return write_delta(target, merged, found, warnings)
-        reduced = {
-            module: truncate(
-                as_matrix(difference, found.adapters[found.having(module)[0]].factors(module)),
-                target_rank(rank, [found.adapters[i].pairs[module].rank for i in found.having(module)]),
-            )
-            for module, difference in _stored(merged, found, target.fs)
-        }
-        return write_adapter(target, found, reduced, warnings)
+        return write_adapter(target, found, _truncated(found, merged, rank, target.fs), warnings)
 
 
 def expand_adapter(
@@ -128,6 +116,29 @@ def expand_adapter(
         for module, difference in differences:
             writer.put(f"{module}.weight", difference)
     return AdapterResult(paths=(output,), modules=len(found.modules), ranks={}, dropped={})
+
+
+def _reduced(
+    found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]], rank: str
+) -> dict[str, Reduced]:
+    """Return the factors of a weighted sum of adapters by module, at the rank that the rule gives."""
+    reduced = {}
+    for module, parts in sums.items():
+        ranks = [found.adapters[i].pairs[module].rank for i, _ in parts]
+        up, down = concatenate([(c, found.adapters[i].factors(module)) for i, c in parts])
+        reduced[module] = reduce(up, down, target_rank(rank, ranks))
+    return reduced
+
+
+def _truncated(found: AdapterSet, merged: Path, rank: str, fs: Fs) -> dict[str, Reduced]:
+    """Return factors of the whole differences in a file by module, cut to the rank that the rule gives."""
+    return {
+        module: truncate(
+            as_matrix(difference, found.adapters[found.having(module)[0]].factors(module)),
+            target_rank(rank, [found.adapters[i].pairs[module].rank for i in found.having(module)]),
+        )
+        for module, difference in _stored(merged, found, fs)
+    }
 
 
 def _expand_all(found: AdapterSet, directory: Path, target: Target) -> list[Path]:

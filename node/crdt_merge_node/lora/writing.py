@@ -15,14 +15,14 @@ from crdt_merge_protocol.errors import ParameterError, ShapeMismatchError
 from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.dtypes import decode_block, output_dtype
 
-from crdt_merge_node.ports import Fs, Rng
+from crdt_merge_node.ports import Fs, Rng, replace_file
 from crdt_merge_node.resolve.files import SourceReader, naming, read_header
 from crdt_merge_node.resolve.job import TensorSource
+from crdt_merge_node.tensor_writer import TensorWriter
 
 from .adapter import CONFIG, PREFIX, WEIGHTS
 from .collection import AdapterSet, delta_specs, others
 from .factors import Reduced
-from .files import TensorWriter
 
 DELTA: Final = "delta.safetensors"
 _COPY_BYTES: Final = 1 << 23
@@ -68,7 +68,9 @@ def write_adapter(
         for name, values in tensors.items():
             writer.put(name, values)
     ranks = {module: each.up.shape[1] for module, each in reduced.items()}
-    _write_json(output / CONFIG, _config(found, ranks), fs, rng)
+    config = json.dumps(_config(found, ranks), indent=2, sort_keys=True) + "\n"
+    with naming(output / CONFIG, "written"):
+        replace_file(fs, output / CONFIG, config.encode(), mode=0o666)
     return AdapterResult(
         paths=(output / WEIGHTS, output / CONFIG),
         modules=len(reduced),
@@ -178,13 +180,3 @@ def reading(fs: Fs) -> Iterator[SourceReader]:
         yield reader
     finally:
         reader.close()
-
-
-def _write_json(path: Path, document: Mapping[str, Any], fs: Fs, rng: Rng) -> None:
-    temporary = path.with_name(f".{path.name}.{rng.bytes(6).hex()}.part")
-    with naming(path, "written"):
-        with fs.create(temporary, mode=0o666) as file:
-            file.write_at(0, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
-            file.sync()
-        fs.rename(temporary, path)
-        fs.sync_dir(path.parent)

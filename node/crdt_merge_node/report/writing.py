@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from crdt_merge_node.ports import Fs
+from crdt_merge_node.ports import Fs, replace_file
 from crdt_merge_node.resolve.files import naming
 from crdt_merge_node.resolve.job import ReportProgress, ResolveJob, ResolveResult
 
@@ -65,12 +65,5 @@ def write_card(result: ResolveResult, path: Path, *, fs: Fs) -> None:
 
 
 def _write(fs: Fs, path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
     with naming(path, "written"):
-        if fs.stat(temporary) is not None:
-            fs.unlink(temporary)
-        with fs.create(temporary, mode=0o666) as file:
-            file.write_at(0, text.encode())
-            file.sync()
-        fs.rename(temporary, path)
-        fs.sync_dir(path.parent)
+        replace_file(fs, path, text.encode(), mode=0o666)

@@ -20,7 +20,7 @@ from crdt_merge_node.resolve.files import naming
 class TensorWriter:
     """A file under construction; it appears under its name when the ``with`` ends without an error.
 
-    Tensors that are not put are zero.
+    Tensors that are not put are zero. Every step may raise FullError or StorageError, which name the file.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], *, fs: Fs, rng: Rng) -> None:
@@ -28,21 +28,31 @@ class TensorWriter:
         self._fs = fs
         self._specs = {spec.name: spec for spec in specs}
         header, self._offsets = layout(self._specs.values())
+        self.nbytes = len(header) + sum(spec.nbytes for spec in self._specs.values())
         self._temporary = path.with_name(f".{path.name}.{rng.bytes(6).hex()}.part")
         with naming(path, "written"):
             self._file = fs.create(self._temporary, mode=0o666)
-            self._file.write_at(0, header)
-            self._file.truncate(len(header) + sum(spec.nbytes for spec in self._specs.values()))
+            try:
+                self._file.write_at(0, header)
+                self._file.truncate(self.nbytes)
+            except BaseException:
+                self._discard()
+                raise
 
     def put(self, name: str, values: Float64Array) -> None:
-        """Write a floating point tensor, rounded to its element type; too large values become the largest."""
+        """Write a floating point tensor, rounded to its element type; too large values become the largest.
+
+        Args:
+            name: One of the specs'.
+            values: float64 of any shape, as many elements as the tensor has.
+        """
         spec = self._specs[name]
         assert values.size == spec.numel, f"{name} has {values.size} elements, {spec.numel} are declared"
         stored, _ = encode_array(spec.dtype, values.reshape(-1), "saturate")
         self.put_bytes(name, 0, stored.tobytes())
 
     def put_bytes(self, name: str, position: int, data: bytes | memoryview) -> None:
-        """Write raw bytes of a tensor."""
+        """Write raw little-endian bytes of a tensor, ``position`` bytes from its beginning."""
         with naming(self._path, "written"):
             self._file.write_at(self._offsets[name] + position, data)
 
@@ -59,6 +69,10 @@ class TensorWriter:
                     self._fs.rename(self._temporary, self._path)
                     self._fs.sync_dir(self._path.parent)
         finally:
-            self._file.close()
-            with contextlib.suppress(OSError):
-                self._fs.unlink(self._temporary)
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close the file, and remove it unless it has got its name."""
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._fs.unlink(self._temporary)
