@@ -40,6 +40,8 @@ from .wishes import Wish, Wishes
 log = get_logger()
 
 DISPROVED_MAX: Final = 65_536
+PARTLY_S: Final = 0.25
+"""How long a comparison waits if nothing has come yet that it could decide by."""
 
 
 class ContentKeeper:
@@ -59,10 +61,13 @@ class ContentKeeper:
         self._scans = Scans(store, found=self._scanned)
         self._wishes = Wishes(
             came=self._changed_all,
+            partly=self._changed_partly,
             disproved=self._note_disproved,
             fatal=driver.fail,
         )
         self._damage = 0
+        self._late: dict[bytes, asyncio.TimerHandle] = {}
+        """Groups to compare after a while."""
         self._is_closing = False
 
     async def load(self) -> None:
@@ -78,6 +83,8 @@ class ContentKeeper:
     async def close(self) -> None:
         """Stop; a later start continues where this stopped."""
         self._is_closing = True
+        for timer in self._late.values():
+            timer.cancel()
         await asyncio.gather(*(watch.close() for watch in self._watches.values()))
         await self._wishes.close()
         await self._scans.close()
@@ -125,7 +132,8 @@ class ContentKeeper:
     def remaining(self, missing: Mapping[bytes, int]) -> int:
         """Return how many bytes of these are still to come, those on disk of unfinished ones aside."""
         underway = self.underway() if missing else {}
-        return sum(underway.get(blob, nbytes) for blob, nbytes in missing.items())
+        has = self._store.blobs.has  # A comparison may not have seen yet what has just come.
+        return sum(underway.get(blob, nbytes) for blob, nbytes in missing.items() if not has(blob))
 
     def underway(self) -> dict[bytes, int]:
         """Return what is being fetched, with the number of bytes still to come."""
@@ -169,6 +177,17 @@ class ContentKeeper:
         for group in groups:
             self.changed(group)
 
+    def _changed_partly(self, groups: Iterable[bytes]) -> None:
+        """Compare soon, but not for every blob of a contribution of which more are on their way."""
+        loop = asyncio.get_running_loop()
+        for group in groups:
+            if group not in self._late and not self._is_closing:
+                self._late[group] = loop.call_later(PARTLY_S, self._changed_late, group)
+
+    def _changed_late(self, group: bytes) -> None:
+        del self._late[group]
+        self.changed(group)
+
     def _scanned(self, content: bytes) -> None:
         for group, contents in self._contents.items():
             if any(item.visible.content == content for item in contents.items.values()):
@@ -193,35 +212,62 @@ class ContentKeeper:
         )
         if before is not None and before.damage != self._damage:
             before = None
-        await self._fill_shared(contents)
+        await self._fill_shared(contents, before)
+        seen: Mapping[bytes, Item] = before.items if before else {}
         for is_pending, shown in ((False, view.visible), (True, view.pending)):
             for visible in shown:
-                contents.items[visible.tag] = await self._look_at(
-                    visible,
-                    contents,
-                    before.items.get(visible.tag) if before else None,
-                    is_pending=is_pending,
-                )
+                old = seen.get(visible.tag)
+                if old is None or not self._is_final(old, visible, contents, is_pending=is_pending):
+                    old = await self._look_at(visible, contents, old, is_pending=is_pending)
+                contents.items[visible.tag] = old
         self._contents[group] = contents
+        if any(self._is_scanned(item) for item in contents.items.values()):
+            self.changed(group)  # The scan ended before it could be known for whom it was.
         is_followed = self.is_followed(group)
         self._wishes.need(group, self._all_wishes(contents) if is_followed else ())
         if is_followed:
             await self._holds.tell(group, contents)
 
-    async def _fill_shared(self, contents: GroupContents) -> None:
+    def _is_scanned(self, item: Item) -> bool:
+        return item.is_scanning and self._scans.verdict(item.visible.content, item.visible.type) is not None
+
+    def _is_final(self, item: Item, visible: Visible, contents: GroupContents, *, is_pending: bool) -> bool:
+        """Tell whether another look at a contribution would find what the last one did.
+
+        Of a thousand contributions all but the newest are so: a comparison costs what has changed.
+        """
+        is_read = item.is_artefact and contents.is_needed(visible.type)
+        return (
+            item.is_judged
+            and (item.has_meta or visible.payload is None)
+            and contents.schema is not None
+            and item.judged_by == (contents.view.policy.schema, contents.view.policy.weight_cap)
+            and item.is_pending == is_pending
+            and (bool(item.problem) or (item.artefact is not None) == is_read)
+            # The tag is a hash of all that the author said; only who holds it can be another.
+            and item.visible.holders == visible.holders
+        )
+
+    async def _fill_shared(self, contents: GroupContents, before: GroupContents | None) -> None:
         """Find what every contribution is judged by and merged with."""
         policy = contents.view.policy
+        if before is not None and before.view.policy.schema == policy.schema:
+            contents.schema = before.schema
+        if before is not None and before.view.policy.base == policy.base:
+            contents.base = before.base
         try:
-            if (data := await self._object(policy.schema)) is None:
-                contents.shared_missing[policy.schema] = 0
-            else:
-                contents.schema = Schema.decode(data)
+            if contents.schema is None:
+                if (data := await self._object(policy.schema)) is None:
+                    contents.shared_missing[policy.schema] = 0
+                else:
+                    contents.schema = Schema.decode(data)
             if policy.base is None:
                 return
-            if (data := await self._object(policy.base)) is None:
-                contents.shared_missing[policy.base] = 0
-                return
-            contents.base = Manifest.decode(data)
+            if contents.base is None:
+                if (data := await self._object(policy.base)) is None:
+                    contents.shared_missing[policy.base] = 0
+                    return
+                contents.base = Manifest.decode(data)
         except RemoteProtocolError as error:
             contents.problem = f"the schema or the base of its policy is unreadable: {error.message}"
             return
@@ -371,8 +417,14 @@ class ContentKeeper:
             names[policy.base] = content_id
         for key, nbytes in contents.shared_missing.items():
             name = names.get(key)
-            yield self._blob_wish(key, nbytes, b"") if name is None else self._object_wish(key, name, b"")
+            yield (
+                self._blob_wish(key, nbytes, b"", policy.base or b"")
+                if name is None
+                else (self._object_wish(key, name, b""))
+            )
         for item in contents.items.values():
+            if not item.missing and (item.has_meta or item.visible.payload is None):
+                continue
             author, visible = item.visible.author, item.visible
             if visible.payload is not None and not item.has_meta:
                 yield self._object_wish(visible.payload, payload_id, author)
@@ -380,14 +432,14 @@ class ContentKeeper:
                 if key == visible.content:
                     yield self._object_wish(key, content_id, author)
                 else:
-                    yield self._blob_wish(key, nbytes, author)
+                    yield self._blob_wish(key, nbytes, author, visible.content)
 
-    def _blob_wish(self, blob: bytes, nbytes: int, owner: bytes) -> Wish:
-        start = partial(self._fetcher.want_blob, blob, nbytes)
-        return Wish(id=blob, nbytes=nbytes, owner=owner, start=start)
+    def _blob_wish(self, blob: bytes, nbytes: int, owner: bytes, content: bytes) -> Wish:
+        start = partial(self._fetcher.want_blob, blob, nbytes, owner=owner, content=content)
+        return Wish(id=blob, nbytes=nbytes, owner=owner, start=start, content=content)
 
     def _object_wish(self, object_id: bytes, name: Callable[[bytes], bytes], owner: bytes) -> Wish:
         async def start() -> None:
-            await self._fetcher.want_object(object_id, lambda found: name(found) == object_id)
+            await self._fetcher.want_object(object_id, lambda found: name(found) == object_id, owner=owner)
 
         return Wish(id=object_id, nbytes=0, owner=owner, start=start)

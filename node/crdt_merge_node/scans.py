@@ -8,6 +8,7 @@ bound by the disk, and commands should not wait behind several.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,8 @@ log = get_logger()
 
 PREFIX: Final = "finite/"
 RETRY_S: Final = 5.0
+REMEMBER_S: Final = 1.0
+"""Verdicts of so long are written together: a lost one costs another scan and nothing else."""
 _Subject = tuple[bytes, str]
 """(content, type of the contribution): the same bytes may be a sound model and no sound artefact."""
 
@@ -42,6 +45,9 @@ class Scans:
         self._found = found
         self._finite: dict[_Subject, bool] = {}
         self._running: dict[_Subject, asyncio.Task[None]] = {}
+        self._unwritten: dict[str, bool] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._turn = asyncio.Semaphore(1)
         self._is_closed = False
 
@@ -55,24 +61,55 @@ class Scans:
         """Stop; nothing reads the store any more once this returns."""
         self._is_closed = True
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        with contextlib.suppress(StoreFailedError):
+            await self._write()
 
     def verdict(self, content: bytes, kind: str = MODEL) -> bool | None:
         """Return whether all numbers of a content are such as its type allows; None: not yet looked."""
         return self._finite.get((content, kind))
 
     async def note(self, content: bytes, kind: str = MODEL, *, is_finite: bool) -> None:
-        """Remember a verdict."""
+        """Remember a verdict, over restarts too once this returns."""
+        self._note_soon(content, kind, is_finite=is_finite)
+        await self._write()
+
+    def _note_soon(self, content: bytes, kind: str, *, is_finite: bool) -> None:
+        """Remember a verdict: at once, and over restarts a moment later."""
         if self._finite.get((content, kind)) is is_finite:
             return
         self._finite[content, kind] = is_finite
-        key = PREFIX + content.hex() + ("" if kind == MODEL else f"/{kind}")
+        self._unwritten[PREFIX + content.hex() + ("" if kind == MODEL else f"/{kind}")] = is_finite
+        if self._timer is None and not self._is_closed:
+            self._timer = asyncio.get_running_loop().call_later(REMEMBER_S, self._begin_writing)
+
+    def _begin_writing(self) -> None:
+        self._timer = None
+        if self._writing is not None:
+            self._timer = asyncio.get_running_loop().call_later(REMEMBER_S, self._begin_writing)
+        else:
+            self._writing = asyncio.create_task(self._write(), name="scan-notes")
+            self._writing.add_done_callback(self._written)
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        self._writing = None
+        if not writing.cancelled():
+            writing.exception()  # Looked at, or asyncio warns: the store has told the node, which stops.
+
+    async def _write(self) -> None:
+        if not self._unwritten:
+            return
+        verdicts, self._unwritten = self._unwritten, {}
         try:
-            await self._store.put_meta(key, b"1" if is_finite else b"0")
+            await self._store.update_meta({key: b"1" if each else b"0" for key, each in verdicts.items()})
         except StoreFailedError:
             raise
         except StorageError as error:
             # Looked for again at the next start, which costs time and nothing else.
-            log.debug("scan.forgotten", blob=content, error=error)
+            log.debug("scan.forgotten", count=len(verdicts), error=error)
 
     def begin(self, content: bytes, manifest: Manifest, kind: str = MODEL) -> None:
         """Look through a content whose bytes are all here, unless that is being done."""
@@ -84,7 +121,7 @@ class Scans:
         try:
             async with self._turn:
                 is_finite = await asyncio.to_thread(self._look, manifest, kind)
-            await self.note(content, kind, is_finite=is_finite)
+            self._note_soon(content, kind, is_finite=is_finite)
         except (_StoppedError, StoreFailedError):
             return  # In the latter case the store has told the node, which stops.
         except StorageError as error:

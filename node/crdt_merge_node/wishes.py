@@ -35,6 +35,8 @@ class Wish:
     owner: bytes
     """Who is to blame if nobody has it; empty for what all contributions need."""
     start: Callable[[], Awaitable[None]]
+    content: bytes = b""
+    """Of a blob: the content that it is a part of. Nothing can be decided before the last of its blobs."""
 
 
 class Wishes:
@@ -44,21 +46,26 @@ class Wishes:
         self,
         *,
         came: Callable[[Iterable[bytes]], None],
+        partly: Callable[[Iterable[bytes]], None],
         disproved: Callable[[bytes, int, str], None],
         fatal: Callable[[BaseException], None],
     ) -> None:
         """Take who wants to know.
 
         Args:
-            came: Gets the groups that something was fetched for, or may now be asked for.
+            came: Gets the groups that something was fetched for that tells more, or that ended badly.
+            partly: Gets those for which a part of something came, and those that more may be asked for.
             disproved: Gets (id, size, reason) of a blob that cannot have the size that a manifest says.
             fatal: Gets what should not happen.
         """
         self._came = came
+        self._partly = partly
         self._disproved = disproved
         self._fatal = fatal
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
         self._shares: Counter[bytes] = Counter()
+        self._parts: Counter[bytes] = Counter()
+        """Content -> how many of its blobs are being fetched."""
         self._needed: dict[bytes, frozenset[bytes]] = {}
         """group -> everything that it needs."""
         self._starved: set[bytes] = set()
@@ -101,6 +108,7 @@ class Wishes:
         task = asyncio.create_task(self._fetch(wish), name=f"wish-{wish.id.hex()[:8]}")
         self._tasks[wish.id] = task
         self._shares[wish.owner] += 1
+        self._parts[wish.content] += 1
         task.add_done_callback(lambda done: self._ended(wish, done))
 
     async def _fetch(self, wish: Wish) -> None:
@@ -114,12 +122,16 @@ class Wishes:
 
     def _ended(self, wish: Wish, task: asyncio.Task[None]) -> None:
         del self._tasks[wish.id]
-        self._shares[wish.owner] -= 1
-        if not self._shares[wish.owner]:
-            del self._shares[wish.owner]
+        for counts, key in ((self._shares, wish.owner), (self._parts, wish.content)):
+            counts[key] -= 1
+            if not counts[key]:
+                del counts[key]
         if self._is_closed:
             return
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal(error)
         concerned = {group for group, needed in self._needed.items() if wish.id in needed}
-        self._came(sorted(concerned | self._starved))
+        if wish.content and self._parts[wish.content]:
+            self._partly(sorted(concerned | self._starved))
+        else:
+            self._came(sorted(concerned | self._starved))

@@ -10,7 +10,9 @@ every provider's window full, and sees to it that
    a second time, of that provider, if the first has been slow (the *endgame*);
 3. a provider that sent a wrong piece is not asked again for an hour, and costs nothing but that piece;
 4. a provider without progress loses what it owes to the others and rests, longer each time;
-5. what is asked and not yet written stays within one budget over all providers.
+5. what is asked and not yet written stays within one budget over all providers;
+6. a single piece is asked of those who probably have it before it is asked of others: of a new contribution
+   that is its author, and then whoever gave its manifest.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ QUERY_TIMEOUT_S: Final = 5.0
 REST_S_MAX: Final = 60.0
 ENDGAME_PATIENCE_S: Final = 0.5
 ENDGAME_DUPLICATES_MAX: Final = 8
+LIKELY_PATIENCE_S: Final = 0.5
+"""How long nobody else is asked for a single piece that a provider probably has."""
 TICK_S: Final = 0.25
 """How often to look while something is owed: stalls and the endgame depend on time alone."""
 
@@ -125,12 +129,15 @@ class FetchPlanner:
         count: int = 1,
         present: int = 0,
         own_slice: tuple[int, int] = (0, 1),
+        likely: Iterable[bytes] = (),
     ) -> None:
         """Want an item of ``count`` pieces, all but the bits in ``present``.
 
         Args:
             nbytes: Size; for an object, whose size is not known, a guess.
             own_slice: Our rank among the nodes that may be fetching the same, and their number.
+            likely: Who probably has it. An item of one piece is asked of them first; of others when none of
+                them is here, they do not have it, or they take longer than ``LIKELY_PATIENCE_S``.
         """
         if item in self._items or count < 1:
             raise LocalProtocolError(f"{item.kind} {item.id.hex()[:12]} cannot be wanted (twice).")
@@ -142,6 +149,8 @@ class FetchPlanner:
             missing=((1 << count) - 1) & ~present,
             own_slice=(1 << high) - (1 << low),
             progress_at=now,
+            likely={provider for provider in likely if provider in self._providers} if count == 1 else set(),
+            others_at=now + LIKELY_PATIENCE_S,
         )
         if item.kind is not ItemKind.BLOB:
             # Small, and others wait to learn from it what else to fetch.
@@ -224,6 +233,7 @@ class FetchPlanner:
         query.failed(now=now)
         wanted.query_due = min(wanted.query_due, query.due)
         wanted.set_share(provider, wanted.shares.get(provider, 0) & ~lost)
+        wanted.unlikely(provider)
 
     def received(self, provider: bytes, item: Item, piece: int, *, now: float) -> bool:
         """Take note of an answer. True: verify it, then call :meth:`accepted` or :meth:`rejected`.
@@ -323,6 +333,8 @@ class FetchPlanner:
         if now < wanted.query_due:
             return
         wanted.query_due = math.inf
+        if now < wanted.others_at and (likely := [peer for peer in usable if peer in wanted.likely]):
+            usable, wanted.query_due = likely, wanted.others_at
         for provider in usable:
             query = wanted.queries.setdefault(provider, Query(due=now))
             if now >= query.due:

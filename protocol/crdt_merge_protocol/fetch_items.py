@@ -121,6 +121,9 @@ class Wanted:
     query_due: float = -math.inf
     """No usable provider is to be queried before this."""
     levels: list[int] | None = None
+    likely: set[bytes] = field(default_factory=set)
+    """Who probably has it; nobody else is asked before ``others_at``."""
+    others_at: float = -math.inf
 
     @property
     def everything(self) -> int:
@@ -149,8 +152,15 @@ class Wanted:
     def forget(self, provider: bytes) -> None:
         """Drop a provider."""
         self.queries.pop(provider, None)
+        self.unlikely(provider)
         if self.shares.pop(provider, 0):
             self.levels = None
+
+    def unlikely(self, provider: bytes) -> None:
+        """Take note that a provider cannot help, though it was thought to."""
+        if provider in self.likely:
+            self.likely.discard(provider)
+            self.query_due = -math.inf
 
     def rarity_levels(self) -> list[int]:
         """Return the pieces that exactly one provider has, those that two have, and so on."""

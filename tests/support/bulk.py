@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from crdt_merge_node.bulk import BulkServer, Fetcher
 from crdt_merge_node.errors import FullError, PeerUnreachableError
+from crdt_merge_node.storage.database import done
 from crdt_merge_node.transport.connection import Lane
 from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_bytes, chunk_digest
 from crdt_merge_protocol.errors import MalformedMessageError, RemoteProtocolError
@@ -226,14 +227,22 @@ class MemoryStore:
     def get_object(self, object_id: bytes) -> bytes | None:
         return self.objects.get(object_id)
 
+    def has_object(self, object_id: bytes) -> bool:
+        return object_id in self.objects
+
     def put_object(self, object_id: bytes, data: bytes) -> None:
         self.objects[object_id] = data
 
-    def put_inline(self, digest: bytes, data: bytes) -> None:
+    def put_object_soon(self, object_id: bytes, data: bytes) -> Future[None]:
+        self.objects[object_id] = data
+        return done()
+
+    def put_inline_soon(self, digest: bytes, data: bytes) -> Future[None]:
         if self.is_full:
             raise FullError("no room on the file system.")
         assert blob_digest_of(data) == digest
         self.blobs[digest] = data
+        return done()
 
     def begin_partial(self, digest: bytes, nbytes: int, chunk_digests: Sequence[bytes]) -> MemoryPartial:
         assert blob_digest(nbytes, chunk_digests) == digest

@@ -15,6 +15,7 @@ from typing import Any
 from crdt_merge_node.ports import SeededRng, SystemClock, SystemFs
 from crdt_merge_node.transport.certificates import key_to_pem
 from crdt_merge_node.transport.connection import Connection
+from crdt_merge_node.transport.contexts import ALPN_GOSSIP
 from crdt_merge_node.transport.endpoint import Endpoint, EndpointConfig
 from crdt_merge_node.transport.identity import Identity, prepare_keys, write_membership
 from crdt_merge_node.transport.refusals import explain
@@ -245,10 +246,12 @@ class World:
         await node.endpoint.start()
         return node
 
-    async def pair(self, one: Identity, two: Identity) -> tuple[Connection, Connection]:
+    async def pair(
+        self, one: Identity, two: Identity, *, alpn: str = ALPN_GOSSIP
+    ) -> tuple[Connection, Connection]:
         """Return both ends of a connection from ``one`` to ``two``."""
         dialler, acceptor = await self.node(one), await self.node(two)
-        connection = await dialler.endpoint.dial(acceptor.address)
+        connection = await dialler.endpoint.dial(acceptor.address, alpn=alpn)
         return connection, acceptor.accepted[0]
 
     async def settle(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from crdt_merge_protocol.errors import MalformedMessageError
 from crdt_merge_protocol.fetch import Ask, FetchPlanner, Item, ItemKind, RandomLike
+from crdt_merge_protocol.limits import KIB
 from crdt_merge_protocol.messages.bulk import Absent, Chunk, ChunkList, Have
 
 from crdt_merge_node.telemetry.logging import get_logger
@@ -30,6 +31,9 @@ from .wants import Rate, Step
 log = get_logger(__name__)
 
 PROVIDERS_MAX: Final = 16
+GIVERS_MAX: Final = 1024
+SMALL_BYTES: Final = 64 * KIB
+"""Hashing so much takes less than handing it to a thread."""
 
 
 class Exchange:
@@ -54,6 +58,7 @@ class Exchange:
         self._links: dict[bytes, Link] = {}
         self._steps: dict[Item, Step] = {}
         self._disputes: set[tuple[bytes, bytes]] = set()
+        self._givers: dict[bytes, bytes] = {}
         self.fetched_bytes = 0
         self.refused_bytes = 0
         self.rate = Rate(clock.monotonic())
@@ -119,6 +124,7 @@ class Exchange:
             count=step.count,
             present=step.present,
             own_slice=(parties.index(self._node), len(parties)),
+            likely=step.likely,
             now=self._clock.monotonic(),
         )
         self._steps[step.item] = step
@@ -205,7 +211,10 @@ class Exchange:
         if self._planner.received(provider, item, piece, now=now):
             step = self._steps[item]
             step.inbox.append((provider, piece, value))
-            if step.lander is None or step.lander.done():
+            if step.count == 1 and _is_small(value):
+                batch, step.inbox = step.inbox, []
+                self._judge(step, batch, step.land([(piece, value) for _, piece, value in batch]))
+            elif step.lander is None or step.lander.done():
                 step.lander = asyncio.create_task(self._land(step), name=f"land-{item.id.hex()[:8]}")
 
     async def _land(self, step: Step) -> None:
@@ -220,15 +229,32 @@ class Exchange:
                 if not step.done.done():
                     step.done.set_exception(error)
                 return
-            for (provider, piece, value), verdict in zip(batch, verdicts, strict=True):
-                nbytes = len(value) if isinstance(value, bytes | memoryview) else 0
-                if verdict is None:
-                    self._reject(step, provider, piece, nbytes)
-                else:
-                    self._accept(step, verdict, nbytes)
-            if step.present == (1 << step.count) - 1 and not step.done.done():
-                step.done.set_result(None)
+            self._judge(step, batch, verdicts)
             self._on_change()
+
+    def _judge(
+        self, step: Step, batch: list[tuple[bytes, int, Any]], verdicts: list[tuple[int, ...] | None]
+    ) -> None:
+        """Take note of which pieces were right."""
+        for (provider, piece, value), verdict in zip(batch, verdicts, strict=True):
+            nbytes = len(value) if isinstance(value, bytes | memoryview) else 0
+            if verdict is None:
+                self._reject(step, provider, piece, nbytes)
+            else:
+                self._note_giver(step.item, provider)
+                self._accept(step, verdict, nbytes)
+        if step.present == (1 << step.count) - 1 and not step.done.done():
+            step.done.set_result(None)
+
+    def _note_giver(self, item: Item, provider: bytes) -> None:
+        if item.kind is ItemKind.OBJECT:
+            self._givers[item.id] = provider
+            if len(self._givers) > GIVERS_MAX:
+                del self._givers[next(iter(self._givers))]
+
+    def giver(self, object_id: bytes) -> bytes:
+        """Return who gave an object a while ago; empty if that is not known any more."""
+        return self._givers.get(object_id, b"")
 
     def _accept(self, step: Step, pieces: Iterable[int], nbytes: int) -> None:
         now = self._clock.monotonic()
@@ -272,3 +298,7 @@ class Exchange:
                 check_size(answer.blob, claimed=step.nbytes, actual=answer.nbytes)
             except MalformedMessageError as error:
                 step.done.set_exception(error)
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, bytes | memoryview) and len(value) <= SMALL_BYTES

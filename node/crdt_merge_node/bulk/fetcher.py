@@ -15,19 +15,19 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, Final, TypeVar
 
 from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_count
 from crdt_merge_protocol.errors import LimitExceededError, MalformedMessageError
 from crdt_merge_protocol.fetch import Item, ItemKind, RandomLike
-from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FETCH_BYTES_MAX
+from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FETCH_BYTES_MAX, INLINE_BLOB_BYTES_MAX
 
 from crdt_merge_node.errors import FullError
 from crdt_merge_node.telemetry.logging import get_logger
 
 from .exchange import Exchange
-from .landing import Landing, check_size, is_stored, known_digests, proves_size, store_small
+from .landing import Landing, check_size, is_stored, known_digests, proves_size, store_chunk
 from .ports import BlobStoreLike, ClockLike, ConnectionLike
 from .wants import Land, Missing, Progress, Stage, Step, Want
 
@@ -47,7 +47,8 @@ PARK_RETRY_S_MAX: Final = 15.0
 FULL_RETRY_S: Final = 30.0
 NO_PROGRESS_S: Final = 3.0
 """A want that nobody advances for this long makes room for others."""
-LINK_IDLE_S: Final = 30.0
+LINK_IDLE_S: Final = 15.0
+"""A handshake costs a few milliseconds on both sides, an idle link memory and now and then a ping."""
 
 
 class _NothingYetError(Exception):
@@ -104,23 +105,32 @@ class Fetcher:
 
     # --- what others call ---------------------------------------------------------------------------------
 
-    async def want_object(self, object_id: bytes, verify: Callable[[bytes], bool]) -> bytes:
+    async def want_object(
+        self, object_id: bytes, verify: Callable[[bytes], bool], *, owner: bytes = b""
+    ) -> bytes:
         """Return an object, from the store or from a peer; it is stored, durably, when this returns.
 
         Waits as long as no peer has it. Cancelling the last waiter gives the want up.
 
         Args:
-            verify: Tells whether these bytes hash to ``object_id``; called in an executor.
+            verify: Tells whether these bytes hash to ``object_id``; called in an executor if they are many.
+            owner: The node that had it first, if it is known: asked before others.
         """
-        data = await self._want(Item(ItemKind.OBJECT, object_id), 0, verify)
+        data = await self._want(Item(ItemKind.OBJECT, object_id), 0, verify, (owner,))
         assert isinstance(data, bytes)
         return data
 
-    async def want_blob(self, digest: bytes, nbytes: int) -> None:
+    async def want_blob(
+        self, digest: bytes, nbytes: int, *, owner: bytes = b"", content: bytes = b""
+    ) -> None:
         """Return once a blob is here, whole and durable.
 
         Waits as long as no peer has it. Cancelling the last waiter gives the want up; what is on disk of it
         stays, and a later want continues there.
+
+        Args:
+            owner: The node that had it first, if it is known: asked before others.
+            content: The object that names it, if it is known: whoever gave that is asked before others.
 
         Raises:
             LimitExceededError: Larger than any blob may be.
@@ -128,7 +138,9 @@ class Fetcher:
         """
         if not 0 <= nbytes <= BLOB_BYTES_MAX:
             raise LimitExceededError(f"{nbytes} bytes are wanted of a blob, it can have {BLOB_BYTES_MAX}.")
-        await self._want(Item(ItemKind.BLOB, digest), nbytes, lambda data: blob_digest_of(data) == digest)
+        likely = (owner, self._exchange.giver(content))
+        key = Item(ItemKind.BLOB, digest)
+        await self._want(key, nbytes, lambda data: blob_digest_of(data) == digest, likely)
 
     def cancel(self, wanted_id: bytes) -> None:
         """Give up an object or blob; whoever waits for it is cancelled."""
@@ -193,9 +205,11 @@ class Fetcher:
 
     # --- the life of a want -------------------------------------------------------------------------------
 
-    async def _want(self, key: Item, nbytes: int, verify: Callable[[bytes], bool]) -> Any:
+    async def _want(
+        self, key: Item, nbytes: int, verify: Callable[[bytes], bool], likely: tuple[bytes, ...]
+    ) -> Any:
         while not self._is_closed:
-            want = self._wants.get(key) or self._begin(key, nbytes, verify)
+            want = self._wants.get(key) or self._begin(key, nbytes, verify, likely)
             waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             want.waiters.add(waiter)
             try:
@@ -213,8 +227,17 @@ class Fetcher:
                 return value
         raise asyncio.CancelledError
 
-    def _begin(self, key: Item, nbytes: int, verify: Callable[[bytes], bool]) -> Want:
-        want = Want(key=key, nbytes=nbytes, since=self._clock.now(), verify=verify, retry_s=PARK_RETRY_S)
+    def _begin(
+        self, key: Item, nbytes: int, verify: Callable[[bytes], bool], likely: tuple[bytes, ...]
+    ) -> Want:
+        want = Want(
+            key=key,
+            nbytes=nbytes,
+            since=self._clock.now(),
+            verify=verify,
+            likely=likely,
+            retry_s=PARK_RETRY_S,
+        )
         self._wants[key] = want
         self._queues[key.kind].append(want)
         self._pump_soon()
@@ -321,10 +344,12 @@ class Fetcher:
 
     async def _fetch_object(self, want: Want) -> bytes:
         object_id = want.key.id
-        data = await self._in_executor(self._blobs.get_object, object_id)
+        data = None
+        if self._blobs.has_object(object_id):
+            data = await self._in_executor(self._blobs.get_object, object_id)
         if data is None:
             data = bytes(await self._take_one(want, want.key, OBJECT_GUESS_BYTES, want.verify))
-            await self._in_executor(self._blobs.put_object, object_id, data)
+            await _durable(self._blobs.put_object_soon(object_id, data))
         return data
 
     async def _fetch_blob(self, want: Want) -> None:
@@ -336,10 +361,14 @@ class Fetcher:
                 raise MalformedMessageError(
                     f"blob {digest.hex()[:12]} is not empty, as a manifest says it is."
                 )
-            await self._in_executor(self._blobs.put_inline, digest, b"")
+            await _durable(self._blobs.put_inline_soon(digest, b""))
         elif nbytes <= CHUNK_BYTES:
             data = await self._take_one(want, want.key, nbytes, want.verify)
-            await self._in_executor(store_small, self._blobs, digest, data)
+            if len(data) <= INLINE_BLOB_BYTES_MAX:
+                # No thread waits for each: those that come together share a transaction.
+                await _durable(self._blobs.put_inline_soon(digest, bytes(data)))
+            else:
+                await self._in_executor(store_chunk, self._blobs, digest, data)
         else:
             await self._fetch_chunks(want)
 
@@ -384,7 +413,15 @@ class Fetcher:
         if present == (1 << count) - 1:
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        step = Step(item=item, nbytes=nbytes, count=count, present=present, land=land, done=done)
+        step = Step(
+            item=item,
+            nbytes=nbytes,
+            count=count,
+            present=present,
+            land=land,
+            done=done,
+            likely=want.likely,
+        )
         want.step = step
         self._owners[step] = want
         try:
@@ -448,3 +485,11 @@ class Fetcher:
             times.append(self._idle_since + LINK_IDLE_S)
         if times:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, min(times) - now), self._pump_soon)
+
+
+async def _durable(stored: Future[None]) -> None:
+    """Return once something is stored."""
+    if stored.done():
+        stored.result()
+    else:
+        await asyncio.wrap_future(stored)

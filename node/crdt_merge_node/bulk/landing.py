@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from crdt_merge_protocol.blobs import blob_digest, chunk_count, chunk_digest
 from crdt_merge_protocol.errors import MalformedMessageError
-from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX
 
 from crdt_merge_node.errors import StorageError
 
@@ -82,11 +81,8 @@ def is_stored(blobs: BlobStoreLike, digest: bytes, nbytes: int) -> bool:
     return True
 
 
-def store_small(blobs: BlobStoreLike, digest: bytes, data: bytes | memoryview) -> None:
-    """Store a verified blob of at most one chunk, durably."""
-    if len(data) <= INLINE_BLOB_BYTES_MAX:
-        blobs.put_inline(digest, bytes(data))
-        return
+def store_chunk(blobs: BlobStoreLike, digest: bytes, data: bytes | memoryview) -> None:
+    """Store a verified blob of one chunk that is too large for a row, durably. Blocks."""
     partial = blobs.begin_partial(digest, len(data), [chunk_digest(data)])
     if not partial.present[0]:
         partial.write(0, data)

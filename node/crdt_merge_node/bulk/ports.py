@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from crdt_merge_protocol.messages.base import Message
@@ -100,19 +101,23 @@ class BlobStoreLike(Protocol):
         ...
 
     def size(self, digest: bytes) -> int | None:
-        """Return the size of a whole blob."""
+        """Return the size of a whole blob. Does not block."""
+        ...
+
+    def has_object(self, object_id: bytes) -> bool:
+        """Tell whether a manifest, schema or payload is here. Does not block."""
         ...
 
     def get_object(self, object_id: bytes) -> bytes | None:
         """Return a manifest, schema or payload."""
         ...
 
-    def put_object(self, object_id: bytes, data: bytes) -> None:
-        """Store an object, durably, whose hash the caller has verified."""
+    def put_object_soon(self, object_id: bytes, data: bytes) -> Future[None]:
+        """Store an object whose hash the caller has verified; durable once it completes. Does not block."""
         ...
 
-    def put_inline(self, digest: bytes, data: bytes) -> None:
-        """Store a blob of at most 64 KiB, durably."""
+    def put_inline_soon(self, digest: bytes, data: bytes) -> Future[None]:
+        """Store a blob of at most 64 KiB; durable once the future completes. Does not block."""
         ...
 
     def begin_partial(self, digest: bytes, nbytes: int, chunk_digests: Sequence[bytes]) -> PartialLike:
@@ -120,7 +125,7 @@ class BlobStoreLike(Protocol):
         ...
 
     def partial(self, digest: bytes) -> PartialLike | None:
-        """Return what is on disk of an unfinished blob."""
+        """Return what is on disk of an unfinished blob. Does not block."""
         ...
 
     def read_chunk(self, digest: bytes, index: int) -> bytes | None:

@@ -117,7 +117,10 @@ class _Session:
             if not batch:
                 self._is_asked.clear()
                 continue
-            answers = await loop.run_in_executor(self._executor, self._answer_all, batch)
+            if any(self._is_long(question) for question in batch):
+                answers = await loop.run_in_executor(self._executor, self._answer_all, batch)
+            else:
+                answers = self._answer_all(batch)
             try:
                 for answer in answers:
                     await self._send(answer)
@@ -135,6 +138,13 @@ class _Session:
             if batch[-1][0] is WantObject:
                 break
         return batch
+
+    def _is_long(self, question: Question) -> bool:
+        """Tell whether the answer has to be read from the disk; what is not here is known from memory."""
+        kind, wanted, _ = question
+        if kind is WantObject:
+            return self._blobs.has_object(wanted)
+        return kind is not HaveQuery and (self._blobs.has(wanted) or self._blobs.partial(wanted) is not None)
 
     # --- in the executor ----------------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class Step:
     """Pieces that are here, as bits."""
     land: Land
     done: asyncio.Future[None]
+    likely: tuple[bytes, ...] = ()
+    """Nodes that probably have it, to be asked before others."""
     inbox: list[tuple[bytes, int, Any]] = field(default_factory=list)
     """(provider, piece, value) that wait to be landed."""
     lander: asyncio.Task[None] | None = None
@@ -69,6 +71,8 @@ class Want:
     """Wall time."""
     verify: Callable[[bytes], bool]
     retry_s: float
+    likely: tuple[bytes, ...] = ()
+    """Nodes that probably have it."""
     stage: Stage = Stage.QUEUED
     reason: str = ""
     """Why it is parked."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,8 +63,10 @@ class BlobIndex:
         with self._lock:
             return sorted(self._entries)
 
-    def register(self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None) -> None:
-        """Note a blob, durably; its file, if it has one, must be durable already."""
+    def register(
+        self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None
+    ) -> Future[None]:
+        """Note a blob, durably once the future completes; its file, if any, must be durable already."""
 
         def change(connection: apsw.Connection) -> None:
             connection.execute(
@@ -73,11 +76,13 @@ class BlobIndex:
             )
             connection.execute("DELETE FROM condemned WHERE digest = ?", (digest,))
 
-        self._database.write(change).result()
-        with self._lock:
-            if digest not in self._entries:
-                self._entries[digest] = Entry(nbytes, inline is not None)
-                self.total_bytes += nbytes
+        def note() -> None:
+            with self._lock:
+                if digest not in self._entries:
+                    self._entries[digest] = Entry(nbytes, inline is not None)
+                    self.total_bytes += nbytes
+
+        return self._database.write_then(change, note)
 
     def forget(self, digest: bytes) -> Entry | None:
         """Drop a blob whose bytes are damaged, durably; return what was known of it."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import Rng
 
 from .blob_index import BlobIndex, Entry
-from .database import Database
+from .database import Database, done
 from .files import BlobFiles, RangeReader, UnreadableError
 from .health import Health, Room
 from .layout import DataDir
@@ -136,10 +137,12 @@ class BlobStore:
         entry, partial = self._index.get(digest), self._partials.get(digest)
         if entry is None:
             return partial.read(index) if partial is not None else None
+        if entry.is_inline:  # One row and one hash: its only chunk is the blob.
+            return self._read_inline(digest) if index == 0 < entry.nbytes else None
         chunks = self._chunks(digest)
         if chunks is None or not 0 <= index < len(chunks):
             return None
-        data = self._read_inline(digest) if entry.is_inline else self._read_file(digest, entry, index)
+        data = self._read_file(digest, entry, index)
         if data is not None and chunk_digest(data) != chunks[index]:
             raise self.quarantine(digest, f"chunk {index} has other bytes")
         return data
@@ -167,7 +170,11 @@ class BlobStore:
 
     def put_object(self, object_id: bytes, data: bytes) -> None:
         """Store an object whose id the caller has verified; durable on return."""
-        self._objects.put(object_id, data)
+        self.put_object_soon(object_id, data).result()
+
+    def put_object_soon(self, object_id: bytes, data: bytes) -> Future[None]:
+        """Store an object without blocking; durable once the future completes."""
+        return self._objects.put_soon(object_id, data)
 
     def get_object(self, object_id: bytes) -> bytes | None:
         """Return an object's bytes, or None.
@@ -221,7 +228,11 @@ class BlobStore:
         return digest, reader.is_finite
 
     def put_inline(self, digest: bytes, data: bytes) -> None:
-        """Store a small blob as a row; durable on return.
+        """Store a small blob as a row; durable on return. Raises like :meth:`put_inline_soon`."""
+        self.put_inline_soon(digest, data).result()
+
+    def put_inline_soon(self, digest: bytes, data: bytes) -> Future[None]:
+        """Store a small blob as a row without blocking; durable once the future completes.
 
         Raises:
             MalformedMessageError: The bytes are not the blob.
@@ -232,8 +243,9 @@ class BlobStore:
             )
         if blob_digest_of(data) != digest:
             raise MalformedMessageError(f"the bytes are not blob {digest.hex()[:12]}.")
-        if not self.has(digest):
-            self._index.register(digest, len(data), [chunk_digest(data)] if data else [], inline=data)
+        if self.has(digest):
+            return done()
+        return self._index.register(digest, len(data), [chunk_digest(data)] if data else [], inline=data)
 
     def delete(self, digest: bytes) -> None:
         """Remove a blob; once this has returned it cannot come back by itself."""
@@ -333,7 +345,7 @@ class BlobStore:
             if error.errno in DAMAGE:
                 return False
             raise StorageError(f"{path}: {error.strerror}.") from error
-        self._index.register(digest, nbytes, reader.digests, inline=None)
+        self._index.register(digest, nbytes, reader.digests, inline=None).result()
         return True
 
     def quarantine(self, digest: bytes, reason: str) -> CorruptError:
@@ -394,7 +406,7 @@ class BlobStore:
                 return
             self.files.publish(path, digest)
             try:
-                self._index.register(digest, nbytes, chunks, inline=None)
+                self._index.register(digest, nbytes, chunks, inline=None).result()
             except FullError:
                 self.files.withdraw(digest, path)
                 raise

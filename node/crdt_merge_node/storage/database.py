@@ -61,6 +61,13 @@ _FATAL: Final = (
 )
 
 
+def done() -> Future[None]:
+    """Return a future that is complete: there is nothing to write."""
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
 @dataclass(slots=True)
 class _Item:
     """A queued function and where its result goes."""
@@ -134,6 +141,24 @@ class Database:
         ``needs_room`` the change is refused on a full disk (not for what frees space).
         """
         return self._submit(work, is_write=True, needs_room=needs_room)
+
+    def write_then(self, work: Work[object], noted: Callable[[], None]) -> Future[None]:
+        """Queue a change; ``noted`` runs once it is durable, and the future completes after that.
+
+        ``noted`` runs on whichever thread is at hand; it must not block. The future cannot be cancelled.
+        """
+        after: Future[None] = Future()
+        after.set_running_or_notify_cancel()
+
+        def finish(done: Future[object]) -> None:
+            if (error := done.exception()) is not None:
+                after.set_exception(error)
+            else:
+                noted()
+                after.set_result(None)
+
+        self.write(work).add_done_callback(finish)
+        return after
 
     def read(self, work: Work[T]) -> T:
         """Run a query after everything queued before it, and wait for the answer."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import apsw
 from blake3 import blake3
 
 from crdt_merge_node.errors import CorruptError
 
-from .database import Database
+from .database import Database, done
 
 
 class ObjectTable:
@@ -37,8 +38,8 @@ class ObjectTable:
         """Tell whether an object is here and durable."""
         return object_id in self._ids
 
-    def put(self, object_id: bytes, data: bytes) -> None:
-        """Store an object; durable on return."""
+    def put_soon(self, object_id: bytes, data: bytes) -> Future[None]:
+        """Store an object; durable once the future completes. Does not block."""
 
         def change(connection: apsw.Connection) -> None:
             connection.execute(
@@ -46,10 +47,13 @@ class ObjectTable:
                 (object_id, blake3(data).digest(), data),
             )
 
-        if object_id not in self._ids:
-            self._database.write(change).result()
+        def note() -> None:
             with self._lock:
                 self._ids.add(object_id)
+
+        if object_id in self._ids:
+            return done()
+        return self._database.write_then(change, note)
 
     def get(self, object_id: bytes) -> bytes | None:
         """Return an object's bytes, or None.

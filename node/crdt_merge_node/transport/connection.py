@@ -7,7 +7,9 @@ Rules:
   shed and ``send`` says so (anti-entropy repairs). Bulk and sync senders ``await drain()`` instead.
 * **Liveness.** Each side lets no second pass without sending or receiving something: else it sends PING. A
   peer that stays silent through ``PING_MISSES_MAX`` of them is dead. *Pause guard*: a tick that came late,
-  because this process was stopped or busy, convicts nobody; nor does time in which reading was paused.
+  because this process was stopped or busy, convicts nobody; nor does time in which reading was paused. An
+  unused bulk connection is looked at every ten seconds only: next to each is a gossip connection that tells
+  sooner, and a fetch has deadlines of its own.
 * **Progress.** A frame that has begun must arrive at ``FRAME_BYTES_PER_S_MIN`` after a grace (SCENARIOS T15,
   B3, B4).
 * **End.** Both sides learn the reason: GOODBYE in band, else what TLS or the transport said.
@@ -38,6 +40,7 @@ from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
 from crdt_merge_node.errors import PeerUnreachableError
 
+from .contexts import ALPN_BULK
 from .refusals import explain
 from .tls import TlsPump
 
@@ -46,6 +49,8 @@ MessageHandler = Callable[["Connection", Message], None]
 DRAIN_BYTES: Final = LANE_BYTES_MAX // 4
 _BATCH_BYTES: Final = 64 * KIB
 """Small frames are encrypted together up to here."""
+BULK_PING_IDLE_S: Final = 10.0
+"""Silence after which an unused bulk connection is probed."""
 _LAG_S_MAX: Final = PING_IDLE_S / 4
 """A tick later than this says more about this process than about the peer."""
 _REASON_CHARS_MAX: Final = 1000
@@ -99,12 +104,13 @@ class Connection:
         self._drains: list[tuple[Lane | None, asyncio.Future[None]]] = []
         self._is_paused = False
         self._was_received = self._was_sent = True
+        self._was_used = True
+        """Whether anything but PING and PONG has come or gone since the last tick."""
         self._misses = 0
         self._ping_nonce = 0
         self._frame_began: float | None = None
         self._frame_bytes = 0
-        self._due = self._loop.time() + PING_IDLE_S
-        self._tick_timer = self._loop.call_at(self._due, self._tick)
+        self._set_timer(self._loop.time(), PING_IDLE_S)
         pump.app = self
         pump.pause_reading()
 
@@ -133,6 +139,7 @@ class Connection:
         self._lanes[lane].append(frame)
         self._lane_bytes[lane] += len(frame)
         self._was_sent = True
+        self._was_used = self._was_used or lane is not Lane.MEMBERSHIP
         if not self._is_flush_due:
             # At the end of this turn of the loop, so that what is sent together is encrypted together.
             self._is_flush_due = True
@@ -238,6 +245,7 @@ class Connection:
                 raise MalformedMessageError("a second hello on one connection")
             case _:
                 assert self._on_message is not None, "nothing is delivered before there is a handler"
+                self._was_used = True
                 self._on_message(self, message)
 
     # --- the pump's calls -----------------------------------------------------------------------------
@@ -277,6 +285,9 @@ class Connection:
         if is_complete or self._frame_began is None:
             self._frame_began = self._loop.time() if self._decoder.buffered_bytes else None
             self._frame_bytes = self._decoder.buffered_bytes
+            if self._frame_began is not None and self._due > self._frame_began + PING_IDLE_S:
+                self._tick_timer.cancel()
+                self._set_timer(self._frame_began, PING_IDLE_S)
         elif not self._decoder.buffered_bytes:
             self._frame_began = None
         else:
@@ -296,14 +307,18 @@ class Connection:
             self._misses += 1
         if self._misses > PING_MISSES_MAX:
             self.close(
-                f"no sign of life in {self._misses * PING_IDLE_S:g} s, {PING_MISSES_MAX} pings unanswered"
+                f"no sign of life in {now - self.last_received:.0f} s, {PING_MISSES_MAX} pings unanswered"
             )
             return
         if not (self._was_received and self._was_sent):
             self._ping_nonce += 1
             self.send(Ping(nonce=self._ping_nonce), Lane.MEMBERSHIP)
-        self._was_received = self._was_sent = False
-        self._due = now + PING_IDLE_S
+        is_quiet = not (self._was_used or self._misses) and self._frame_began is None
+        self._was_received = self._was_sent = self._was_used = False
+        self._set_timer(now, BULK_PING_IDLE_S if is_quiet and self.alpn == ALPN_BULK else PING_IDLE_S)
+
+    def _set_timer(self, now: float, delay_s: float) -> None:
+        self._due = now + delay_s
         self._tick_timer = self._loop.call_at(self._due, self._tick)
 
     def _excuse(self, now: float) -> None:

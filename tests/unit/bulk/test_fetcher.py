@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -645,10 +646,10 @@ def test_an_error_of_the_store_reaches_whoever_waits() -> None:
         blob = world["a"].store.add(pattern(10))
         me = world["b"]
 
-        def broken(digest: bytes, data: bytes) -> None:
+        def broken(digest: bytes, data: bytes) -> Future[None]:
             raise RuntimeError("the disk is gone")
 
-        me.store.put_inline = broken  # type: ignore[method-assign]
+        me.store.put_inline_soon = broken  # type: ignore[method-assign]
         me.knows(world["a"])
 
         with pytest.raises(RuntimeError, match="the disk is gone"):

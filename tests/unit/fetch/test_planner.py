@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from random import Random
 
 import pytest
 from crdt_merge_protocol.errors import LocalProtocolError
-from crdt_merge_protocol.fetch import Ask, FetchPlanner, Item, ItemKind
+from crdt_merge_protocol.fetch import LIKELY_PATIENCE_S, Ask, FetchPlanner, Item, ItemKind
 from crdt_merge_protocol.limits import FETCH_BYTES_MAX, FETCH_STALL_S, MIB, PROVIDER_BAN_S, WANT_CHUNKS_MAX
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
@@ -396,3 +397,54 @@ def test_wanting_the_same_item_twice_is_a_bug_of_the_driver() -> None:
 
     with pytest.raises(LocalProtocolError):
         planner.add(OBJECT, nbytes=10, now=0.0)
+
+
+def test_of_those_who_may_have_a_single_piece_the_likely_one_is_asked() -> None:
+    for seed in range(20):
+        planner = FetchPlanner(rng=Random(seed))
+        for provider in (A, B, C):
+            planner.add_provider(provider, now=0.0)
+        planner.add(BLOB, nbytes=1000, likely=(B,), now=0.0)
+
+        assert planner.next_requests(now=0.0) == [Ask(B, BLOB, (0,))]
+
+
+def test_others_are_asked_once_the_likely_one_has_nothing() -> None:
+    planner = planner_with(A, B, C)
+    planner.add(BLOB, nbytes=1000, likely=(B,), now=0.0)
+    planner.next_requests(now=0.0)
+    planner.failed(B, BLOB, now=0.1)
+    asks = planner.next_requests(now=0.1)
+
+    assert not planner.is_stuck(BLOB, now=0.1)
+    assert [ask.pieces for ask in asks] == [(0,)]
+    assert asks[0].provider in (A, C)
+
+
+@pytest.mark.parametrize("loss", [FetchPlanner.provider_gone, FetchPlanner.ban, FetchPlanner.rest])
+def test_others_are_asked_at_once_if_the_likely_one_cannot_be(loss: Callable[..., None]) -> None:
+    planner = planner_with(A, B)
+    planner.add(BLOB, nbytes=1000, likely=(B,), now=0.0)
+    planner.next_requests(now=0.0)
+    if loss is FetchPlanner.provider_gone:
+        loss(planner, B)
+    else:
+        loss(planner, B, now=0.1)
+
+    assert planner.next_requests(now=0.1) == [Ask(A, BLOB, (0,))]
+
+
+def test_others_are_asked_too_if_the_likely_one_is_slow() -> None:
+    planner = planner_with(A, B)
+    planner.add(BLOB, nbytes=1000, likely=(B,), now=0.0)
+    planner.next_requests(now=0.0)
+
+    assert planner.next_requests(now=LIKELY_PATIENCE_S - 0.01) == []
+    assert planner.next_requests(now=LIKELY_PATIENCE_S) == [Ask(A, BLOB, (0,))]
+
+
+def test_a_likely_one_that_is_not_connected_keeps_nobody_waiting() -> None:
+    planner = planner_with(A)
+    planner.add(BLOB, nbytes=1000, likely=(B,), now=0.0)
+
+    assert planner.next_requests(now=0.0) == [Ask(A, BLOB, (0,))]

@@ -21,20 +21,26 @@ class World:
     def __init__(self) -> None:
         self.asked: list[bytes] = []
         self.came: list[list[bytes]] = []
+        self.partly: list[list[bytes]] = []
         self.disproved: list[tuple[bytes, int]] = []
         self.fatal: list[BaseException] = []
         self.ends: dict[bytes, asyncio.Future[None]] = {}
         self.wishes = Wishes(
             came=self._came,
+            partly=self._partly,
             disproved=lambda blob, nbytes, _reason: self.disproved.append((blob, nbytes)),
             fatal=self.fatal.append,
         )
 
+    def _partly(self, groups: Iterable[bytes]) -> None:
+        self.partly.append(list(groups))
+
     def _came(self, groups: Iterable[bytes]) -> None:
         self.came.append(list(groups))
 
-    def wish(self, number: int, owner: bytes = ALICE) -> Wish:
-        return Wish(id=bytes([number]) * 32, nbytes=10, owner=owner, start=self._fetch(bytes([number]) * 32))
+    def wish(self, number: int, owner: bytes = ALICE, content: bytes = b"") -> Wish:
+        key = bytes([number]) * 32
+        return Wish(id=key, nbytes=10, owner=owner, start=self._fetch(key), content=content)
 
     def _fetch(self, key: bytes) -> Callable[[], Awaitable[None]]:
         async def fetch() -> None:
@@ -67,6 +73,19 @@ async def test_what_two_groups_need_is_asked_for_once_and_told_to_both() -> None
 
     assert sorted(world.asked) == [bytes([1]) * 32, bytes([2]) * 32]
     assert world.came == [[GROUP, OTHER_GROUP]]
+    await world.wishes.close()
+
+
+async def test_of_blobs_of_one_content_only_the_last_says_that_it_is_whole() -> None:
+    world = World()
+    world.wishes.need(GROUP, [world.wish(number, content=b"c" * 32) for number in (1, 2, 3)])
+    await turns()
+    await world.end(1)
+    await world.end(3)
+    assert (world.came, world.partly) == ([], [[GROUP], [GROUP]])
+    await world.end(2)
+
+    assert world.came == [[GROUP]]
     await world.wishes.close()
 
 

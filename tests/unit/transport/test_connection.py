@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from crdt_merge_node.errors import PeerUnreachableError
-from crdt_merge_node.transport.connection import DRAIN_BYTES, Connection, Lane
+from crdt_merge_node.transport.connection import BULK_PING_IDLE_S, DRAIN_BYTES, Connection, Lane
+from crdt_merge_node.transport.contexts import ALPN_BULK
 from crdt_merge_protocol.limits import LANE_BYTES_MAX, PING_IDLE_S, PING_MISSES_MAX
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.bulk import Object
@@ -250,6 +251,37 @@ def test_a_silent_peer_is_dead_after_three_unanswered_pings(world: Any, members:
 
         assert "no sign of life" in reason
         assert PING_MISSES_MAX * PING_IDLE_S <= world.loop.time() - began <= DEAD_S
+
+    world.run(scenario())
+
+
+def test_an_unused_bulk_connection_is_probed_every_ten_seconds(world: Any, members: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        here, there = await world.pair(members.a, members.b, alpn=ALPN_BULK)
+        collect(here), collect(there)
+        await asyncio.sleep(5)
+        before = here.bytes_in + here.bytes_out
+        await asyncio.sleep(300)
+
+        assert here.is_open
+        assert there.is_open
+        assert (here.bytes_in + here.bytes_out - before) / 300 < 20
+
+    world.run(scenario())
+
+
+def test_a_silent_peer_is_missed_on_a_bulk_connection_too(world: Any, members: SimpleNamespace) -> None:
+    async def scenario() -> None:
+        here, there = await world.pair(members.a, members.b, alpn=ALPN_BULK)
+        collect(here), collect(there)
+        await asyncio.sleep(30)
+        for end in world.net.pipes[0]:
+            end.is_stalled = True
+        began = world.loop.time()
+        reason = await here.closed
+
+        assert "no sign of life" in reason
+        assert world.loop.time() - began <= BULK_PING_IDLE_S + DEAD_S
 
     world.run(scenario())
 
