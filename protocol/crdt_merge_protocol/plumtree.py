@@ -40,7 +40,7 @@ IHAVE_FLUSH_S: Final = 0.05
 """Ids are announced together after this; a push along the tree is usually faster."""
 GRAFT_S: Final = 0.03
 """An announced operation that has not come by then is fetched, and the link becomes part of the tree."""
-OPTIMISE_S: Final = 0.03
+OPTIMISE_S: Final = 0.015
 """An announcer that would have pushed this much earlier than the one who did is nearer."""
 OPTIMISE_INTERVAL_S: Final = 10.0
 OPTIMISE_BURST: Final = 2
