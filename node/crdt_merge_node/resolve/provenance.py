@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -82,6 +84,22 @@ def provenance_of(
         },
         "facts": dict(job.facts),
     }
+
+
+def writable(decisions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return decisions as JSON can hold them: numbers that are not finite become their names.
+
+    Huge inputs make such numbers, and what an author contributes must not make the resolve of others fail.
+    """
+    return {name: _writable(value) for name, value in decisions.items()}
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return writable(value)
+    if isinstance(value, list | tuple):
+        return [_writable(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _recipe(job: ResolveJob, plan: Plan) -> dict[str, Any]:

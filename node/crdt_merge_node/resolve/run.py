@@ -28,7 +28,7 @@ from .modulators import ModulatorsFile
 from .output import OutputWriter
 from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
-from .provenance import provenance_of
+from .provenance import provenance_of, writable
 from .steps import SLOT_BYTES, Plan, Span, TensorPlan, sources_of
 from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, MergeIntoFile, Observe, Task
 
@@ -112,7 +112,7 @@ class Run:
         self._pool.tell(Load(self._plan))
         state = self._observe()
         self._merge(writer)
-        decisions = dict(self._strategy.decisions(self._plan.context, state))
+        decisions = writable(self._strategy.decisions(self._plan.context, state))
         decisions["warnings"] = warnings = [
             *_stand_in_warnings(self._job, self._plan),
             *self._plan.warnings,
