@@ -30,7 +30,10 @@ from support.synthetic import case_of
 from unit.strategies import test_determinism, test_determinism_of_every
 
 SHAPES: Final = {"a.weight": (48, 40), "b.bias": (40,), "c.scale": (), "d.none": (0, 3), "e.flat": (70_001,)}
-MODELS = 3
+SMALL: Final = {"a.weight": (8, 10), "b.bias": (7,), "c.scale": ()}
+EXTREMES: Final = (("F64", 1024), ("F32", 128), ("F64", -1060), ("F32", -140))
+"""Exponents that bring overflow, infinity less infinity, and numbers below the normal ones."""
+MODELS: Final = 3
 IN_ALL_DTYPES: Final = ("weight_average", "slerp", "task_arithmetic", "ties", "dare_ties", "della")
 DTYPES: Final = ("F64", "F32", "F16", "BF16")
 
@@ -61,26 +64,30 @@ def files() -> dict[str, str]:
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
-            base, *models = (_write(Path(folder), number, dtype) for number in range(MODELS + 1))
+            models = [_write(Path(folder), number, dtype) for number in range(MODELS + 1)]
             for strategy in plain_names() if dtype == "F32" else IN_ALL_DTYPES:
-                chosen = get(strategy)
-                used = models[:1] if strategy == "passthrough" else models[: chosen.k_max]
-                try:
-                    result = merge_files(
-                        used,
-                        Path(folder, "out"),
-                        strategy=strategy,
-                        base=None if chosen.base == "unused" else base,
-                        workers=0,
-                    )
-                except ResolveError as error:
-                    found[f"{strategy}, {dtype}"] = f"refused: {type(error).__name__}"
-                    continue
-                modulators = result.modulators_path.read_bytes() if result.modulators_path else b""
-                found[f"{strategy}, {dtype}"] = _sha256(
-                    [result.output_path.read_bytes(), result.resolve_key, result.output_digest, modulators]
-                )
+                found[f"{strategy}, {dtype}"] = _merge(strategy, models)
+        for dtype, exponent in EXTREMES:
+            models = [_write(Path(folder), number, dtype, exponent) for number in range(MODELS + 1)]
+            for strategy in plain_names():
+                found[f"{strategy}, {dtype} times 2^{exponent}"] = _merge(strategy, models)
     return found
+
+
+def _merge(strategy: str, models: list[Path]) -> str:
+    """Return one digest of all that a merge of models to the first, the base, writes and says."""
+    chosen = get(strategy)
+    base, *used = models
+    used = used[:1] if strategy == "passthrough" else used[: chosen.k_max]
+    output = base.with_name("output")
+    try:
+        result = merge_files(
+            used, output, strategy=strategy, base=None if chosen.base == "unused" else base, workers=0
+        )
+    except ResolveError as error:
+        return f"refused: {type(error).__name__}: {error.message}"
+    modulators = result.modulators_path.read_bytes() if result.modulators_path else b""
+    return _sha256([output.read_bytes(), result.resolve_key, result.output_digest, modulators])
 
 
 def formats() -> dict[str, str]:
@@ -125,17 +132,18 @@ PARTS: Final[dict[str, Callable[[], dict[str, str]]]] = {
 }
 
 
-def _write(folder: Path, number: int, dtype: str) -> Path:
-    """Write a model of dyadic numbers below one half."""
-    specs = [TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in SHAPES.items()]
+def _write(folder: Path, number: int, dtype: str, exponent: int = 0) -> Path:
+    """Write a model of dyadic numbers below one half times this power of two, a small one for extremes."""
+    shapes = SMALL if exponent else SHAPES
+    specs = [TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items()]
     start, offsets = layout(specs)
     raw = np.random.Philox(key=100 + number).random_raw(sum(spec.numel for spec in specs))
-    values = ((raw >> 40).astype(np.float64) - 2.0**23) * 2.0**-24
+    values = np.ldexp(((raw >> 40).astype(np.float64) - 2.0**23) * 2.0**-24, exponent)
     data = bytearray(start)
     for spec, first in zip(specs, itertools.accumulate((s.numel for s in specs), initial=0), strict=False):
         assert offsets[spec.name] == len(data)
         data += encode_block(dtype, values[first : first + spec.numel])
-    path = folder / f"{dtype}-{number}.safetensors"
+    path = folder / f"{dtype}-{exponent}-{number}.safetensors"
     path.write_bytes(data)
     return path
 
