@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from crdt_merge_protocol.strategies.acceleration import StoredRows, current
 from crdt_merge_protocol.strategies.composite import effective
 from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS, Block, Key, MergeContext
 from crdt_merge_protocol.strategies.dtypes import decode_into, encode_array
@@ -22,8 +23,17 @@ PARTIALS_MAX = 8
 _DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 
 
+def needs_base(strategy: str) -> bool:
+    """Tell whether a merge is given a base: where it must be, or what artefacts describe may need one."""
+    found = get(strategy)
+    return found.base == "required" or (found.base == "optional" and bool(found.artefacts))
+
+
 class Arithmetic:
-    """One merge of float32 models, in blocks of a worker's size, on one thread."""
+    """One merge of float32 models, in blocks of a worker's size, on one thread.
+
+    By numpy, or by compiled loops if they are installed in this process: then in the way of a worker, too.
+    """
 
     def __init__(
         self,
@@ -58,10 +68,23 @@ class Arithmetic:
         output = {}
         for index, (spec, found) in enumerate(zip(context.specs, streams, strict=True)):
             merged = output[spec.name] = np.empty(spec.numel, np.float32)
+            form = strategy.linear_form(context, state, index)
             for block in self._blocks(index, found, arrays):
-                stored, _ = encode_array("F32", strategy.merge(context, state, block), "saturate")
-                merged[block.start : block.stop] = stored
+                target = merged[block.start : block.stop]
+                if not self._combine(block, form, target):
+                    target[:] = encode_array("F32", strategy.merge(context, state, block), "saturate")[0]
         return output
+
+    def _combine(self, block: Block, form: Sequence[float] | None, target: npt.NDArray[np.float32]) -> bool:
+        """Merge from stored to stored elements if a strategy is no more than a sum; tell if it was done."""
+        accelerator = current()
+        if accelerator is None or form is None or not isinstance(block.inputs, StoredRows):
+            return False
+        base = None
+        if block.base is not None:
+            name = self._context.specs[block.tensor_index].name
+            base = self._sources[-1][name].reshape(-1)[block.start : block.stop].data.cast("B")
+        return accelerator.combine_stored(block.inputs, base, form, "F32", target)
 
     def _streams(self, index: int) -> list[Stream]:
         name = self._context.specs[index].name
@@ -78,19 +101,32 @@ class Arithmetic:
         numel = self._context.specs[index].numel
         step = self._step(index)
         count = len(self._sources)
+        is_kept = current() is not None and self._strategy.granularity(self._context, index) == "elements"
         for start in range(0, numel, step):
-            stop = min(start + step, numel)
-            views = [
-                _decoded(values[start:stop], arrays, number) if is_aligned else values
+            part = slice(start, min(start + step, numel))
+            rest = [
+                _decoded(values[part], arrays, number) if is_aligned else values
                 for number, (values, is_aligned) in enumerate(streams)
+                if number >= self._k
             ]
+            inputs: Sequence[npt.NDArray[np.float64]]
+            if is_kept:
+                inputs = StoredRows(
+                    "F32",
+                    [values[part].data.cast("B") for values, _ in streams[: self._k]],
+                    lambda number, _data, part=part: _decoded(streams[number][0][part], arrays, number),
+                )
+            else:
+                inputs = [
+                    _decoded(values[part], arrays, n) for n, (values, _) in enumerate(streams[: self._k])
+                ]
             yield Block(
                 tensor_index=index,
-                start=start,
-                stop=stop,
-                inputs=views[: self._k],
-                base=views[self._k] if count > self._k else None,
-                artefacts=views[count:],
+                start=part.start,
+                stop=part.stop,
+                inputs=inputs,
+                base=rest[0] if count > self._k else None,
+                artefacts=rest[count - self._k :],
             )
 
     def _step(self, index: int) -> int:

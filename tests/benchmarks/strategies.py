@@ -4,11 +4,13 @@ The reference is ``crdt-merge`` from the package index, in a scratch environment
 its own. Models are fine-tunes of a base in float32 matrices of 1,024 x 1,024; every merge runs in a fresh
 process on one thread, with the defaults of whoever runs it and whatever artefacts ours needs. CPU time is
 what is compared: it is what a busy host does not spoil. Memory is what comes on top of the inputs. The floor
-reads every input once and writes the output once at the bandwidth of a copy in memory.
+reads every input once and writes the output once at the bandwidth of a copy in memory. ``--full`` measures
+our compiled loops, too, which large merges use; loading and compiling them is not in the figures.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ from crdt_merge_protocol.tensorfile import layout
 from tests.oracles.environments import ROOT, python_of
 
 from . import naive
+from .arithmetic import needs_base
 from .measure import MIB, Options, Row, best_s, copy_bytes_per_s, durable_copy, ms, run_command, times
 
 PACKAGE = "crdt-merge"
@@ -62,12 +65,14 @@ class Field:
     limit_s: int
     repeats: int
     bandwidth: float
+    has_compiled: bool
+    """Measure with compiled loops, too."""
     reference: dict[str, str]
     """The reference's names by ours; empty if it is not there."""
 
     def floor_s(self, strategy: str, count: int) -> float:
         """Return the floor of a merge of so many models."""
-        arrays = count + 1 + (get(strategy).base == "required")
+        arrays = count + 1 + needs_base(strategy)
         return arrays * self.matrices * SIDE * SIDE * 4 / self.bandwidth
 
 
@@ -83,15 +88,17 @@ def measure(options: Options) -> Iterator[Row]:
                 limit_s=60 if options.is_full else 5,
                 repeats=options.repeats,
                 bandwidth=copy_bytes_per_s(clock=time.process_time),
+                has_compiled=options.is_full and importlib.util.find_spec("numba") is not None,
                 reference=reference,
             )
             _write_arrays(field)
-            rows, ratios = [], {}
+            contests = []
             for strategy in names():
-                row, ratios[strategy] = _contest(field, strategy)
-                rows.append(row)
+                contests.append(_contest(field, strategy))
+                row = contests[-1].row(field)
                 sys.stderr.write(f"{row.what}: {row.measured} | {row.against} | {row.ratio}\n")
-            yield from _summaries(field, about, ratios)
+            yield from _summaries(field, about, contests)
+            rows = [contest.row(field) for contest in contests]
             yield from rows
             if options.is_full and matrices == 4:
                 yield from _whole_commands(field)
@@ -134,43 +141,69 @@ def _write_arrays(field: Field) -> None:
         np.save(field.directory / f"{number}.npy", tuned)
 
 
-def _contest(field: Field, strategy: str) -> tuple[Row, dict[int, float]]:
-    """Return a row, and by how much the reference takes more CPU time, per number of models."""
-    ours = [_lap(field, "ours", strategy, count) for count in field.counts]
-    formula = [
-        _lap(field, "ours", f"naive:{strategy}", count) if hasattr(naive, strategy) else Lap(missing="-")
-        for count in field.counts
-    ]
-    rival = field.reference.get(strategy)
-    theirs = [_lap(field, "reference", rival, count) if rival else Lap(missing="-") for count in field.counts]
-    floors = [ms(field.floor_s(strategy, count)) for count in field.counts]
-    against = f"floor {_joined(floors)}"
-    if hasattr(naive, strategy):
-        against += f"; naive {_cpu(formula)}, +{_extra(formula)}"
-    if rival:
-        against += f"; reference {_cpu(theirs)}, +{_extra(theirs)}"
-    ratios = {
-        count: _ratio(mine, rival_lap, field.limit_s)
-        for count, mine, rival_lap in zip(field.counts, ours, theirs, strict=True)
-        if rival
-    }
-    texts = [
-        f"{'>= ' if lap.missing else ''}{times(ratios[count])}"
-        for count, lap in zip(field.counts, theirs, strict=True)
-        if count in ratios
-    ]
-    share = [
-        "-" if lap.missing else f"{field.floor_s(strategy, count) / lap.cpu:.2g}"
-        for count, lap in zip(field.counts, ours, strict=True)
-    ]
-    row = Row(
-        what=f"{strategy}, k = {_joined(map(str, field.counts))}, {_size(field)}",
-        measured=f"CPU {_cpu(ours)}, +{_extra(ours)}",
-        against=against,
-        ratio=f"{_joined(share)} of the floor" + (f"; {_joined(texts)} the reference" if texts else ""),
-        target="" if not rival else "faster (B6)",
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Laps of all sides with one strategy, one per number of models; none from who does not have it."""
+
+    strategy: str
+    ours: Sequence[Lap]
+    compiled: Sequence[Lap]
+    naive: Sequence[Lap]
+    reference: Sequence[Lap]
+
+    def ratios(self, field: Field, ours: Sequence[Lap]) -> list[float]:
+        """Return how many times as much CPU the reference takes: at least so many where it was ended."""
+        limit = float(field.limit_s)
+        return [
+            (limit if theirs.missing else theirs.cpu) / (limit if mine.missing else max(mine.cpu, 1e-6))
+            for mine, theirs in zip(ours, self.reference, strict=False)
+        ]
+
+    def row(self, field: Field) -> Row:
+        """Return all of it as a line of the table."""
+        floors = [field.floor_s(self.strategy, count) for count in field.counts]
+        shares = [
+            "-" if lap.missing else f"{floor / max(lap.cpu, 1e-6):.2g}"
+            for floor, lap in zip(floors, self.ours, strict=True)
+        ]
+        measured, ratio = f"CPU {_said(self.ours)}", f"{_joined(shares)} of the floor"
+        against = f"floor {_joined(map(ms, floors))}"
+        if self.compiled:
+            measured += f"; compiled {_said(self.compiled)}"
+        if self.naive:
+            against += f"; naive {_said(self.naive)}"
+        if self.reference:
+            against += f"; reference {_said(self.reference)}"
+            ratio += f"; {self._against_reference(field, self.ours)} the reference"
+        if self.reference and self.compiled:
+            ratio += f", compiled {self._against_reference(field, self.compiled)}"
+        return Row(
+            what=f"{self.strategy}, k = {_joined(map(str, field.counts))}, {_size(field)}",
+            measured=measured,
+            against=against,
+            ratio=ratio,
+            target="faster (B6)" if self.reference else "",
+        )
+
+    def _against_reference(self, field: Field, ours: Sequence[Lap]) -> str:
+        return _joined(
+            f"{'>= ' if theirs.missing else ''}{times(ratio)}"
+            for ratio, theirs in zip(self.ratios(field, ours), self.reference, strict=True)
+        )
+
+
+def _contest(field: Field, strategy: str) -> Contest:
+    def laps(side: str, name: str, *, takes_part: bool = True) -> list[Lap]:
+        return [_lap(field, side, name, count) for count in field.counts] if takes_part else []
+
+    rival = field.reference.get(strategy, "")
+    return Contest(
+        strategy=strategy,
+        ours=laps("ours", strategy),
+        compiled=laps("ours", f"compiled:{strategy}", takes_part=field.has_compiled),
+        naive=laps("ours", f"naive:{strategy}", takes_part=hasattr(naive, strategy)),
+        reference=laps("reference", rival, takes_part=bool(rival)),
     )
-    return row, ratios
 
 
 def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
@@ -187,26 +220,25 @@ def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
     return Lap(**json.loads(lines[-1]))
 
 
-def _ratio(ours: Lap, theirs: Lap, limit_s: int) -> float:
-    """Return how many times as much CPU the reference takes: at least so many where it was ended."""
-    return (theirs.cpu if not theirs.missing else float(limit_s)) / (ours.cpu or float(limit_s))
-
-
-def _summaries(field: Field, about: str, ratios: dict[str, dict[int, float]]) -> Iterator[Row]:
-    for count in field.counts:
-        found = {name: by_count[count] for name, by_count in ratios.items() if count in by_count}
-        if not found:
-            yield Row(what=f"all strategies, k = {count}", measured=about)
-            continue
-        slower = sorted((ratio, name) for name, ratio in found.items() if ratio <= 1)
-        yield Row(
-            what=f"{len(found)} strategies that the reference has, k = {count}, {_size(field)}",
-            measured=f"{len(found) - len(slower)} of {len(found)} take less CPU than the reference"
-            + "".join(f"; {name} {ratio:.2g}x" for ratio, name in slower),
-            against=about,
-            ratio=f"median {times(statistics.median(found.values()))}",
-            target="faster on all 26, >= 10x on the median (B6)",
-        )
+def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterator[Row]:
+    races = [contest for contest in contests if contest.reference]
+    if not races:
+        yield Row(what="the reference", measured=about)
+        return
+    for loops in ("numpy", "compiled")[: 1 + field.has_compiled]:
+        for place, count in enumerate(field.counts):
+            found = sorted(
+                (race.ratios(field, race.ours if loops == "numpy" else race.compiled)[place], race.strategy)
+                for race in races
+            )
+            slower = [f"; {name} {ratio:.2g}x" for ratio, name in found if ratio <= 1]
+            yield Row(
+                what=f"the reference's {len(races)} strategies, k = {count}, {_size(field)}, {loops}",
+                measured=f"{len(races) - len(slower)} of {len(races)} take less CPU{''.join(slower)}",
+                against=about,
+                ratio=f"median {times(statistics.median(ratio for ratio, _ in found))}",
+                target="faster on all 26, >= 10x on the median (B6)",
+            )
 
 
 def _whole_commands(field: Field) -> Iterator[Row]:
@@ -215,14 +247,13 @@ def _whole_commands(field: Field) -> Iterator[Row]:
     *models, base = files
     output = field.directory / "out.safetensors"
     for strategy in names():
-        needs_base = get(strategy).base == "required"
-        inputs = files if needs_base else models
+        inputs = files if needs_base(strategy) else models
         made = _side("ours", [str(field.directory), strategy, *map(str, models)])
         if made.returncode:
             continue
         more = json.loads(made.stdout)
         command = [str(CLI), "merge", *map(str, models), "-o", str(output), "--strategy", strategy]
-        command += ["--base", str(base)] if needs_base else []
+        command += ["--base", str(base)] if needs_base(strategy) else []
         for name, value in more["params"].items():
             command += ["--param", f"{name}={value}"]
         for path in more["artefacts"]:
@@ -251,13 +282,10 @@ def _size(field: Field) -> str:
     return f"{field.matrices * SIDE * SIDE / 1e6:.0f}M f32"
 
 
-def _joined(texts: Iterator[str] | Sequence[str] | map[str]) -> str:
+def _joined(texts: Iterable[str]) -> str:
     return " / ".join(texts)
 
 
-def _cpu(laps: Sequence[Lap]) -> str:
-    return _joined(lap.missing or ms(lap.cpu) for lap in laps)
-
-
-def _extra(laps: Sequence[Lap]) -> str:
-    return _joined("-" if lap.missing else f"{lap.extra / MIB:.0f}" for lap in laps) + " MiB"
+def _said(laps: Sequence[Lap]) -> str:
+    extra = _joined("-" if lap.missing else f"{max(lap.extra, 0) / MIB:.0f}" for lap in laps)
+    return f"{_joined(lap.missing or ms(lap.cpu) for lap in laps)}, +{extra} MiB"

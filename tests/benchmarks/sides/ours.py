@@ -2,7 +2,7 @@
 
 ``ours.py DIRECTORY STRATEGY MODELS REPEATS LIMIT_S``: as the reference's side. ``ours.py DIRECTORY STRATEGY
 FILE...``: write the artefacts that a merge of these files by this strategy needs and print their paths.
-``naive:NAME`` is a formula over whole arrays.
+``naive:NAME`` is a formula over whole arrays, ``compiled:NAME`` a strategy with compiled loops.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from crdt_merge_node.artefacts.files import write_artefact
 from crdt_merge_node.ports import SystemFs, SystemRng
 from crdt_merge_node.resolve import describe_file, worker
-from crdt_merge_protocol.strategies.registry import get
+from crdt_merge_node.resolve.accelerate import install_compiled
 from support.synthetic import NAMES, Case, case_of
 
 from tests.benchmarks import naive
-from tests.benchmarks.arithmetic import Arithmetic
+from tests.benchmarks.arithmetic import Arithmetic, needs_base
 from tests.benchmarks.sides.lap import run_laps
 
-NAIVE = "naive:"
+NAIVE, COMPILED = "naive:", "compiled:"
 UNFIT = 3
 """Exit status: the strategy cannot merge so few models."""
 PARAMETERS: dict[str, dict[str, str]] = {
@@ -49,12 +49,20 @@ def main() -> int:
         flat = [model.reshape(-1) for model in models]
         run_laps(partial(formula, flat, base.reshape(-1)), repeats=repeats, limit_s=limit_s)
         return 0
+    is_compiled = strategy.startswith(COMPILED)
+    strategy = strategy.removeprefix(COMPILED)
     case = make_case(strategy, [tensors_of(model) for model in models], tensors_of(base))
     if case.unmet is not None:
         sys.stdout.write(json.dumps({"unmet": case.unmet}) + "\n")
         return UNFIT
     worker._keep_memory()  # As in the processes that merge: see there.
-    run_laps(arithmetic_of(case).run, repeats=repeats, limit_s=limit_s)
+    arithmetic = arithmetic_of(case)
+    if is_compiled:
+        reason = install_compiled()
+        if reason:
+            raise RuntimeError(reason)
+        arithmetic.run()  # Compiles what is not in the cache yet.
+    run_laps(arithmetic.run, repeats=repeats, limit_s=limit_s)
     return 0
 
 
@@ -74,8 +82,8 @@ def make_case(
 
 
 def arithmetic_of(case: Case) -> Arithmetic:
-    """Return the merge as something to run; a base is there only where it is needed."""
-    has_base = get(case.strategy).base == "required"
+    """Return the merge as something to run."""
+    has_base = needs_base(case.strategy)
     context = replace(case.context, has_base=has_base)
     return Arithmetic(context, case.models, case.base if has_base else None, case.artefacts)
 
