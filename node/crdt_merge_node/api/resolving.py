@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from crdt_merge_protocol.blobs import Manifest
-from crdt_merge_protocol.errors import EmptySetError, MissingBlobError, ResolveError
+from crdt_merge_protocol.errors import EmptySetError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.messages.gossip import Attest
 
@@ -39,11 +39,9 @@ from crdt_merge_node.telemetry.logging import get_logger
 
 from .contributions import idle_items, shown_contributions
 from .naming import find_group, find_tag
+from .waiting import beyond, refuse_if_late
 
 log = get_logger()
-
-NAMED_MAX: Final = 4
-"""Contributions, and blobs of each, that an error names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +75,10 @@ async def resolve_group(
     while not contents.is_ready(left_out):
         generation = services.keeper.generation(group)
         needed = contents.needed(left_out)
-        _refuse_if_late(services, group, contents, left_out, deadline, wait_s=wait_s)
+        refuse_if_late(services, group, contents, left_out, deadline, wait_s=wait_s)
         remaining = services.keeper.remaining(needed)
         yield Progress(step="waiting for blobs", detail=f"{len(needed)} missing, {remaining} bytes")
-        await _beyond(services, group, generation, deadline)
+        await beyond(services, group, generation, deadline)
         contents = await services.keeper.current(group)
     selection = contents.select(left_out)
     if not selection.models:
@@ -166,61 +164,6 @@ def _set_aside_damage(services: Services, job: ResolveJob) -> None:
         for source in model.tensors.values() if model else ():
             with contextlib.suppress(StorageError):
                 services.store.blobs.verify(source.blob)
-
-
-def _refuse_if_late(
-    services: Services,
-    group: bytes,
-    contents: GroupContents,
-    left_out: frozenset[bytes],
-    deadline: float,
-    *,
-    wait_s: float,
-) -> None:
-    """Refuse what cannot be resolved, naming what is missing of what (SCENARIOS T48)."""
-    name = services.engine.replicas[group].state.genesis.name
-    if contents.problem:
-        raise ResolveError(
-            f'group "{name}" cannot be resolved: {contents.problem}.',
-            hint="An administrator of the group has to set another policy.",
-        )
-    if services.clock.monotonic() < deadline:
-        return
-    lacking = [f"{what}: {_ids(blobs)}" for what, blobs in _lacking(services, contents, left_out)]
-    more = f"; and {len(lacking) - NAMED_MAX} more" if len(lacking) > NAMED_MAX else ""
-    waited = f" after {wait_s:g} s" if wait_s else ""
-    hint = f"See: crdt-merge-node why {name}; --wait waits, --without TAG leaves a contribution out."
-    if not services.keeper.is_followed(group):
-        hint = f"This node does not fetch the group's bytes: crdt-merge-node group follow {name}"
-    raise MissingBlobError(
-        f'group "{name}" is not whole here{waited}; missing of {"; ".join(lacking[:NAMED_MAX])}{more}.',
-        hint=hint,
-    )
-
-
-def _lacking(
-    services: Services, contents: GroupContents, left_out: frozenset[bytes]
-) -> Iterator[tuple[str, Iterable[bytes]]]:
-    """Yield what is not whole, in words, and the ids of what is missing of it."""
-    if contents.shared_missing:
-        yield "the schema or base", contents.shared_missing
-    for item in contents.awaited(left_out):
-        author = services.driver.name(item.visible.author) or item.visible.author.hex()[:12]
-        yield f"contribution {item.visible.tag.hex()[:12]} of {author}", item.missing
-
-
-def _ids(blobs: Iterable[bytes]) -> str:
-    shown = [blob.hex()[:12] for blob in sorted(blobs)]
-    more = f" and {len(shown) - NAMED_MAX} more" if len(shown) > NAMED_MAX else ""
-    return ", ".join(shown[:NAMED_MAX]) + more or "nothing, a scan is under way"
-
-
-async def _beyond(services: Services, group: bytes, generation: int, deadline: float) -> None:
-    remaining = max(0.0, deadline - services.clock.monotonic())
-    # Up to a second at a time, so that the person who waits sees the numbers move.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(min(remaining, 1.0)):
-            await services.keeper.beyond(group, generation)
 
 
 def _task(selection: Selection, group_name: str, text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""STAR, KnOTS, dual projections, AdaRank and SafeMERGE against loops over singular vectors."""
+"""STAR, KnOTS, dual projections and AdaRank against loops over singular vectors."""
 
 import functools
 import hashlib
@@ -12,8 +12,8 @@ from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactMissingErro
 from crdt_merge_protocol.strategies import matrices
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get
-from crdt_merge_protocol.strategies.safe_merge import projected_cosine
 from support.artefacts import artefact
+from support.spectral import DIGESTS, ROLES, changed, random, roles, some_models
 
 BASE = np.array([[1, -2, 3, -4], [0.5, 0.25, -1.5, 2]])
 DELTAS = (
@@ -22,7 +22,6 @@ DELTAS = (
     np.array([[-33, 22, 5, 17], [-9, -27, 35, 20]]) / 64,
 )
 MODELS = [{"t": BASE + delta} for delta in DELTAS]
-DIGESTS = [bytes([i]) * 32 for i in (1, 2, 3, 4, 5)]
 SPECTRAL = ("star", "svd_knot_tying", "dual_projection", "svd_truncated_ta")
 SETTINGS = [
     {"OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Prescott"},
@@ -54,34 +53,11 @@ GOLDEN = {
 }  # fmt: skip
 
 
-def random(*shape, key=1):
-    raw = np.random.Philox(key=key).random_raw(int(np.prod(shape)))
-    return ((raw >> 11).astype(np.float64) * 2.0**-52 - 1.0).reshape(shape)
-
-
-def changed(name, models, base, params=None, **options):
-    """Return what a strategy changes of the base."""
-    merged = merge_arrays(name, models, base, params, digests=DIGESTS[: len(models)], **options)
-    return {key: values - base[key] for key, values in merged.tensors.items()}
-
-
-def some_models(shape, count=3, key=1):
-    base = {"w": random(*shape, key=key), "b": random(6, key=key + 1), "embed.w": random(4, 3, key=key + 2)}
-    return base, [
-        {name: x + 0.1 * random(*x.shape, key=10 * i + key + 3) for name, x in base.items()}
-        for i in range(count)
-    ]
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_changes_of_the_base_match_the_golden_vectors(name):
     strategy, params, count, expected = GOLDEN[name]
     found = changed(strategy, MODELS[:count], {"t": BASE}, params)
     np.testing.assert_allclose(found["t"], rows(expected), rtol=1e-9, atol=1e-10)
-
-
-def test_the_cosine_of_safe_merge_matches_the_golden_number():
-    assert projected_cosine(DELTAS[2], DELTAS[0]) == pytest.approx(0.9869237871, abs=5e-11)
 
 
 def star_oracle(deltas, weights, eta):
@@ -277,59 +253,6 @@ def test_truncated_task_arithmetic_keeps_a_share_of_the_directions():
     whole = changed("svd_truncated_ta", models, base, {"ratio": "1"})
     plain = changed("task_arithmetic", models, base)
     np.testing.assert_allclose(whole["w"], plain["w"], atol=1e-15)
-
-
-def roles(names):
-    return [artefact("role", {"role": r}, subject=d) for r, d in zip(names, DIGESTS, strict=False)]
-
-
-ROLES = ("aligned", "unaligned", "safety", "finetuned")
-
-
-@pytest.mark.parametrize("threshold", ["0.05", "0.99"])
-def test_safe_merge_mixes_where_the_cosine_is_below_the_threshold(threshold):
-    base, models = some_models((7, 5), 4)
-    merged = merge_arrays(
-        "safe_merge", models, base, {"threshold": threshold}, digests=DIGESTS[:4], artefacts=roles(ROLES)
-    )
-    aligned, unaligned, safety, tuned = (model["w"] for model in models)
-    span, change = aligned - unaligned, tuned - base["w"]
-    image = span @ span.T @ change
-    cosine = (image * change).sum() / np.sqrt((image**2).sum() * (change**2).sum())
-    layer = merged.decisions["layers"]["w"]
-
-    assert layer == {"rho": round(cosine, 5), "merged": cosine < float(threshold)}
-    expected = tuned
-    if layer["merged"]:
-        expected = base["w"] + 0.8 * change + 0.2 * (safety - base["w"])
-    np.testing.assert_allclose(merged.tensors["w"], expected, atol=1e-14)
-    for name in ("b", "embed.w"):
-        assert np.array_equal(merged.tensors[name], models[3][name])
-
-
-def test_safe_merge_keeps_the_fine_tuned_model_where_alignment_changed_nothing():
-    base, models = some_models((3, 3), 4)
-    models[1] = {**models[1], "w": models[0]["w"]}
-    merged = merge_arrays("safe_merge", models, base, digests=DIGESTS[:4], artefacts=roles(ROLES))
-    assert np.array_equal(merged.tensors["w"], models[3]["w"])
-    assert "nothing was tested" in merged.decisions["warnings"][0]
-    assert merged.decisions["layers"]["w"] == {"rho": None, "merged": False}
-
-
-def test_safe_merge_without_a_role_asks_for_a_stand_in():
-    base, models = some_models((3, 3), 4)
-    with pytest.raises(ArtefactMissingError, match="the role safety"):
-        changed(
-            "safe_merge", models, base, artefacts=roles(("aligned", "unaligned", "finetuned", "finetuned"))
-        )
-
-
-def test_safe_merge_thins_changes_out_only_where_it_mixes():
-    base, models = some_models((20, 20), 4)
-    params = {"threshold": "1", "combine": "dare_linear", "density": "0.25"}
-    found = changed("safe_merge", models, base, params, artefacts=roles(ROLES))
-    assert 0.35 < np.count_nonzero(np.abs(found["w"]) < 1e-15) / 400 < 0.75
-    np.testing.assert_allclose(found["b"], models[3]["b"] - base["b"], atol=1e-15)
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
