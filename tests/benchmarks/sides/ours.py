@@ -1,6 +1,6 @@
 """One merge of the arrays in a directory by this project: the arithmetic alone, in memory, on one thread.
 
-``ours.py DIRECTORY STRATEGY MODELS REPEATS LIMIT_S``: as the reference's side. ``ours.py DIRECTORY STRATEGY
+``ours.py DIRECTORY STRATEGY MODELS REPEATS``: as the reference's side. ``ours.py DIRECTORY STRATEGY
 FILE...``: write the artefacts that a merge of these files by this strategy needs and print their paths.
 ``naive:NAME`` is a formula over whole arrays, ``compiled:NAME`` a strategy with compiled loops.
 """
@@ -41,13 +41,13 @@ def main() -> int:
     directory, strategy, *rest = sys.argv[1:]
     if not rest[0].isdigit():
         return write_artefacts(Path(directory), strategy, [Path(path) for path in rest])
-    count, repeats, limit_s = map(int, rest)
+    count, repeats = map(int, rest)
     models = [np.load(Path(directory, f"{number}.npy")) for number in range(count)]
     base = np.load(Path(directory, "base.npy"))
     if strategy.startswith(NAIVE):
         formula = getattr(naive, strategy.removeprefix(NAIVE))
         flat = [model.reshape(-1) for model in models]
-        run_laps(partial(formula, flat, base.reshape(-1)), repeats=repeats, limit_s=limit_s)
+        run_laps(partial(formula, flat, base.reshape(-1)), repeats=repeats)
         return 0
     is_compiled = strategy.startswith(COMPILED)
     strategy = strategy.removeprefix(COMPILED)
@@ -62,7 +62,7 @@ def main() -> int:
         if reason:
             raise RuntimeError(reason)
         arithmetic.run()  # Compiles what is not in the cache yet.
-    run_laps(arithmetic.run, repeats=repeats, limit_s=limit_s)
+    run_laps(arithmetic.run, repeats=repeats)
     return 0
 
 

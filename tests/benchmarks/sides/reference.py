@@ -1,6 +1,6 @@
 """Runs in the reference's environment: one merge of the arrays in a directory. Knows nothing of this project.
 
-``reference.py DIRECTORY STRATEGY MODELS REPEATS LIMIT_S``, or ``reference.py`` to have its strategies listed.
+``reference.py DIRECTORY STRATEGY MODELS REPEATS``, or ``reference.py`` to have its strategies listed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def main() -> None:
         about = {"version": version("crdt-merge"), "strategies": sorted(list_strategies())}
         sys.stdout.write(json.dumps(about))
         return
-    directory, strategy, count, repeats, limit_s = sys.argv[1:]
+    directory, strategy, count, repeats = sys.argv[1:]
     models = [_load(Path(directory, f"{number}.npy")) for number in range(int(count))]
     base = _load(Path(directory, "base.npy"))
     merge = ModelMerge(ModelMergeSchema(strategies={"default": strategy}))
-    run_laps(lambda: merge.merge(models, base_model=base), repeats=int(repeats), limit_s=int(limit_s))
+    run_laps(lambda: merge.merge(models, base_model=base), repeats=int(repeats))
 
 
 def _load(path: Path) -> dict:
