@@ -65,7 +65,17 @@ class ResolveRequest:
 async def resolve_group(
     services: Services, group_name: str, request: ResolveRequest
 ) -> AsyncGenerator[ResolvePlan | Progress | ResolveReport]:
-    """Merge the used contributions into one safetensors file."""
+    """Merge the used contributions into one safetensors file.
+
+    Yields:
+        How the waiting goes, the plan, how the work goes, and last the report.
+
+    Raises:
+        NotFoundError: There is no such group or tag.
+        MissingBlobError: Bytes are missing here and the time to wait is over.
+        EmptySetError: Nothing in the group can be used.
+        ResolveError, StorageError: As of ``run_job``.
+    """
     wait_s = 0.0 if request.is_plan_only else request.wait_s
     group = find_group(services, group_name)
     name = services.engine.replicas[group].state.genesis.name

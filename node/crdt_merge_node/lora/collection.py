@@ -127,7 +127,11 @@ def delta_specs(found: AdapterSet, dtype: str) -> dict[str, TensorSpec]:
 
 
 def others(found: AdapterSet) -> Iterator[tuple[str, Float64Array]]:
-    """Yield the tensors that are saved whole, averaged among the adapters that have them."""
+    """Yield the tensors that are saved whole, averaged among the adapters that have them.
+
+    Raises:
+        ShapeMismatchError: Two adapters have one in different shapes.
+    """
     for name in sorted({name for adapter in found.adapters for name in adapter.others}, key=str.encode):
         having = [i for i, adapter in enumerate(found.adapters) if name in adapter.others]
         shapes = {found.adapters[i].others[name].spec.shape for i in having}

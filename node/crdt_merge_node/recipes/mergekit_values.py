@@ -60,7 +60,11 @@ class Layout:
         return self._share(layer)
 
     def rows(self, rules: Sequence[Rule], digest: str) -> list[str]:
-        """Return the rows of a table that says the same; a digest restricts them to one contribution."""
+        """Return the rows of a table that says the same; a digest restricts them to one contribution.
+
+        Raises:
+            ParameterError: A gradient over layers, and no file has told how many there are.
+        """
         mark = f"#{digest}" if digest else ""
         rows = []
         for rule in rules:
@@ -108,7 +112,11 @@ def interpolate(values: Sequence[str], position: Fraction) -> str:
 
 
 def read_rules(name: str, value: Any) -> list[Rule]:
-    """Return what a value of the configuration means: a scalar, a gradient, or a list of filters."""
+    """Return what a value of the configuration means: a scalar, a gradient, or a list of filters.
+
+    Raises:
+        ParameterError: It is none of them.
+    """
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         rules = []
         for item in value:
@@ -171,7 +179,11 @@ def _spell(name: str, value: str) -> str:
 def slerp_weights(
     layout: Layout, t: Any, models: Sequence[str], base: str | None, digests: Sequence[str]
 ) -> str:
-    """Return the table of weights (1 - t, t) of the two models; the base is the end at t = 0."""
+    """Return the table of weights (1 - t, t) of the two models; the base is the end at t = 0.
+
+    Raises:
+        ParameterError: There are not two models with the base among them, or there is no ``t``.
+    """
     if len(models) != 2 or base not in models:
         raise ParameterError("slerp takes two models, one of them base_model, and t for both.")
     if t is None:

@@ -87,7 +87,11 @@ class WeightAverage(Strategy):
     parameters = (weight_parameter(),)
 
     def check(self, context: MergeContext) -> None:
-        """Refuse as every strategy, and offline weights that vanish in a tensor."""
+        """Refuse as every strategy, and offline weights that vanish in a tensor.
+
+        Raises:
+            ParameterError: They do.
+        """
         super().check(context)
         check_weights(context)
 
@@ -135,7 +139,11 @@ class Linear(Strategy):
     )
 
     def check(self, context: MergeContext) -> None:
-        """Refuse as every strategy, and offline what has no meaning for these inputs."""
+        """Refuse as every strategy, and offline what has no meaning for these inputs.
+
+        Raises:
+            ParameterError: Weights that vanish in a tensor, or ``t`` without two models and ``t_origin``.
+        """
         super().check(context)
         if self.divides_by_weights(context):
             check_weights(context)

@@ -92,7 +92,11 @@ class FisherMerge(Strategy):
     )  # fmt: skip
 
     def check(self, context: MergeContext) -> None:
-        """Refuse as every strategy, and offline Fisher diagonals of different kinds."""
+        """Refuse as every strategy, and offline Fisher diagonals of different kinds.
+
+        Raises:
+            ArtefactInvalidError: Their label modes differ.
+        """
         super().check(context)
         modes = _modes(context)
         if context.is_strict and len(modes) > 1:

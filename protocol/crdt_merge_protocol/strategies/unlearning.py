@@ -149,7 +149,11 @@ class SplitUnlearnMerge(ByRole, Delegating):
     )
 
     def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
-        """Return all parameters, typed; the inner strategy makes one model."""
+        """Return all parameters, typed; the inner strategy makes one model.
+
+        Raises:
+            ParameterError: As every strategy, and for an inner one that makes a model for each task.
+        """
         values = super().validate(params)
         if strategy_named(str(values[INNER])).output != "model":
             raise ParameterError(f"{values[INNER]} makes more than one model; it cannot be inner.")

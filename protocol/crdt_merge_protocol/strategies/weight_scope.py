@@ -100,7 +100,11 @@ class WeightScopeAlignment(Strategy):
     )  # fmt: skip
 
     def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
-        """Return all parameters, typed; only ``posthoc_affine`` knows rows."""
+        """Return all parameters, typed; only ``posthoc_affine`` knows rows.
+
+        Raises:
+            ParameterError: As every strategy, and for rows in another mode.
+        """
         values = super().validate(params)
         if values["granularity"] == "row" and values["mode"] != POSTHOC:
             raise ParameterError(f"granularity=row means something with mode={POSTHOC} only.")

@@ -7,6 +7,10 @@ from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.strategies.registry import get, names, plain_names
 
 
+def test_the_26_of_the_paper_come_first():
+    assert [get(name).is_extra for name in names()] == [False] * 26 + [True] * (len(names()) - 26)
+
+
 def test_averages_and_task_vectors_need_nothing_but_models():
     known = {"weight_average", "linear", "slerp", "task_arithmetic", "ties", "dare", "dare_ties"}
 
