@@ -304,6 +304,7 @@ class ContentKeeper:
             problem = await self._judge_artefact(item, contents.schema, is_kept=is_read)
         if problem:
             item.problem, item.is_judged, item.manifest = problem, True, None
+            item.is_scanning = False  # Whatever the scan finds, the verdict stands.
             item.missing.clear()
         return item
 
