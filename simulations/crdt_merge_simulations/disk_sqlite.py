@@ -23,6 +23,9 @@ T = TypeVar("T")
 class SimulatedVfs(apsw.VFS):
     """SQLite's way to a :class:`SimulatedDisk`; pass ``name`` as the ``vfs`` of a connection."""
 
+    _disk: SimulatedDisk | None = None
+    """None again once the garbage collector has emptied this object, before connections that still use it."""
+
     def __init__(self, disk: SimulatedDisk, *, name: str, rng: Random) -> None:
         super().__init__(name, base="")
         self.name = name
@@ -32,6 +35,8 @@ class SimulatedVfs(apsw.VFS):
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         """Open a database, its log or its journal."""
+        if self._disk is None:
+            raise _as_sqlite(OSError(errno.EIO, "the process is gone"))
         flags[1] = flags[0]
         if name is None:
             self._temporary += 1
@@ -52,6 +57,8 @@ class SimulatedVfs(apsw.VFS):
 
     def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: ARG002, N802
         """Tell whether a file exists."""
+        if self._disk is None:
+            return False
         try:
             return self._disk.stat(Path(pathname)) is not None
         except OSError as error:
@@ -59,7 +66,7 @@ class SimulatedVfs(apsw.VFS):
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
         """Remove a file."""
-        if self._disk.is_void:
+        if self._disk is None or self._disk.is_void:
             return
         try:
             self._disk.unlink(Path(filename))
@@ -88,6 +95,9 @@ class SimulatedVfs(apsw.VFS):
 class SimulatedVfsFile:
     """What SQLite calls on an open file."""
 
+    _disk: SimulatedDisk | None = None
+    """As in :class:`SimulatedVfs`."""
+
     def __init__(self, disk: SimulatedDisk, path: Path, file: File, *, must_sync_name: bool) -> None:
         self._disk = disk
         self._path = path
@@ -95,23 +105,27 @@ class SimulatedVfsFile:
         self._must_sync_name = must_sync_name
         """SQLite's own VFS syncs the directory of a new log or journal at its first sync."""
 
+    @property
+    def _is_void(self) -> bool:
+        return self._disk is None or self._disk.is_void
+
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         """Return bytes; SQLite fills up what is missing."""
-        return b"" if self._disk.is_void else _call(lambda: self._file.read_at(offset, amount))
+        return b"" if self._is_void else _call(lambda: self._file.read_at(offset, amount))
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         """Write."""
-        if not self._disk.is_void:
+        if not self._is_void:
             _call(lambda: self._file.write_at(offset, data))
 
     def xTruncate(self, newsize: int) -> None:  # noqa: N802
         """Set the length."""
-        if not self._disk.is_void:
+        if not self._is_void:
             _call(lambda: self._file.truncate(newsize))
 
     def xSync(self, flags: int) -> None:  # noqa: ARG002, N802
         """Make durable. Whatever fails here is an I/O error to SQLite, a full disk too."""
-        if self._disk.is_void:
+        if self._disk is None or self._disk.is_void:
             return
         try:
             self._file.sync()
@@ -123,7 +137,7 @@ class SimulatedVfsFile:
 
     def xFileSize(self) -> int:  # noqa: N802
         """Return the length."""
-        return 0 if self._disk.is_void else _call(self._file.size)
+        return 0 if self._is_void else _call(self._file.size)
 
     def xLock(self, level: int) -> None:  # noqa: N802
         """Do nothing: the data directory is locked."""

@@ -15,7 +15,7 @@ from nightly.stages import ROOT, STAGES
 def test_every_step_of_a_stage_has_its_own_name_and_names_tests_that_exist(stage):
     steps = stage.steps(7)
 
-    assert len({step.name for step in steps}) == len(steps) > 1
+    assert len({step.name for step in steps}) == len(steps) > 0
     for argument in {argument for step in steps for argument in step.command}:
         path, _, test = argument.partition("::")
         if path.startswith("tests/"):
