@@ -19,11 +19,10 @@ from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .delegation import fallback_parameter
-from .kernels import combine, differences
+from .kernels import combine
 from .parameters import Parameter
-from .reductions import leaf_products
 from .rows import row_chunks, row_length, row_products
-from .sphere import Sphere, measure, pairs
+from .sphere import Sphere, inner_products, measure
 from .trimming import voters as voters_of
 
 _SINGULAR: Final = 1e-6
@@ -94,9 +93,7 @@ class ModelStock(Strategy):
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
         """Return the leaf sums of all pairwise products, ``(k (k + 1) / 2, leaves)`` float64."""
-        vectors = differences(block)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in pairs(context.k)])
+        return inner_products(block)
 
     def end_pass(
         self,

@@ -18,11 +18,11 @@ from .angles import acos, cos, sin
 from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
-from .kernels import combine, differences
+from .kernels import combine
 from .parameters import Parameter
-from .reductions import add_leaves, leaf_products
+from .reductions import add_leaves
 from .rows import row_chunks, row_length, row_products
-from .sphere import ANTIPODAL, VANISHING, pairs
+from .sphere import ANTIPODAL, VANISHING, inner_products, pairs
 
 Mask = npt.NDArray[np.bool_]
 _COLINEAR: Final = 1e-16
@@ -91,9 +91,7 @@ class NuSlerp(Strategy):
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:  # noqa: ARG002
         """Return the leaf sums of all pairwise products, ``(k (k + 1) / 2, leaves)`` float64."""
-        vectors = differences(block)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in pairs(context.k)])
+        return inner_products(block)
 
     def end_pass(
         self,

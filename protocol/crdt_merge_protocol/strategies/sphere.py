@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from .contract import Float64Array
-from .reductions import add_leaves
+from .contract import Block, Float64Array
+from .kernels import differences
+from .reductions import add_leaves, leaf_products
 from .trigonometry import acos, cos, sin
 
 ANTIPODAL: Final = 1e-12
@@ -60,6 +61,13 @@ class Sphere:
 def pairs(k: int) -> Iterable[tuple[int, int]]:
     """Yield all pairs of inputs, each with itself included, in the order in which products are kept."""
     return itertools.combinations_with_replacement(range(k), 2)
+
+
+def inner_products(block: Block) -> Float64Array:
+    """Return the leaf sums of the products of all pairs, ``(k (k + 1) / 2, leaves)`` float64."""
+    vectors = differences(block)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in pairs(len(vectors))])
 
 
 def measure(k: int, sums: Float64Array) -> Sphere:

@@ -24,9 +24,8 @@ import numpy as np
 from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
-from .kernels import combine, differences
+from .kernels import combine
 from .parameters import Parameter, profile_parameter
-from .reductions import leaf_products
 from .sphere import (
     ANTIPODAL,
     CANCELLED,
@@ -35,10 +34,10 @@ from .sphere import (
     Arc,
     Sphere,
     arc_weights,
+    inner_products,
     karcher,
     measure,
     norm,
-    pairs,
 )
 
 _NAMED_MAX: Final = 3
@@ -74,9 +73,7 @@ class OnSphere(Strategy):
         """Return the leaf sums of all pairwise products, ``(k (k + 1) / 2, leaves)`` float64."""
         if self.is_averaged(context, block.tensor_index):
             return None
-        vectors = differences(block)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return np.stack([leaf_products(vectors[i], vectors[j]) for i, j in pairs(context.k)])
+        return inner_products(block)
 
     def end_pass(
         self,
