@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,9 @@ from crdt_merge_simulations.result import Result
 from crdt_merge_simulations.scenario_file import find
 
 SEED = 3
+DYING_S_MAX = 30.0
+"""A handle of a process (pidfd) becomes readable when it ends; a survivor would run for a minute."""
+
 LONG_RUN = """
 from crdt_merge_simulations import process_world
 from crdt_merge_simulations.planning import make_plan
@@ -29,7 +33,7 @@ def _plan() -> Plan:
     return make_plan(find("processes-5"), SEED)
 
 
-def _daemons() -> set[str]:
+def _daemons() -> set[int]:
     """Process ids of daemons that some run has started, and of their nurseries."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -38,7 +42,7 @@ def _daemons() -> set[str]:
         except OSError:
             continue
         if "crdt_merge_simulations.process_nursery" in words:
-            found.add(path.parent.name)
+            found.add(int(path.parent.name))
     return found
 
 
@@ -106,15 +110,18 @@ def test_nothing_survives_a_command_that_is_killed(tmp_path: Path) -> None:
     for line in command.stderr:
         if "know" in line:
             break
-    running = _daemons() - before
+    running = sorted(_daemons() - before)
+    handles = [os.pidfd_open(pid) for pid in running]
 
     command.kill()
     command.wait()
-    command.stderr.read()  # Ends when the last process that could write to it has ended.
     command.stderr.close()
+    ended = [bool(select.select([handle], [], [], DYING_S_MAX)[0]) for handle in handles]
+    for handle in handles:
+        os.close(handle)
 
     assert len(running) >= 4
-    assert not running & _daemons()
+    assert ended == [True] * len(running)
     assert not os.path.exists("/run/netns/n0")
 
 
