@@ -10,6 +10,7 @@ commands are heard. It stops on SIGTERM or SIGINT, or when a part fails in a way
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -35,6 +36,7 @@ from .keeper import ContentKeeper
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .services import Services
 from .storage import DataDir, Store
+from .systemd import ServiceManager
 from .telemetry.logging import configure_logging, get_logger
 from .transport import (
     ALPN_BULK,
@@ -93,9 +95,17 @@ def run(config: Config, *, on_ready: Callable[[Facts], None] = lambda _facts: No
 async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
+    manager = ServiceManager(os.environ)
+    stop.add_done_callback(lambda _: manager.stopping())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _resolve, stop)
-    return await serve(config, World(), stop=stop, on_ready=lambda node: on_ready(node.facts()))
+
+    def tell(node: RunningNode) -> None:
+        facts = node.facts()
+        manager.ready(f"node {facts['node'][:12]} listens on {facts['listen']}")
+        on_ready(facts)
+
+    return await serve(config, World(), stop=stop, on_ready=tell)
 
 
 def _resolve(stop: asyncio.Future[None]) -> None:
