@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from .control.client import AsyncClient
 from .control.socket_path import control_socket
@@ -43,6 +44,10 @@ class Member:
     id: str = ""
     port: int = 0
     """0 until the first start, then kept over restarts."""
+    http_port: int | None = None
+    """Of dashboard and probes; None: none. 0 until the first start."""
+    dashboard: str = ""
+    """Its address for a browser."""
     process: asyncio.subprocess.Process | None = None
     _client: AsyncClient | None = field(default=None, repr=False)
 
@@ -82,6 +87,7 @@ class Member:
             "CRDT_MERGE_NODE_NODE__NAME": self.name,
             "CRDT_MERGE_NODE_LISTEN__HOST": "127.0.0.1",
             "CRDT_MERGE_NODE_LISTEN__PORT": str(self.port),
+            "CRDT_MERGE_NODE_HTTP__PORT": "" if self.http_port is None else str(self.http_port),
             "CRDT_MERGE_NODE_LOG__FORMAT": "json",
         }
         with self.log_path.open("ab") as log:
@@ -143,6 +149,9 @@ class Member:
                 self._client = None
             return False
         self.id, self.port = status.node, int(status.listen.rpartition(":")[2])
+        self.dashboard = status.dashboard
+        if self.dashboard:
+            self.http_port = urlsplit(self.dashboard).port
         return True
 
     def _log_tail(self) -> str:
@@ -152,11 +161,17 @@ class Member:
 class LocalCluster:
     """Daemons on loopback that live as long as the ``async with`` block."""
 
-    def __init__(self, count: int, *, directory: Path | None = None, prefix: str = "node") -> None:
+    def __init__(
+        self, count: int, *, directory: Path | None = None, prefix: str = "node", has_http: bool = False
+    ) -> None:
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="cmn-"))
         self.members = [
-            Member(f"{prefix}-{number}", self.directory / f"{prefix}-{number}")
+            Member(
+                f"{prefix}-{number}",
+                self.directory / f"{prefix}-{number}",
+                http_port=0 if has_http else None,
+            )
             for number in range(1, count + 1)
         ]
 

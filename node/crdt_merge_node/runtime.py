@@ -167,6 +167,7 @@ class RunningNode:
             "operations": sum(len(replica.state) for replica in services.engine.replicas.values()),
             "seeds": list(services.config.peers.seeds),
             "peers": len(services.engine.overlay.peers),
+            "dashboard": services.web.url,
             "socket": str(services.config.control.socket or control_socket(services.config.node.data_dir)),
             "can_invite": services.invites is not None,
         }
@@ -189,6 +190,7 @@ async def running_node(config: Config, world: World, *, is_served: bool = True) 
             control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
             await control.start()
             stack.push_async_callback(control.close)
+            await _serve_http(services, world.net, stack)
         node = RunningNode(services, api, failed)
         log.info(
             "node.ready",
@@ -199,6 +201,17 @@ async def running_node(config: Config, world: World, *, is_served: bool = True) 
         )
         yield node
     log.info("node.stopped", node=services.engine.node, duration_s=round(world.clock.monotonic() - began, 3))
+
+
+async def _serve_http(services: Services, net: Net, stack: AsyncExitStack) -> None:
+    """Serve probes, metrics and the dashboard, if that is wanted; else their libraries are not loaded."""
+    if services.config.http.port is None:
+        return
+    from .http.server import HttpServer
+
+    server = HttpServer(services, net)
+    stack.push_async_callback(server.close)
+    await server.start()
 
 
 async def _open_services(

@@ -18,6 +18,14 @@ from .storage import Store
 from .transport import Endpoint, Identity, StoredInvites
 
 
+@dataclass(slots=True)
+class Web:
+    """Where HTTP is served."""
+
+    url: str = ""
+    """Empty: nowhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """One node's parts."""
@@ -39,5 +47,6 @@ class Services:
     fs: Fs
     started: float
     """Wall time of the start."""
+    web: Web = field(default_factory=Web)
     merging: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One merge at a time: each may use the whole memory budget."""

@@ -122,6 +122,7 @@ class Daemon:
             "CRDT_MERGE_NODE_LISTEN__PORT": str(PORT),
             "CRDT_MERGE_NODE_LISTEN__ADVERTISE": f"{self.address}:{PORT}",
             "CRDT_MERGE_NODE_PEERS__SEEDS": ",".join(f"{seed}:{PORT}" for seed in self.seeds),
+            "CRDT_MERGE_NODE_HTTP__PORT": "",
             "CRDT_MERGE_NODE_STORAGE__RESERVE_BYTES": str(4 << 20),
             "CRDT_MERGE_NODE_RESOLVE__MEMORY_BYTES": str(RESOLVE_BYTES),
             "CRDT_MERGE_NODE_RESOLVE__WORKERS": "1",

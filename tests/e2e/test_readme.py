@@ -42,6 +42,7 @@ class Machine:
             "CRDT_MERGE_NODE_DATA_DIR": str(self.data_dir),
             "CRDT_MERGE_NODE_LISTEN__HOST": "127.0.0.1",
             "CRDT_MERGE_NODE_LISTEN__PORT": str(port),
+            "CRDT_MERGE_NODE_HTTP__PORT": "0",
         }
 
     def type(self, line: str) -> str:

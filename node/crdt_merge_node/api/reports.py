@@ -92,6 +92,7 @@ async def status(services: Services) -> Status:
         peers=peer_list(services),
         groups=tuple(sorted(groups, key=lambda info: (info.name, info.id))),
         alarms=services.alarms.standing(),
+        dashboard=services.web.url,
     )
 
 

@@ -33,7 +33,7 @@ async def _dev(nodes: int, *, is_json: bool) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    cluster = LocalCluster(nodes)
+    cluster = LocalCluster(nodes, has_http=True)
     starting = asyncio.create_task(_start(cluster))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -67,15 +67,23 @@ async def _watch(cluster: LocalCluster, stopping: asyncio.Task[bool]) -> None:
 def _show(cluster: LocalCluster, seconds: float, *, is_json: bool) -> None:
     if is_json:
         members = [
-            {"name": m.name, "node": m.id, "port": m.port, "data_dir": str(m.data_dir)}
+            {
+                "name": m.name,
+                "node": m.id,
+                "port": m.port,
+                "data_dir": str(m.data_dir),
+                "dashboard": m.dashboard,
+            }
             for m in cluster.members
         ]
         say_json("dev/1", event="ready", seconds=round(seconds, 3), nodes=members)
         sys.stdout.flush()
         return
-    rows = [(m.name, short(m.id), f"127.0.0.1:{m.port}", str(m.data_dir)) for m in cluster.members]
+    rows = [
+        (m.name, short(m.id), f"127.0.0.1:{m.port}", m.dashboard, str(m.data_dir)) for m in cluster.members
+    ]
     say(f"{len(rows)} nodes, connected to each other after {seconds:.1f} s:")
-    say(table(("name", "node", "listen", "data directory"), rows))
+    say(table(("name", "node", "listen", "dashboard", "data directory"), rows))
     say("\nTry, in another shell:")
     say(f"  crdt-merge-node --data-dir {cluster.members[0].data_dir} status")
     say("Ctrl-C ends all of them and removes their data.")

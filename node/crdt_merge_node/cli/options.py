@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 import click
 from crdt_merge_protocol.errors import CrdtMergeError
 
-from .output import clean, note, say_json
+from crdt_merge_node.documents import error_document
+
+from .output import clean, note
 from .place import find_data_dir, find_socket
 
 if TYPE_CHECKING:
@@ -79,15 +82,7 @@ class Invocation:
         if error.hint:
             note(f"hint: {clean(error.hint)}")
         if self.is_json:
-            problems = getattr(error, "problems", ())
-            say_json(
-                "error/1",
-                code=error.code,
-                message=error.message,
-                hint=error.hint,
-                exit=error.exit_code,
-                problems=problems,
-            )
+            click.echo(json.dumps(error_document(error)))
         raise click.exceptions.Exit(error.exit_code)
 
 

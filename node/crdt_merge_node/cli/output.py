@@ -6,7 +6,6 @@ peer can move the cursor or change the title of an operator's terminal.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,9 +14,9 @@ from typing import Any, Final
 
 import click
 
+from crdt_merge_node.documents import WEIGHT_ONE, document
+
 ID_DIGITS: Final = 12
-WEIGHT_ONE: Final = 1 << 32
-_WEIGHTS: Final = frozenset({"weight", "weight_cap"})
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -106,24 +105,6 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def plain(value: Any) -> Any:
-    """Return what JSON can hold: dataclasses as objects, weights as numbers instead of units of 2^-32."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: _plain_field(name, item) for name, item in fields}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
-def _plain_field(name: str, value: Any) -> Any:
-    return value / WEIGHT_ONE if name in _WEIGHTS and isinstance(value, int) else plain(value)
-
-
 def say_json(schema: str, value: Any = None, *, event: str | None = None, **more: Any) -> None:
     """Print one JSON object on one line: ``schema``, ``event``, then the fields of ``value`` and ``more``."""
-    kind = {} if event is None else {"event": event}
-    document = {"schema": schema, **kind, **(plain(value) if value is not None else {}), **plain(more)}
-    click.echo(json.dumps(document))
+    click.echo(json.dumps(document(schema, value, event=event, **more)))

@@ -24,6 +24,7 @@ _LOCAL = ("127.", "localhost", "[::1]", "0.0.0.0", "[::]")  # noqa: S104  Compar
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on for peers; 0: any free one.")
 @click.option("--advertise", metavar="HOST:PORT", multiple=True, help="Address that peers should dial.")
 @click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="A peer to dial at start.")
+@click.option("--http-port", metavar="PORT", help="Of dashboard and probes; 0: any free one; '': none.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]))
 @command
@@ -36,6 +37,7 @@ def run(
     port: int | None,
     advertise: tuple[str, ...],
     seeds: tuple[str, ...],
+    http_port: str | None,
     log_level: str | None,
     log_format: str | None,
 ) -> None:
@@ -54,6 +56,7 @@ def run(
         "listen.port": port,
         "listen.advertise": advertise or None,
         "peers.seeds": seeds or None,
+        "http.port": http_port,
         "log.level": log_level,
         "log.format": log_format,
     }
@@ -74,7 +77,8 @@ def banner(found: Mapping[str, Any]) -> str:
     Args:
         found: Any of ``version``, ``node`` and ``cluster`` (hex), ``name``, ``cluster_name``, ``listen``,
             ``advertise`` (sequence), ``tls`` (text), ``data_dir``, ``store_bytes``, ``free_bytes``, ``seeds``
-            (sequence), ``socket``, ``groups`` and ``operations`` (counts). Missing ones are left out.
+            (sequence), ``socket``, ``dashboard``, ``groups`` and ``operations`` (counts). Missing ones are
+            left out.
     """
 
     def text(key: str) -> str:
@@ -100,6 +104,7 @@ def banner(found: Mapping[str, Any]) -> str:
                 ("groups", text("groups")),
                 ("operations", text("operations")),
                 ("control", text("socket")),
+                ("dashboard", text("dashboard")),
             )
         ),
     ]

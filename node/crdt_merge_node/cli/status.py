@@ -86,6 +86,7 @@ def _show_node(found: Status) -> None:
                 ("listen", f"{found.listen}, advertised as {advertised}" if advertised else found.listen),
                 ("data", f"{found.data_dir}: {size(found.store_bytes)}, {size(found.free_bytes)} free"),
                 ("wire", f"{size(found.bytes_in)} in, {size(found.bytes_out)} out since the start"),
+                ("dashboard", found.dashboard),
                 ("version", f"{found.version}, process {found.pid}" if found.version else ""),
             )
         )

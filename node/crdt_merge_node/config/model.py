@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Pr
 
 PORT_DEFAULT: Final = 7946
 """Serf's port: operators of gossiping daemons know it, and it is seldom taken."""
+HTTP_PORT_DEFAULT: Final = PORT_DEFAULT + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,19 @@ class PeersSection(_Section):
     """Addresses to dial at start, beside the peers remembered from before."""
 
 
+class HttpSection(_Section):
+    """Health probes, metrics and the dashboard: read-only, without a login."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to serve HTTP on. Whoever reaches it can see everything that `status` and `why` say."""
+    port: Annotated[Annotated[int, Field(ge=0, le=65535)] | None, BeforeValidator(_empty_is_none)] = (
+        HTTP_PORT_DEFAULT
+    )
+    """TCP port to serve HTTP on; 0 takes a free one, empty serves none."""
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_split_list), Field(max_length=64)] = ()
+    """Names under which browsers and probes may ask for this node, beside localhost and addresses."""
+
+
 class StorageSection(_Section):
     """The data directory."""
 
@@ -147,6 +161,7 @@ class Config(BaseModel):
     node: NodeSection
     listen: ListenSection = ListenSection()
     peers: PeersSection = PeersSection()
+    http: HttpSection = HttpSection()
     storage: StorageSection = StorageSection()
     resolve: ResolveSection = ResolveSection()
     log: LogSection = LogSection()

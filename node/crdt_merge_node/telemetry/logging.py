@@ -108,6 +108,10 @@ EVENTS: Final[Mapping[str, Event]] = {
         "error", ("group", "reason"), "The rebuilt trie is not the one saved at shutdown."
     ),
     "root.forgotten": Event("debug", ("error",), "A root could not be saved for the next start to check."),
+    # http
+    "http.opened": Event("info", ("address",), "Probes, metrics and the dashboard are served there."),
+    "http.unavailable": Event("warning", ("address", "error"), "HTTP is not served; the node runs on."),
+    "http.failed": Event("error", ("path", "error"), "A request met a bug; the line has the traceback."),
     # control
     "control.failed": Event("error", ("method", "error"), "A command met a bug; the line has the traceback."),
     # resolve

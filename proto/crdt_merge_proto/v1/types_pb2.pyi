@@ -226,6 +226,7 @@ class Status(google.protobuf.message.Message):
     PEERS_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     ALARMS_FIELD_NUMBER: builtins.int
+    DASHBOARD_FIELD_NUMBER: builtins.int
     is_healthy: builtins.bool
     node: builtins.str
     name: builtins.str
@@ -245,6 +246,8 @@ class Status(google.protobuf.message.Message):
     bytes_in: builtins.int
     bytes_out: builtins.int
     """On the wire, all connections since the start."""
+    dashboard: builtins.str
+    """Address for a browser on this machine; empty: HTTP is not served."""
     @property
     def advertise(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -275,8 +278,9 @@ class Status(google.protobuf.message.Message):
         peers: collections.abc.Iterable[Global___PeerInfo] | None = ...,
         groups: collections.abc.Iterable[Global___GroupInfo] | None = ...,
         alarms: collections.abc.Iterable[Global___Alarm] | None = ...,
+        dashboard: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertise", b"advertise", "alarms", b"alarms", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "cluster", b"cluster", "cluster_name", b"cluster_name", "data_dir", b"data_dir", "free_bytes", b"free_bytes", "groups", b"groups", "is_healthy", b"is_healthy", "listen", b"listen", "name", b"name", "node", b"node", "now", b"now", "peers", b"peers", "pid", b"pid", "started", b"started", "store_bytes", b"store_bytes", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertise", b"advertise", "alarms", b"alarms", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "cluster", b"cluster", "cluster_name", b"cluster_name", "dashboard", b"dashboard", "data_dir", b"data_dir", "free_bytes", b"free_bytes", "groups", b"groups", "is_healthy", b"is_healthy", "listen", b"listen", "name", b"name", "node", b"node", "now", b"now", "peers", b"peers", "pid", b"pid", "started", b"started", "store_bytes", b"store_bytes", "version", b"version"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 

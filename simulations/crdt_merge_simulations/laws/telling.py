@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from crdt_merge_node.cli.output import plain, table
+from crdt_merge_node.cli.output import table
+from crdt_merge_node.documents import plain
 
 from .matrix import RAW_LAWS, Entry, Matrix
 from .models import Gap

@@ -35,3 +35,5 @@ class Status:
     peers: tuple[PeerInfo, ...] = ()
     groups: tuple[GroupInfo, ...] = ()
     alarms: tuple[Alarm, ...] = ()
+    dashboard: str = ""
+    """Address for a browser on this machine; empty: HTTP is not served."""
