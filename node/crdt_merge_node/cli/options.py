@@ -1,4 +1,4 @@
-"""What every command has in common: ``--data-dir``, ``--json``, ``--debug``, and how it fails."""
+"""What every command has in common: where its node is, how it answers and how it fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 
 from crdt_merge_node.documents import error_document
 
-from .output import clean, note
+from .output import QUIET, clean, warn
 from .place import find_data_dir, find_socket
 
 if TYPE_CHECKING:
@@ -33,14 +33,21 @@ class Invocation:
     data_dir: Path
     is_json: bool
     is_debug: bool
+    is_quiet: bool = False
+    """Only warnings and errors go to standard error, and no progress anywhere."""
+    data_dir_flag: str | None = None
+    """What was given as ``--data-dir``, if anything."""
 
     @property
     def socket(self) -> Path:
         """The control socket of the node."""
         return find_socket(self.data_dir, os.environ)
 
-    def client(self) -> Client:
+    def client(self, *, timeout_s: float | None = None) -> Client:
         """Return a client of the running daemon, to be used in a ``with``.
+
+        Args:
+            timeout_s: How long one answer may take; none: as long as it takes. Streams never time out.
 
         Raises:
             DaemonNotRunningError: It does not run.
@@ -49,6 +56,9 @@ class Invocation:
 
         # Before the import of gRPC, which takes longer than everything else: "not running" comes at once.
         require_socket(self.socket)
+        from crdt_merge_node.control.lean import import_grpc
+
+        import_grpc()
         from crdt_merge_node.control.client import Client
 
         return Client(self.socket)
@@ -63,7 +73,7 @@ class Invocation:
                 raise
             self._fail(error)
         except (KeyboardInterrupt, click.Abort):
-            note("interrupted")
+            warn("interrupted")
             raise click.exceptions.Exit(INTERRUPTED) from None
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
@@ -78,9 +88,9 @@ class Invocation:
             )
 
     def _fail(self, error: CrdtMergeError) -> NoReturn:
-        note(f"error {error.code}: {clean(error.message)}")
+        warn(f"error {error.code}: {clean(error.message)}")
         if error.hint:
-            note(f"hint: {clean(error.hint)}")
+            warn(f"hint: {clean(error.hint)}")
         if self.is_json:
             click.echo(json.dumps(error_document(error)))
         raise click.exceptions.Exit(error.exit_code)
@@ -94,15 +104,23 @@ def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..
 
     @click.option("--data-dir", type=click.Path(file_okay=False), help="Directory of the node's data.")
     @click.option("--json", "is_json", is_flag=True, help="Print JSON with a versioned schema.")
+    @click.option("--quiet", "-q", "is_quiet", is_flag=True, help="No notes and no progress, only errors.")
     @click.option("--debug", "is_debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(function)
-    def wrapper(*args: Any, data_dir: str | None, is_json: bool, is_debug: bool, **kwargs: Any) -> None:
-        above = click.get_current_context().find_root().params
+    def wrapper(
+        *args: Any, data_dir: str | None, is_json: bool, is_quiet: bool, is_debug: bool, **kwargs: Any
+    ) -> None:
+        context = click.get_current_context()
+        above = context.find_root().params
+        flag = data_dir or above.get("data_dir")
         invocation = Invocation(
-            data_dir=find_data_dir(data_dir or above.get("data_dir"), os.environ),
+            data_dir=find_data_dir(flag, os.environ),
             is_json=is_json,
             is_debug=is_debug or bool(above.get("debug")),
+            is_quiet=is_quiet,
+            data_dir_flag=flag,
         )
+        context.meta[QUIET] = is_quiet
         with invocation.reporting_errors():
             function(invocation, *args, **kwargs)
 

@@ -17,6 +17,8 @@ import click
 from crdt_merge_node.documents import WEIGHT_ONE, document
 
 ID_DIGITS: Final = 12
+QUIET: Final = "crdt_merge_node.quiet"
+"""Where click's context holds whether ``--quiet`` was given."""
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -101,7 +103,14 @@ def say(text: str, *, colour: str | None = None) -> None:
 
 
 def note(text: str) -> None:
-    """Print something that is not the answer."""
+    """Print something that is not the answer; ``--quiet`` leaves it out unless it is a warning."""
+    context = click.get_current_context(silent=True)
+    if context is None or not context.meta.get(QUIET) or text.startswith("warning"):
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print what a person has to see, ``--quiet`` or not."""
     click.echo(text, err=True)
 
 

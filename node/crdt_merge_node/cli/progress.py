@@ -71,6 +71,13 @@ class _Quiet:
         return None
 
 
+class Silent(_Quiet):
+    """Shows nothing: ``--quiet``."""
+
+    def show(self, progress: Progress) -> None:
+        """Take no note."""
+
+
 class Lines(_Quiet):
     """A line every ten seconds on stderr, sooner for a new step; nothing for work that is done in two."""
 
@@ -168,6 +175,8 @@ def describe(progress: Progress, rate: float, left: float | None) -> str:
 
 def view_for(invocation: Invocation, schema: str) -> View:
     """Return the view that fits where the output goes."""
+    if invocation.is_quiet:
+        return Silent()
     if invocation.is_json:
         return JsonLines(schema)
     return Bar() if sys.stderr.isatty() else Lines()
