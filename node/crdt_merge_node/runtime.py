@@ -37,6 +37,7 @@ from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet
 from .services import Services
 from .storage import DataDir, Store
 from .systemd import ServiceManager
+from .telemetry.events import EventLog
 from .telemetry.logging import configure_logging, get_logger
 from .transport import (
     ALPN_BULK,
@@ -183,23 +184,30 @@ async def running_node(config: Config, world: World, *, is_served: bool = True) 
         if not failed.done():
             failed.set_result(error)
 
+    events = EventLog(world.clock)
     async with AsyncExitStack() as stack:
-        services = await _open_services(config, world, stack, fail)
-        api = LocalNode(services)
-        if is_served:
-            control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
-            await control.start()
-            stack.push_async_callback(control.close)
-            await _serve_http(services, world.net, stack)
-        node = RunningNode(services, api, failed)
-        log.info(
-            "node.ready",
-            node=services.engine.node,
-            address=node.facts()["listen"],
-            groups=len(services.engine.replicas),
-            duration_s=round(world.clock.monotonic() - began, 3),
-        )
-        yield node
+        with events.bound():
+            services = await _open_services(config, world, stack, fail, events)
+            api = LocalNode(services)
+            if is_served:
+                control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
+                await control.start()
+                stack.push_async_callback(control.close)
+                await _serve_http(services, world.net, stack)
+            node = RunningNode(services, api, failed)
+            log.info(
+                "node.ready",
+                node=services.engine.node,
+                address=node.facts()["listen"],
+                groups=len(services.engine.replicas),
+                duration_s=round(world.clock.monotonic() - began, 3),
+            )
+        try:
+            yield node
+        finally:
+            events.close()  # Who follows has the rest before the server ends.
+            with events.bound():
+                await stack.aclose()
     log.info("node.stopped", node=services.engine.node, duration_s=round(world.clock.monotonic() - began, 3))
 
 
@@ -215,7 +223,11 @@ async def _serve_http(services: Services, net: Net, stack: AsyncExitStack) -> No
 
 
 async def _open_services(
-    config: Config, world: World, stack: AsyncExitStack, fail: Callable[[BaseException], None]
+    config: Config,
+    world: World,
+    stack: AsyncExitStack,
+    fail: Callable[[BaseException], None],
+    events: EventLog,
 ) -> Services:
     data = DataDir.open(config.node.data_dir, fs=world.fs)
     stack.callback(data.close)
@@ -260,6 +272,7 @@ async def _open_services(
         endpoint=endpoint,
         invites=invites,
         alarms=alarms,
+        events=events,
         clock=world.clock,
         rng=world.rng,
         fs=world.fs,

@@ -15,6 +15,7 @@ from .imports import ImportDesk
 from .keeper import ContentKeeper
 from .ports import Clock, Fs, Rng
 from .storage import Store
+from .telemetry.events import EventLog
 from .transport import Endpoint, Identity, StoredInvites
 
 
@@ -42,6 +43,8 @@ class Services:
     invites: StoredInvites | None
     """Present where the key of the cluster's CA is."""
     alarms: Alarms
+    events: EventLog
+    """What this node logged lately."""
     clock: Clock
     rng: Rng
     fs: Fs

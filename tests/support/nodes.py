@@ -13,9 +13,12 @@ from crdt_merge_node.control.model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    EventsMissed,
     GroupDetail,
     GroupInfo,
     Invite,
+    LogEvent,
+    LogLevel,
     OutputInfo,
     PeerInfo,
     PolicyChanges,
@@ -146,6 +149,19 @@ WHY = WhyReport(
     ),
 )
 
+EVENTS = (
+    LogEvent(seq=7, time=NOW - 60, level="info", event="peer.joined", fields={"peer": PEER}),
+    EventsMissed(count=3),
+    LogEvent(
+        seq=11,
+        time=NOW - 5,
+        level="warning",
+        event="peer.refused",
+        fields={"peer": PEER, "reason": "blocked\x1b[2J"},
+        numbers={"count": 2, "duration_s": 0.25},
+    ),
+)
+
 
 class FakeNode:
     """A ``NodeApi`` without a network. ``failure``, if set, is raised by the next request."""
@@ -155,6 +171,7 @@ class FakeNode:
         self.failure: BaseException | None = None
         self.status_answer = STATUS
         self.why_answer = WHY
+        self.events_answer: tuple[LogEvent | EventsMissed, ...] = EVENTS
         self.report_answer: dict[str, Any] = {}
         self.blocks_in_resolve = False
         self.was_cancelled = asyncio.Event()
@@ -184,6 +201,15 @@ class FakeNode:
     async def invite(self, *, expires_s: float) -> Invite:
         self._note("invite", expires_s=expires_s)
         return Invite(token="cmn1-abc", expires=NOW + expires_s, addresses=("10.0.0.1:7946",))
+
+    async def events(self, **kwargs: Any) -> AsyncIterator[LogEvent | EventsMissed]:
+        self._note("events", **kwargs)
+        for event in self.events_answer:
+            yield event
+
+    async def log_level(self, level: str | None) -> LogLevel:
+        self._note("log_level", level=level)
+        return LogLevel(level=level or "info", configured="info")
 
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         self._note("peer_list")

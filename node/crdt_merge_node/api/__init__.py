@@ -18,9 +18,12 @@ from crdt_merge_node.control.model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    EventsMissed,
     GroupDetail,
     GroupInfo,
     Invite,
+    LogEvent,
+    LogLevel,
     PeerInfo,
     PolicyChanges,
     PolicyInfo,
@@ -39,11 +42,14 @@ from crdt_merge_node.transport import create_invite
 from crdt_merge_node.version import VERSION
 
 from . import adding, contributions, groups, reports, resolving
+from . import events as happenings
+from .binding import in_own_name
 from .naming import find_group, find_peer
 
 log = get_logger()
 
 
+@in_own_name
 class LocalNode:
     """The API of the node in this process."""
 
@@ -94,6 +100,24 @@ class LocalNode:
             cluster_name=services.identity.cluster_name,
             addresses=addresses,
         )
+
+    def events(
+        self,
+        *,
+        after: int | None = None,
+        age_s: float | None = None,
+        last: int = 0,
+        level: str = "info",
+        follow: bool = False,
+    ) -> AsyncIterator[LogEvent | EventsMissed]:
+        """Tell what happened lately; with ``follow`` go on until the node stops."""
+        return happenings.events(
+            self._services, after=after, age_s=age_s, last=last, level=level, follow=follow
+        )
+
+    async def log_level(self, level: str | None = None) -> LogLevel:
+        """Return from which level up lines go to standard error, having set it if one is given."""
+        return happenings.change_log_level(self._services, level)
 
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         """Return every known peer, blocked ones included."""

@@ -20,9 +20,12 @@ from .model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    EventsMissed,
     GroupDetail,
     GroupInfo,
     Invite,
+    LogEvent,
+    LogLevel,
     PeerInfo,
     PolicyChanges,
     PolicyInfo,
@@ -49,6 +52,29 @@ class NodeApi(Protocol):
 
     async def invite(self, *, expires_s: float) -> Invite:
         """Return a one-time token. Refused by a node that does not hold the cluster's CA key."""
+
+    def events(
+        self,
+        *,
+        after: int | None = None,
+        age_s: float | None = None,
+        last: int = 0,
+        level: str = "info",
+        follow: bool = False,
+    ) -> AsyncIterator[LogEvent | EventsMissed]:
+        """Tell what happened lately, the oldest first; with ``follow`` go on until the node stops.
+
+        Args:
+            after: Only events later than this number; larger than any of this life of the daemon: all.
+            age_s: Only events at most this old.
+            last: Only so many of the newest that are kept; 0: all.
+            level: Only events at least as important.
+            follow: Go on with what happens. ``EventsMissed`` says where somebody was too slow.
+        """
+        ...
+
+    async def log_level(self, level: str | None) -> LogLevel:
+        """Return from which level up lines go to standard error, having set it if one is given."""
 
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         """Return every known peer, blocked ones included."""

@@ -45,6 +45,18 @@ def invite(expires_s: float) -> Call[model.Invite]:
     return Call("Invite", pb.InviteRequest(expires_s=expires_s), lambda r: decode(r.invite, model.Invite))
 
 
+def log_level(level: str | None) -> Call[model.LogLevel]:
+    """Ask for the level of the log, or for another one."""
+    return Call("LogLevel", pb.LogLevelRequest(level=level), lambda r: decode(r.level, model.LogLevel))
+
+
+def events(
+    *, after: int | None, age_s: float | None, last: int, level: str, follow: bool
+) -> pb.EventsRequest:
+    """Return the request of a stream, whose responses ``decode_event`` reads."""
+    return pb.EventsRequest(after=after, age_s=age_s, last=last, level=level, follow=follow)
+
+
 def peer_list() -> Call[tuple[model.PeerInfo, ...]]:
     """Ask for the known peers."""
     return Call("PeerList", pb.PeerListRequest(), lambda r: _all(r.peers, model.PeerInfo))

@@ -102,6 +102,21 @@ class AsyncClient:
     async def invite(self, *, expires_s: float) -> model.Invite:
         return await self._answer(calls.invite(expires_s))
 
+    def events(
+        self,
+        *,
+        after: int | None = None,
+        age_s: float | None = None,
+        last: int = 0,
+        level: str = "info",
+        follow: bool = False,
+    ) -> AsyncIterator[model.LogEvent | model.EventsMissed]:
+        request = calls.events(after=after, age_s=age_s, last=last, level=level, follow=follow)
+        return self._events(self._stub.Events(request))
+
+    async def log_level(self, level: str | None = None) -> model.LogLevel:
+        return await self._answer(calls.log_level(level))
+
     async def peer_list(self) -> tuple[model.PeerInfo, ...]:
         return await self._answer(calls.peer_list())
 
@@ -264,6 +279,21 @@ class Client:
 
     def invite(self, *, expires_s: float) -> model.Invite:
         return self._answer(calls.invite(expires_s))
+
+    def events(
+        self,
+        *,
+        after: int | None = None,
+        age_s: float | None = None,
+        last: int = 0,
+        level: str = "info",
+        follow: bool = False,
+    ) -> Iterator[model.LogEvent | model.EventsMissed]:
+        request = calls.events(after=after, age_s=age_s, last=last, level=level, follow=follow)
+        return self._events(self._stub.Events(request))
+
+    def log_level(self, level: str | None = None) -> model.LogLevel:
+        return self._answer(calls.log_level(level))
 
     def peer_list(self) -> tuple[model.PeerInfo, ...]:
         return self._answer(calls.peer_list())

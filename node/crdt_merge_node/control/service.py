@@ -97,6 +97,25 @@ class NodeService(pb_grpc.NodeServiceServicer):
             invite = await self._api.invite(expires_s=request.expires_s)
             return pb.InviteResponse(invite=encode(invite, t.Invite))
 
+    async def Events(self, request: pb.EventsRequest, context: _Context) -> AsyncIterator[pb.EventsResponse]:
+        """Stream ``events``."""
+        async with _answer_errors(context, "events"):
+            events = self._api.events(
+                after=request.after if request.HasField("after") else None,
+                age_s=request.age_s if request.HasField("age_s") else None,
+                last=request.last,
+                level=request.level,
+                follow=request.follow,
+            )
+            async for response in _stream(events, pb.EventsResponse):
+                yield response
+
+    async def LogLevel(self, request: pb.LogLevelRequest, context: _Context) -> pb.LogLevelResponse:
+        """Answer ``log_level``."""
+        async with _answer_errors(context, "log_level"):
+            level = await self._api.log_level(request.level if request.HasField("level") else None)
+            return pb.LogLevelResponse(level=encode(level, t.LogLevel))
+
     async def PeerList(self, request: pb.PeerListRequest, context: _Context) -> pb.PeerListResponse:
         """Answer ``peer_list``."""
         async with _answer_errors(context, "peer_list"):

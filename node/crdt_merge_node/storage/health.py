@@ -18,6 +18,7 @@ from typing import Final
 
 from crdt_merge_node.errors import FullError, StorageError, StoreFailedError
 from crdt_merge_node.ports import Fs
+from crdt_merge_node.telemetry.events import of_this_node
 from crdt_merge_node.telemetry.logging import get_logger
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -100,6 +101,7 @@ class Room:
         self._promised: dict[object, int] = {}
         self.is_full = False
         """Whether the last request was refused."""
+        self._say_full = of_this_node(_log_full)
 
     def require_rows(self) -> None:
         """Check that rows may be written.
@@ -130,7 +132,7 @@ class Room:
     def note_full(self, error: FullError) -> None:
         """Remember, and tell once, that there is no room."""
         if not self.is_full:
-            log.error("store.full", error=error)
+            self._say_full(error)
         self.is_full = True
 
     def _require(self, nbytes: int, *, divisor: int) -> None:
@@ -149,3 +151,7 @@ class Room:
         )
         self.note_full(full)
         raise full
+
+
+def _log_full(error: FullError) -> None:
+    log.error("store.full", error=error)

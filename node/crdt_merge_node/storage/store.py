@@ -12,6 +12,7 @@ from crdt_merge_protocol.limits import MIB
 
 from crdt_merge_node.errors import StorageError, StoreFailedError
 from crdt_merge_node.ports import Clock, Fs, Rng
+from crdt_merge_node.telemetry.events import of_this_node
 from crdt_merge_node.telemetry.logging import get_logger
 
 from .blobs import BlobStore
@@ -272,6 +273,7 @@ def _on_loop(
     loop: asyncio.AbstractEventLoop, callback: Callable[..., None] | None, first: Callable[..., None]
 ) -> Callable[..., None]:
     """Return a function for any thread that runs ``first`` there and ``callback`` on the loop."""
+    first = of_this_node(first)
 
     def call(*args: Any) -> None:
         first(*args)

@@ -21,6 +21,8 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 
 from crdt_merge_node.ports import Clock, SystemClock
 
+from .events import note
+
 Level = Literal["debug", "info", "warning", "error"]
 ID_DIGITS: Final = 12
 
@@ -126,15 +128,48 @@ EVENTS: Final[Mapping[str, Event]] = {
 }
 
 
-def get_logger(module: str = "", **bound: Any) -> FilteringBoundLogger:
+class Logger:
+    """Writes a line, if the level of the log says so, and has the node remember it in any case."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, lines: FilteringBoundLogger) -> None:
+        self._lines = lines
+
+    def debug(self, event: str, /, **fields: Any) -> None:
+        """Tell what is of interest to who looks for a fault."""
+        note("debug", event, fields)
+        self._lines.debug(event, **fields)
+
+    def info(self, event: str, /, **fields: Any) -> None:
+        """Tell of a change of state."""
+        note("info", event, fields)
+        self._lines.info(event, **fields)
+
+    def warning(self, event: str, /, **fields: Any) -> None:
+        """Tell what somebody may have to look at."""
+        note("warning", event, fields)
+        self._lines.warning(event, **fields)
+
+    def error(self, event: str, /, **fields: Any) -> None:
+        """Tell what somebody has to look at."""
+        note("error", event, fields)
+        self._lines.error(event, **fields)
+
+    def exception(self, event: str, /, **fields: Any) -> None:
+        """Tell of a bug, with the traceback of the exception that is being handled."""
+        note("error", event, fields)
+        self._lines.exception(event, **fields)
+
+
+def get_logger(module: str = "", **bound: Any) -> Logger:
     """Return a logger whose lines carry ``bound`` and name the module (``__name__``) that wrote them.
 
     May be called before :func:`configure_logging`.
     """
     if module:
         bound["module"] = module.removeprefix("crdt_merge_node.")
-    logger: FilteringBoundLogger = structlog.get_logger(**bound)
-    return logger
+    return Logger(structlog.get_logger(**bound))
 
 
 def configure_logging(
@@ -152,7 +187,6 @@ def configure_logging(
         if is_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
-    number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -161,13 +195,28 @@ def configure_logging(
             _shorten,
             *renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+    set_log_level(level)
     root = logging.getLogger()
     root.handlers = [_Bridge()]
     root.setLevel(logging.WARNING)
+
+
+def set_log_level(level: Level) -> None:
+    """Write lines from ``level`` up from now on; all nodes of the process share one standard error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+    _level[0] = level
+
+
+def log_level() -> Level:
+    """Return the level from which up lines are written."""
+    return _level[0]
+
+
+_level: list[Level] = ["info"]
 
 
 class _Timestamps:

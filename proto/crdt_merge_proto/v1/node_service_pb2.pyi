@@ -148,6 +148,96 @@ class InviteResponse(google.protobuf.message.Message):
 Global___InviteResponse: typing_extensions.TypeAlias = InviteResponse
 
 @typing.final
+class EventsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: builtins.int
+    AGE_S_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
+    after: builtins.int
+    """Absent: from the oldest that is kept."""
+    age_s: builtins.float
+    last: builtins.int
+    level: builtins.str
+    follow: builtins.bool
+    def __init__(
+        self,
+        *,
+        after: builtins.int | None = ...,
+        age_s: builtins.float | None = ...,
+        last: builtins.int = ...,
+        level: builtins.str = ...,
+        follow: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_after", b"_after", "_age_s", b"_age_s", "after", b"after", "age_s", b"age_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_after", b"_after", "_age_s", b"_age_s", "after", b"after", "age_s", b"age_s", "follow", b"follow", "last", b"last", "level", b"level"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_after", b"_after"]) -> typing.Literal["after"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_age_s", b"_age_s"]) -> typing.Literal["age_s"] | None: ...
+
+Global___EventsRequest: typing_extensions.TypeAlias = EventsRequest
+
+@typing.final
+class EventsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LOGGED_FIELD_NUMBER: builtins.int
+    MISSED_FIELD_NUMBER: builtins.int
+    @property
+    def logged(self) -> crdt_merge_proto.v1.types_pb2.LogEvent: ...
+    @property
+    def missed(self) -> crdt_merge_proto.v1.types_pb2.EventsMissed: ...
+    def __init__(
+        self,
+        *,
+        logged: crdt_merge_proto.v1.types_pb2.LogEvent | None = ...,
+        missed: crdt_merge_proto.v1.types_pb2.EventsMissed | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "logged", b"logged", "missed", b"missed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "logged", b"logged", "missed", b"missed"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["logged", "missed"] | None: ...
+
+Global___EventsResponse: typing_extensions.TypeAlias = EventsResponse
+
+@typing.final
+class LogLevelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: builtins.int
+    level: builtins.str
+    """Absent: only tell."""
+    def __init__(
+        self,
+        *,
+        level: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_level", b"_level", "level", b"level"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_level", b"_level", "level", b"level"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_level", b"_level"]) -> typing.Literal["level"] | None: ...
+
+Global___LogLevelRequest: typing_extensions.TypeAlias = LogLevelRequest
+
+@typing.final
+class LogLevelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: builtins.int
+    @property
+    def level(self) -> crdt_merge_proto.v1.types_pb2.LogLevel: ...
+    def __init__(
+        self,
+        *,
+        level: crdt_merge_proto.v1.types_pb2.LogLevel | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["level", b"level"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["level", b"level"]) -> None: ...
+
+Global___LogLevelResponse: typing_extensions.TypeAlias = LogLevelResponse
+
+@typing.final
 class PeerListRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

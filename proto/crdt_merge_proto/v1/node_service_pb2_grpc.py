@@ -54,6 +54,16 @@ class NodeServiceStub(object):
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteRequest.SerializeToString,
                 response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteResponse.FromString,
                 _registered_method=True)
+        self.Events = channel.unary_stream(
+                '/crdt_merge_proto.v1.NodeService/Events',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsResponse.FromString,
+                _registered_method=True)
+        self.LogLevel = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/LogLevel',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelResponse.FromString,
+                _registered_method=True)
         self.PeerList = channel.unary_unary(
                 '/crdt_merge_proto.v1.NodeService/PeerList',
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListRequest.SerializeToString,
@@ -148,6 +158,18 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Invite(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Events(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogLevel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -259,6 +281,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Invite,
                     request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteRequest.FromString,
                     response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteResponse.SerializeToString,
+            ),
+            'Events': grpc.unary_stream_rpc_method_handler(
+                    servicer.Events,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsResponse.SerializeToString,
+            ),
+            'LogLevel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogLevel,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelResponse.SerializeToString,
             ),
             'PeerList': grpc.unary_unary_rpc_method_handler(
                     servicer.PeerList,
@@ -439,6 +471,60 @@ class NodeService(object):
             '/crdt_merge_proto.v1.NodeService/Invite',
             crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteRequest.SerializeToString,
             crdt__merge__proto_dot_v1_dot_node__service__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Events(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/Events',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.EventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogLevel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/LogLevel',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.LogLevelResponse.FromString,
             options,
             channel_credentials,
             insecure,

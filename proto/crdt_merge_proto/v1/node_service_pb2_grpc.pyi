@@ -96,6 +96,38 @@ _NodeServiceInviteType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeServiceEventsType = typing_extensions.TypeVar(
+    '_NodeServiceEventsType',
+    grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+        crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+        crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+        crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+    ],
+)
+
+_NodeServiceLogLevelType = typing_extensions.TypeVar(
+    '_NodeServiceLogLevelType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+        crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+        crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+        crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
+    ],
+)
+
 _NodeServicePeerListType = typing_extensions.TypeVar(
     '_NodeServicePeerListType',
     grpc.UnaryUnaryMultiCallable[
@@ -320,7 +352,7 @@ _NodeServiceResolveType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
+class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
     @typing.overload
     def __init__(self: NodeServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -338,6 +370,14 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.InviteRequest,
             crdt_merge_proto.v1.node_service_pb2.InviteResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+            crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+            crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
@@ -415,6 +455,14 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
             crdt_merge_proto.v1.node_service_pb2.InviteRequest,
             crdt_merge_proto.v1.node_service_pb2.InviteResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+            crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+            crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
             crdt_merge_proto.v1.node_service_pb2.PeerListResponse,
@@ -481,6 +529,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
 
     Invite: _NodeServiceInviteType
 
+    Events: _NodeServiceEventsType
+
+    LogLevel: _NodeServiceLogLevelType
+
     PeerList: _NodeServicePeerListType
 
     PeerBlock: _NodeServicePeerBlockType
@@ -525,6 +577,14 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.InviteRequest,
         crdt_merge_proto.v1.node_service_pb2.InviteResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+        crdt_merge_proto.v1.node_service_pb2.EventsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+        crdt_merge_proto.v1.node_service_pb2.LogLevelResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
@@ -612,6 +672,20 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request: crdt_merge_proto.v1.node_service_pb2.InviteRequest,
         context: _ServicerContext,
     ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.InviteResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.InviteResponse]]: ...
+
+    @abc.abstractmethod
+    def Events(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.EventsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[crdt_merge_proto.v1.node_service_pb2.EventsResponse], collections.abc.AsyncIterator[crdt_merge_proto.v1.node_service_pb2.EventsResponse]]: ...
+
+    @abc.abstractmethod
+    def LogLevel(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.LogLevelRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.LogLevelResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.LogLevelResponse]]: ...
 
     @abc.abstractmethod
     def PeerList(

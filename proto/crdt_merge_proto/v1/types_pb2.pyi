@@ -1149,3 +1149,100 @@ class ErrorDetail(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["code", b"code", "hint", b"hint", "message", b"message", "problems", b"problems"]) -> None: ...
 
 Global___ErrorDetail: typing_extensions.TypeAlias = ErrorDetail
+
+@typing.final
+class LogEvent(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class FieldsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class NumbersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SEQ_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    EVENT_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    seq: builtins.int
+    time: builtins.float
+    level: builtins.str
+    event: builtins.str
+    @property
+    def fields(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        seq: builtins.int = ...,
+        time: builtins.float = ...,
+        level: builtins.str = ...,
+        event: builtins.str = ...,
+        fields: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        numbers: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "fields", b"fields", "level", b"level", "numbers", b"numbers", "seq", b"seq", "time", b"time"]) -> None: ...
+
+Global___LogEvent: typing_extensions.TypeAlias = LogEvent
+
+@typing.final
+class EventsMissed(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: builtins.int
+    count: builtins.int
+    def __init__(
+        self,
+        *,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count"]) -> None: ...
+
+Global___EventsMissed: typing_extensions.TypeAlias = EventsMissed
+
+@typing.final
+class LogLevel(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: builtins.int
+    CONFIGURED_FIELD_NUMBER: builtins.int
+    level: builtins.str
+    configured: builtins.str
+    def __init__(
+        self,
+        *,
+        level: builtins.str = ...,
+        configured: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configured", b"configured", "level", b"level"]) -> None: ...
+
+Global___LogLevel: typing_extensions.TypeAlias = LogLevel

@@ -37,7 +37,15 @@ ERRORS = sorted(
     },
     key=lambda kind: kind.code,
 )
-EXAMPLES = [nodes.STATUS, nodes.WHY, nodes.POLICY, nodes.OWN, nodes.ALIVE, nodes.GROUP_INFO]
+EXAMPLES = [
+    nodes.STATUS,
+    nodes.WHY,
+    nodes.POLICY,
+    nodes.OWN,
+    nodes.ALIVE,
+    nodes.GROUP_INFO,
+    *nodes.EVENTS[1:],
+]
 
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)

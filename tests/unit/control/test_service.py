@@ -46,6 +46,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "status": lambda client: client.status(),
     "why": lambda client: client.why("digits"),
     "invite": lambda client: client.invite(expires_s=60.0),
+    "events": lambda client: client.events(after=3, age_s=1.5, last=2, level="debug", follow=True),
+    "log_level": lambda client: client.log_level("debug"),
     "peer_list": lambda client: client.peer_list(),
     "peer_block": lambda client: client.peer_block("beta"),
     "peer_unblock": lambda client: client.peer_unblock("beta"),

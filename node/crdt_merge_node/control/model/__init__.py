@@ -16,6 +16,7 @@ from .contributions import (
     ContributionsRemoved,
     ContributionState,
 )
+from .events import EventsMissed, LogEvent, LogLevel
 from .groups import (
     GroupDetail,
     GroupInfo,
@@ -50,9 +51,12 @@ __all__ = [
     "ContributionPlan",
     "ContributionState",
     "ContributionsRemoved",
+    "EventsMissed",
     "GroupDetail",
     "GroupInfo",
     "Invite",
+    "LogEvent",
+    "LogLevel",
     "OutputInfo",
     "PeerInfo",
     "PeerState",
