@@ -194,6 +194,10 @@ def _large_merge(_seed: int) -> list[Step]:
     return [Step("ties", (sys.executable, "-m", "tests.nightly.large_merge"))]
 
 
+def _soak(seed: int) -> list[Step]:
+    return [Step("five", (sys.executable, "-m", "tests.nightly.soak", "1620", str(seed)))]
+
+
 STAGES: Final = (
     Stage(
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
@@ -221,4 +225,5 @@ STAGES: Final = (
         "two large models and their base by TIES within a gibibyte (B8; CRDT_MERGE_TEST_LARGE_MIB each)",
         _large_merge,
     ),
+    Stage("soak", "five daemons at work for half an hour hold no more at its end than in its middle", _soak),
 )
