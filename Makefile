@@ -28,7 +28,7 @@ demo: $(STAMP) ## Five daemons train, share, split, crash, heal and agree
 	$(BIN)/crdt-merge-node demo
 
 test: $(STAMP) ## All tests, the fast ones first
-	$(PYTEST) -q tests/unit tests/property tests/integration tests/simulation tests/e2e
+	$(PYTEST) -q tests/unit tests/property tests/bad_inputs tests/integration tests/simulation tests/e2e
 
 check: $(STAMP) ## Lint, types, import rules
 	$(BIN)/ruff check .

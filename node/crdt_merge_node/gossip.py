@@ -194,6 +194,7 @@ class GossipDriver:
             return
         self.connections[peer] = connection
         connection.on_message = self._message
+        self.watch(connection)
         connection.closed.add_done_callback(lambda done: self._closed(connection, done))
         named = [text.removeprefix("name=") for text in connection.hello.features if text.startswith("name=")]
         if present is not None:
@@ -205,6 +206,21 @@ class GossipDriver:
         address = dialled.address if dialled else None
         self.handle(PeerUp(peer=peer, addresses=tuple(connection.hello.addresses), dialled=address))
         self.callbacks.peers_changed()
+
+    def watch(self, connection: Connection) -> None:
+        """Leave a peer alone for a while, ever longer, if it breaks the protocol on a connection (T17).
+
+        What the engine objects to it has noted itself; this is for what never reaches it: bytes that are no
+        messages, and whatever goes wrong on bulk connections.
+        """
+        connection.closed.add_done_callback(lambda _: self._note_offence(connection))
+
+    def _note_offence(self, connection: Connection) -> None:
+        offence, peer = connection.offence, connection.peer
+        if offence is None or self._is_closing:
+            return
+        self.engine.overlay.offended(peer, now=self.clock.monotonic())
+        self.refused(connection.remote, offence.message, peer=peer, code=offence.code)
 
     def _replaces(self, new: Connection, present: Connection) -> bool:
         """Both sides must choose alike: the dial of the smaller id wins; of two alike, the newer."""

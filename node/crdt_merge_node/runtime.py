@@ -336,6 +336,7 @@ def _make_endpoint(
 ) -> Endpoint:
     def connected(connection: Connection) -> None:
         if connection.alpn == ALPN_BULK:
+            driver.watch(connection)
             bulk_server.serve(connection)
         else:
             driver.connected(connection, dialled=None)
@@ -379,9 +380,12 @@ async def _open_bulk(endpoint: Endpoint, driver: GossipDriver, peer: bytes) -> C
     error: CrdtMergeError | None = None
     for address in target.addresses if target else ():
         try:
-            return await endpoint.dial(address, alpn=ALPN_BULK, expect=peer)
+            connection = await endpoint.dial(address, alpn=ALPN_BULK, expect=peer)
         except CrdtMergeError as failed:
             error = failed
+        else:
+            driver.watch(connection)
+            return connection
     raise error or PeerUnreachableError(f"no address of {peer.hex()[:12]} is known.")
 
 
