@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crdt_merge_protocol.blobs import Manifest
-from crdt_merge_protocol.errors import EmptySetError
+from crdt_merge_protocol.errors import CrdtMergeError, EmptySetError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.messages.gossip import Attest
 
@@ -22,7 +22,8 @@ from crdt_merge_node.contents import MODEL, GroupContents, Selection
 from crdt_merge_node.control.model import Progress, ResolvePlan, ResolveReport
 from crdt_merge_node.errors import CorruptError, StorageError, StoreFailedError
 from crdt_merge_node.ports import available_memory_bytes
-from crdt_merge_node.report.writing import write_card, write_reports
+from crdt_merge_node.report.kept import is_cheap, keep
+from crdt_merge_node.report.writing import measure_layers, write_card, write_reports
 from crdt_merge_node.resolve import (
     ResolveJob,
     ResolveResult,
@@ -110,28 +111,60 @@ async def resolve_group(
                 yield step
     assert result is not None, "a resolve ends with its result or raises"
     await _attest(services, group, result)
-    async with aclosing(_write_extras(services, job, result, request)) as steps:
-        async for step in steps:
-            yield step
-    yield _report(services, group, contents, plan, result)
+    layers: dict[str, Any] | None = None
+    async with aclosing(_write_extras(services, job, result, request)) as extras:
+        async for extra in extras:
+            if isinstance(extra, Done):
+                layers = extra.value
+            else:
+                yield extra
+    report = _report(services, group, contents, plan, result)
+    await _keep(services, report, layers)
+    yield report
 
 
 async def _write_extras(
     services: Services, job: ResolveJob, result: ResolveResult, request: ResolveRequest
-) -> AsyncGenerator[Progress]:
-    """Write the report of the layers and the model card, if they are wanted."""
+) -> AsyncGenerator[Progress | Done[dict[str, Any] | None]]:
+    """Write the report of the layers and the model card, if they are wanted.
 
-    def write(report: Report, _is_cancelled: IsCancelled) -> None:
-        paths = [Path(path) for path in request.report_paths]
-        write_reports(job, result.output_path, paths, fs=services.fs, progress=report)
+    Yields:
+        How it goes, and last what was measured; also unasked, where somebody may look and it is cheap.
+    """
+    paths = [Path(path) for path in request.report_paths]
+    is_looked_at = bool(services.web.url) and is_cheap(job)
+
+    def write(report: Report, _is_cancelled: IsCancelled) -> dict[str, Any] | None:
+        layers = write_reports(job, result.output_path, paths, fs=services.fs, progress=report)
+        if layers is None and is_looked_at:
+            with contextlib.suppress(CrdtMergeError):  # Nobody asked for it.
+                layers = measure_layers(job, result.output_path, fs=services.fs, progress=report)
         if request.card_path:
             write_card(result, Path(request.card_path), fs=services.fs)
+        return layers
 
-    if request.report_paths or request.card_path:
+    if paths or request.card_path or is_looked_at:
         async with aclosing(run_with_progress(write)) as steps:
             async for step in steps:
-                if not isinstance(step, Done):
-                    yield step
+                yield step
+
+
+async def _keep(services: Services, report: ResolveReport, layers: dict[str, Any] | None) -> None:
+    """Keep what the dashboard shows of the last resolve; the output is there with or without it."""
+    if not services.web.url:
+        return
+    try:
+        await asyncio.to_thread(
+            keep,
+            services.config.node.data_dir,
+            report.group,
+            resolve=report,
+            when=services.clock.now(),
+            layers=layers,
+            fs=services.fs,
+        )
+    except StorageError as error:
+        log.debug("report.forgotten", error=error)
 
 
 async def _merge(

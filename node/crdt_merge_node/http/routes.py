@@ -1,25 +1,48 @@
-"""What is served where."""
+"""What is served where. Documents are those of ``--json``: ``cli/JSON.md`` describes them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from crdt_merge_node.api import LocalNode
+from crdt_merge_node.documents import document
+from crdt_merge_node.errors import InvalidRequestError, NotFoundError
+from crdt_merge_node.report.kept import read_kept
 from crdt_merge_node.services import Services
 
 from . import health
+from .history import History
+from .pages import page
 
 Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
+Asked: TypeAlias = Callable[[Request], Awaitable[Mapping[str, Any]]]
+INDEX: Final = "index.html"
 
 
-def application(services: Services) -> Starlette:
+def application(
+    services: Services, api: LocalNode, history: History, more: Sequence[Route] = ()
+) -> Starlette:
     """Return what answers requests to a running node."""
+    documents = {
+        "status": _status(api),
+        "why": _why(api),
+        "peers": _peers(api),
+        "groups": _groups(api),
+        "group": _group(api),
+        "policy": _policy(api),
+        "contributions": _contributions(api),
+        "layers": _layers(services, api),
+        "history": _history(history),
+        "version": _version(api),
+    }
+    routes = [_route(f"/api/{name}.json", _as_json(ask)) for name, ask in documents.items()]
 
     async def healthz(_request: Request) -> Response:
         return json_response(health.health(services))
@@ -28,13 +51,113 @@ def application(services: Services) -> Starlette:
         found = health.readiness(services)
         return json_response(found, status=200 if found["is_ready"] else 503)
 
-    return Starlette(routes=[_route("/healthz", healthz), _route("/readyz", readyz)])
+    routes += [_route("/healthz", healthz), _route("/readyz", readyz), *more]
+    return Starlette(routes=[*routes, _route("/{name:path}", _file)])
+
+
+async def _file(request: Request) -> Response:
+    found = page(request, request.path_params["name"] or INDEX)
+    if found is None:
+        raise NotFoundError("there is nothing at this address.", hint="/ is the dashboard.")
+    return found
+
+
+# --- documents ----------------------------------------------------------------------------------------
+
+
+def _status(api: LocalNode) -> Asked:
+    async def ask(_request: Request) -> Mapping[str, Any]:
+        return document("status/1", await api.status())
+
+    return ask
+
+
+def _why(api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return document("why/1", await api.why(request.query_params.get("group")))
+
+    return ask
+
+
+def _peers(api: LocalNode) -> Asked:
+    async def ask(_request: Request) -> Mapping[str, Any]:
+        return document("peer-list/1", peers=await api.peer_list())
+
+    return ask
+
+
+def _groups(api: LocalNode) -> Asked:
+    async def ask(_request: Request) -> Mapping[str, Any]:
+        return document("group-list/1", groups=await api.group_list())
+
+    return ask
+
+
+def _group(api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return document("group-show/1", await api.group_show(_named(request)))
+
+    return ask
+
+
+def _policy(api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return document("policy-show/1", policy=await api.policy_show(_named(request)))
+
+    return ask
+
+
+def _contributions(api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return document("contribution-list/1", contributions=await api.contribution_list(_named(request)))
+
+    return ask
+
+
+def _layers(services: Services, api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        found = (await api.group_show(_named(request))).info
+        return read_kept(services.config.node.data_dir, found.id, found.name, fs=services.fs)
+
+    return ask
+
+
+def _history(history: History) -> Asked:
+    async def ask(_request: Request) -> Mapping[str, Any]:
+        return history.document()
+
+    return ask
+
+
+def _version(api: LocalNode) -> Asked:
+    async def ask(_request: Request) -> Mapping[str, Any]:
+        return document("version/1", daemon=await api.version())
+
+    return ask
+
+
+def _named(request: Request) -> str:
+    """Return the group that is asked for."""
+    name = request.query_params.get("group", "")
+    if not name:
+        raise InvalidRequestError("no group is named.", hint="Add ?group=NAME to the address.")
+    return name
+
+
+# --- answers ------------------------------------------------------------------------------------------
 
 
 def _route(path: str, answer: Answer) -> Route:
     return Route(path, answer, methods=["GET", "HEAD"])
 
 
-def json_response(document: Mapping[str, Any], *, status: int = 200) -> Response:
+def _as_json(ask: Asked) -> Answer:
+    async def answer(request: Request) -> Response:
+        return json_response(await ask(request))
+
+    return answer
+
+
+def json_response(found: Mapping[str, Any], *, status: int = 200) -> Response:
     """Return a document as an answer."""
-    return Response(json.dumps(document) + "\n", status_code=status, media_type="application/json")
+    return Response(json.dumps(found) + "\n", status_code=status, media_type="application/json")

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from uvicorn import Config as UvicornConfig
 from uvicorn.server import ServerState
 
+from crdt_merge_node.api import LocalNode
 from crdt_merge_node.config.model import parse_address
 from crdt_merge_node.control.model import Severity
 from crdt_merge_node.ports import Listener, Net
@@ -21,6 +22,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 
 from .connections import BoundedConnection
 from .guard import Guard
+from .history import History
 from .routes import application
 
 log = get_logger()
@@ -39,6 +41,8 @@ class HttpServer:
 
     def __init__(self, services: Services, net: Net) -> None:
         self._services = services
+        self._api = LocalNode(services)
+        self._history = History(services)
         self._net = net
         self._state = ServerState()
         self._listener: Listener | None = None
@@ -47,8 +51,8 @@ class HttpServer:
         """Listen, if the port is free, and let the rest of the node know the address."""
         settings = self._services.config.http
         assert settings.port is not None, "a server is made where one is wanted"
-        app = Guard(application(self._services), own_names=_own_names(self._services))
-        config = _uvicorn_config(app)
+        app = application(self._services, self._api, self._history)
+        config = _uvicorn_config(Guard(app, own_names=_own_names(self._services)))
 
         def connection() -> asyncio.Protocol:
             return BoundedConnection(config=config, server_state=self._state, app_state={})
@@ -58,12 +62,14 @@ class HttpServer:
         except OSError as error:
             self._alarm(error)
             return
+        self._history.start()
         self._services.web.url = url_of(self._listener.address)
         log.info("http.opened", address=self._services.web.url)
 
     async def close(self) -> None:
         """Accept nothing more, give requests a moment to end, cut off the rest."""
         self._services.web.url = ""
+        await self._history.close()
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._state.connections):

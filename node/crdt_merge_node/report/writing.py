@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from crdt_merge_node.ports import Fs, replace_file
 from crdt_merge_node.resolve.files import naming
@@ -17,23 +17,23 @@ _JSON_SUFFIX: Final = ".json"
 _PROVENANCE_BYTES_MAX: Final = 1 << 30
 
 
-def write_reports(
-    job: ResolveJob, output: Path, paths: Sequence[Path], *, fs: Fs, progress: ReportProgress | None = None
-) -> None:
-    """Measure a finished resolve and write the report of its layers.
+def measure_layers(
+    job: ResolveJob, output: Path, *, fs: Fs, progress: ReportProgress | None = None
+) -> dict[str, Any]:
+    """Measure a finished resolve.
 
     Args:
         job: What was resolved.
         output: The file that was written.
-        paths: Where to: JSON if the name ends so, else an HTML page.
         fs: Where everything is.
         progress: Told bytes read, bytes to read in all, and the step.
 
+    Returns:
+        ``layers/1``.
+
     Raises:
-        StorageError, FullError, CorruptError: A file cannot be read or written.
+        StorageError, CorruptError: A file cannot be read.
     """
-    if not paths:
-        return
     total = sum(
         source.nbytes for model in (*job.inputs, job.base) if model for source in model.tensors.values()
     )
@@ -45,12 +45,36 @@ def write_reports(
         if progress is not None:
             progress(min(done, total), total, "measuring layers")
 
-    found = layers.measure(job, output, fs=fs, advance=advance)
+    return layers.measure(job, output, fs=fs, advance=advance)
+
+
+def write_reports(
+    job: ResolveJob, output: Path, paths: Sequence[Path], *, fs: Fs, progress: ReportProgress | None = None
+) -> dict[str, Any] | None:
+    """Measure a finished resolve and write the report of its layers, if anywhere.
+
+    Args:
+        job: What was resolved.
+        output: The file that was written.
+        paths: Where to: JSON if the name ends so, else an HTML page.
+        fs: Where everything is.
+        progress: Told bytes read, bytes to read in all, and the step.
+
+    Returns:
+        ``layers/1``, if it was written anywhere.
+
+    Raises:
+        StorageError, FullError, CorruptError: A file cannot be read or written.
+    """
+    if not paths:
+        return None
+    found = measure_layers(job, output, fs=fs, progress=progress)
     for path in paths:
         if path.suffix == _JSON_SUFFIX:
             _write(fs, path, json.dumps(found, indent=1, allow_nan=False) + "\n")
         else:
             _write(fs, path, page.render(found, title=output.name))
+    return found
 
 
 def write_card(result: ResolveResult, path: Path, *, fs: Fs) -> None:

@@ -122,6 +122,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "attestation.forgotten": Event(
         "warning", ("group", "error", "error_code"), "A model was written and no room left to remember it."
     ),
+    "report.forgotten": Event("debug", ("error",), "The dashboard shows an older resolve, or none."),
     "resolve.disagreed": Event(
         "error", ("group", "peer", "resolve_key"), "Two nodes got different outputs for one resolve key."
     ),
