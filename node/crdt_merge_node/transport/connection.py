@@ -22,7 +22,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import MalformedMessageError, RemoteProtocolError
@@ -34,9 +34,9 @@ from crdt_merge_protocol.limits import (
     PING_IDLE_S,
     PING_MISSES_MAX,
 )
-from crdt_merge_protocol.messages.base import ControlMessage, Message
+from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Hello, Ping, Pong, Refuse
-from crdt_merge_protocol.wire import FrameDecoder, encode_frame, encode_pieces
+from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
 from crdt_merge_node.errors import PeerUnreachableError
 
@@ -54,11 +54,6 @@ BULK_PING_IDLE_S: Final = 10.0
 _LAG_S_MAX: Final = PING_IDLE_S / 4
 """A tick later than this says more about this process than about the peer."""
 _REASON_CHARS_MAX: Final = 1000
-
-
-Pieces = Sequence[bytes | memoryview]
-Frame = tuple[int, Pieces]
-"""Size in bytes, and the bytes."""
 
 
 class Lane(IntEnum):
@@ -105,7 +100,7 @@ class Connection:
         self._decoder = decoder
         self._early: deque[Message] = deque(early)
         self._on_message: MessageHandler | None = None
-        self._lanes: tuple[deque[Frame], ...] = tuple(deque() for _ in Lane)
+        self._lanes: tuple[deque[bytes], ...] = tuple(deque() for _ in Lane)
         self._lane_bytes = [0] * len(Lane)
         self._is_flush_due = False
         self._drains: list[tuple[Lane | None, asyncio.Future[None]]] = []
@@ -120,8 +115,6 @@ class Connection:
         self._set_timer(self._loop.time(), PING_IDLE_S)
         pump.app = self
         pump.pause_reading()
-        if self.alpn == ALPN_BULK:
-            pump.land(decoder.room, self._landed)
 
     def __repr__(self) -> str:
         direction = "to" if self.outbound else "from"
@@ -142,13 +135,11 @@ class Connection:
         """
         if self.closed.done():
             return False
-        is_small = isinstance(message, ControlMessage)
-        frame = (encode_frame(message),) if is_small else encode_pieces(message)
-        nbytes = sum(map(len, frame))
-        if self._lane_bytes[lane] and self._lane_bytes[lane] + nbytes > LANE_BYTES_MAX:
+        frame = encode_frame(message)
+        if self._lane_bytes[lane] and self._lane_bytes[lane] + len(frame) > LANE_BYTES_MAX:
             return False
-        self._lanes[lane].append((nbytes, frame))
-        self._lane_bytes[lane] += nbytes
+        self._lanes[lane].append(frame)
+        self._lane_bytes[lane] += len(frame)
         self._was_sent = True
         self._was_used = self._was_used or lane is not Lane.MEMBERSHIP
         if not self._is_flush_due:
@@ -183,25 +174,24 @@ class Connection:
     def _flush(self) -> None:
         self._is_flush_due = False
         while self._pump.is_writable and self.is_open and (batch := self._next_batch()):
-            self._pump.write(*batch)
+            self._pump.write(batch)
         for lane, waiter in self._drains:
             if not waiter.done() and self.queued_bytes(lane) <= DRAIN_BYTES:
                 waiter.set_result(None)
 
-    def _next_batch(self) -> Pieces:
+    def _next_batch(self) -> bytes:
         """Return the next frames, the most important first, never half a frame."""
-        pieces: list[bytes | memoryview] = []
-        nbytes = count = 0
+        frames: list[bytes] = []
+        nbytes = 0
         for lane, queue in enumerate(self._lanes):
-            while queue and (not count or nbytes + queue[0][0] <= _BATCH_BYTES):
-                size, frame = queue.popleft()
-                self._lane_bytes[lane] -= size
-                nbytes += size
-                count += 1
-                pieces += frame
+            while queue and (not frames or nbytes + len(queue[0]) <= _BATCH_BYTES):
+                frame = queue.popleft()
+                self._lane_bytes[lane] -= len(frame)
+                nbytes += len(frame)
+                frames.append(frame)
             if queue:
                 break
-        return pieces if count == 1 else [b"".join(pieces)] if count else []
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     # --- receiving ------------------------------------------------------------------------------------
 
@@ -270,21 +260,14 @@ class Connection:
 
     def tls_data(self, data: memoryview) -> None:
         """Decode and dispatch."""
-        self._receive(self._decoder.feed, data, len(data))
-
-    def _landed(self, nbytes: int) -> None:
-        """Dispatch what is complete now that the decoder's room has been filled that far."""
-        self._receive(self._decoder.landed, nbytes, nbytes)
-
-    def _receive(self, decode: Callable[[Any], list[Message]], what: Any, nbytes: int) -> None:
         self.last_received = self._loop.time()
         self._was_received = True
         try:
-            messages = decode(what)
+            messages = self._decoder.feed(data)
         except RemoteProtocolError as error:
-            self._close(f"{error.code}: {error.message}", said=f"you broke the protocol: {error.message}")
+            self._offended(error)
             return
-        self._note_progress(nbytes, is_complete=bool(messages))
+        self._note_progress(len(data), is_complete=bool(messages))
         self._early.extend(messages)
         while self._early and self.is_open and not self._is_paused:
             self._dispatch(self._early.popleft())
