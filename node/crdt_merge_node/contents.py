@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from crdt_merge_protocol.blobs import Manifest, Schema
-from crdt_merge_protocol.canonical import decode
+from crdt_merge_protocol.canonical import decode, encode
 from crdt_merge_protocol.errors import ParameterError, RemoteProtocolError
 from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX
 from crdt_merge_protocol.policy import Policy
@@ -27,6 +27,7 @@ from crdt_merge_protocol.strategies.choosing import (
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.view import View, Visible
 
+ID_BYTES: Final = 32
 MODEL: Final = "model"
 """The type of the contributions that are merged; those of other types are artefacts, or not known here."""
 
@@ -65,8 +66,10 @@ class Item:
     missing: dict[bytes, int] = field(default_factory=dict)
     """Id -> size in bytes, of the blobs that are not here; of the manifest 0."""
     meta: dict[str, str] = field(default_factory=dict)
+    packing: bytes = b""
+    """Id of the object that says how its author had it in files; empty if there is none."""
     has_meta: bool = False
-    """Whether the notes, if there are any, are here."""
+    """Whether the notes and the packing, if there are any, are here."""
 
     @property
     def is_model(self) -> bool:
@@ -201,15 +204,30 @@ def offer_of(item: Item, admins: frozenset[bytes]) -> Offer:
     )
 
 
-def read_payload(data: bytes) -> dict[str, str]:
-    """Return the notes in a payload, or nothing if it is not one: notes never change an output."""
+class Payload(NamedTuple):
+    """What an author said of a contribution besides its tensors; it never changes an output."""
+
+    meta: dict[str, str]
+    packing: bytes
+    """Id of a packing; empty if there is none."""
+
+
+def read_payload(data: bytes) -> Payload:
+    """Return what is in a payload, or nothing if it is not one."""
     try:
         value = decode(data, bytes_max=PAYLOAD_BYTES_MAX)
     except RemoteProtocolError:
-        return {}
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
-        return {}
-    return {pair[0]: pair[1] for pair in value[1] if _is_note(pair)}
+        return Payload({}, b"")
+    if not isinstance(value, list) or len(value) not in (2, 3) or not isinstance(value[1], list):
+        return Payload({}, b"")
+    packing = value[2] if len(value) == 3 and type(value[2]) is bytes and len(value[2]) == ID_BYTES else b""
+    return Payload({pair[0]: pair[1] for pair in value[1] if _is_note(pair)}, packing)
+
+
+def write_payload(salt: bytes, meta: Iterable[tuple[str, str]], packing: bytes) -> bytes:
+    """Return the salted payload: its hash tells nobody what it was once it is erased."""
+    fields: list[object] = [salt, notes(meta)]
+    return encode([*fields, packing] if packing else fields)
 
 
 def _is_note(pair: object) -> bool:

@@ -1,4 +1,4 @@
-"""Bringing a user's safetensors file into the blob store, tensor by tensor, hashed and scanned on the way.
+"""Bringing a user's checkpoint into the blob store, tensor by tensor, hashed and scanned on the way.
 
 An import that comes to nothing leaves nothing: the blobs that it brought are removed again, unless a
 contribution, or another import, has come to use them meanwhile.
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec
 from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
+from crdt_merge_protocol.packing import Packing
 
 from .background import Done, IsCancelled, Report, run_with_progress
+from .checkpoints.reading import read_checkpoint
 from .contents import MODEL
 from .control.model import Progress
 from .errors import ControlError, StorageError
 from .judging import is_artefact, scan_artefact
 from .keeper import ContentKeeper
 from .ports import Fs
-from .resolve import read_header, scan_finite
+from .resolve import scan_finite
 from .storage import BlobStore
 
 if TYPE_CHECKING:
@@ -41,13 +43,15 @@ class ImportCancelledError(ControlError):
 
 @dataclass(slots=True)
 class ModelImport:
-    """One file on its way into the blob store."""
+    """One file, or directory of shards, on its way into the blob store."""
 
     path: Path
     kind: str = MODEL
     """Type of the contribution that it is for: what its numbers may be depends on it."""
     manifest: Manifest | None = None
     """Once every tensor is durable."""
+    packing: Packing | None = None
+    """Then too: how the files are to be written again; None if as we would write them anyway."""
     copied_bytes: int = 0
     """Of tensors that were not there already."""
     fresh: set[bytes] = field(default_factory=set)
@@ -79,8 +83,8 @@ class ModelImport:
 
     def _run(self, fs: Fs, blobs: BlobStore, report: Report, is_cancelled: IsCancelled) -> Manifest:
         """Copy every tensor of the file into the blob store, and its manifest beside them. Blocks."""
-        header = read_header(fs, self.path)
-        total = sum(entry.spec.nbytes for entry in header.entries)
+        header = read_checkpoint(fs, self.path)
+        total = header.nbytes
         before = 0
         entries = []
 
@@ -94,18 +98,18 @@ class ModelImport:
             spec = entry.spec
             scan = _Scan(self.kind, spec)
             digest, is_finite = blobs.import_tensor(
-                self.path, entry.begin, spec.nbytes, scan=scan.look, progress=note
+                entry.path, entry.begin, spec.nbytes, scan=scan.look, progress=note
             )
             if digest not in present and digest not in self.fresh:
                 self.fresh.add(digest)
                 self.copied_bytes += spec.nbytes
             if scan.problem:
                 raise ArtefactInvalidError(
-                    f"{self.path}: {scan.problem}.", hint="Every node would set such an artefact aside."
+                    f"{entry.path}: {scan.problem}.", hint="Every node would set such an artefact aside."
                 )
             if not is_finite:
                 raise NonFiniteError(
-                    f"{self.path}: tensor {spec.name} holds NaN or infinity.",
+                    f"{entry.path}: tensor {spec.name} holds NaN or infinity.",
                     hint="Every node would set such a contribution aside. Repair the checkpoint first.",
                 )
             before += spec.nbytes
@@ -113,6 +117,7 @@ class ModelImport:
         note(0)
         manifest = Manifest.of(entries)
         blobs.put_object(manifest.content, manifest.encode())
+        self.packing = None if header.is_plain else header.packing
         return manifest
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -190,6 +190,21 @@ class Fs(Protocol):
         """Make a directory; False if it was there."""
         ...
 
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        ...
+
+    def clone(self, source: Path, target: Path) -> bool:
+        """Make ``target``, which must not exist, a file that shares the blocks of a user's file ``source``.
+
+        Later writes to either do not show in the other. False, with nothing made, if the file systems cannot.
+        """
+        ...
+
+    def link(self, source: Path, target: Path) -> bool:
+        """Give a user's file another name: writes show in both. False if the file system cannot."""
+        ...
+
     def listdir(self, path: Path) -> list[str]:
         """Return the names in a directory, sorted; none if there is no such directory."""
         ...
@@ -211,6 +226,14 @@ class Fs(Protocol):
         ...
 
 
+_FICLONE: Final = 0x40049409
+"""ioctl_ficlone(2)."""
+_CANNOT_SHARE: Final = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ENOSYS}
+)
+"""Errors by which file systems say that two files cannot share blocks, or a file have two names."""
+
+
 class _OpenFile:
     """A regular file behind a descriptor."""
 
@@ -222,6 +245,11 @@ class _OpenFile:
         if self._descriptor is None:
             raise OSError(errno.EBADF, "the file is closed")
         return self._descriptor
+
+    @property
+    def descriptor(self) -> int:
+        """The open descriptor."""
+        return self._fd
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         parts: list[bytes] = []
@@ -301,6 +329,37 @@ class SystemFs:
             if not path.is_dir():
                 raise
             return False
+        return True
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        path.rmdir()
+
+    def clone(self, source: Path, target: Path) -> bool:
+        """Share the blocks of a file by FICLONE, which btrfs, XFS and bcachefs know."""
+        with self.open_read(source, follow=True) as original:
+            copy = self.create(target)
+            try:
+                assert isinstance(original, _OpenFile), "opened by this class"
+                assert isinstance(copy, _OpenFile), "opened by this class"
+                fcntl.ioctl(copy.descriptor, _FICLONE, original.descriptor)
+            except OSError as error:
+                copy.close()
+                self.unlink(target)
+                if error.errno in _CANNOT_SHARE:
+                    return False
+                raise
+            copy.close()
+        return True
+
+    def link(self, source: Path, target: Path) -> bool:
+        """Make a hard link to the file that ``source`` leads to."""
+        try:
+            target.hardlink_to(source.resolve(strict=True))
+        except OSError as error:
+            if error.errno in (*_CANNOT_SHARE, errno.EMLINK):
+                return False
+            raise
         return True
 
     def listdir(self, path: Path) -> list[str]:

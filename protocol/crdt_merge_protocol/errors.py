@@ -185,3 +185,9 @@ class UnsupportedCountError(ResolveError):
 
     code = "E1317"
     exit_code = 2
+
+
+class MalformedCheckpointError(MalformedTensorFileError):
+    """A directory of shards and its index contradict each other, or something is missing."""
+
+    code = "E1318"

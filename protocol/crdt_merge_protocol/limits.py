@@ -83,6 +83,11 @@ DIMENSION_MAX: Final = 1 << 31
 BLOB_BYTES_MAX: Final = 32 * GIB
 """The chunk digests of a larger blob would not fit one data frame."""
 SAFETENSORS_HEADER_BYTES_MAX: Final = 8 * MIB
+SHARDS_MAX: Final = 4096
+"""Files of one checkpoint."""
+SHARD_NAME_CHARS_MAX: Final = 200
+PACKING_BYTES_MAX: Final = 8 * MIB
+"""Headers and index of a checkpoint as its author had them: an object, like a manifest."""
 """20,000 tensors of 300 bytes each, with room; a manifest has the same cap."""
 PROVIDER_BAN_S: Final = 3600.0
 """How long a peer that sent a bad chunk is not asked again."""
@@ -106,6 +111,8 @@ ADDRESSES_PER_PEER_MAX: Final = 8
 ADDRESS_CHARS_MAX: Final = 256
 HEARSAY_PER_PEER_MAX: Final = 128
 """Peers that we know of only because one other told us. Who tells of more loses the oldest it told of."""
+DEPARTURES_PER_PEER_MAX: Final = 256
+"""Nodes unknown here of which one connection may tell that they left: each costs a signature and is told on."""
 DIALS_MAX: Final = 8
 """Attempts to connect at a time, so that made-up addresses cannot use up sockets and name look-ups."""
 

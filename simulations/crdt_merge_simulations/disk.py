@@ -173,6 +173,21 @@ class SimulatedDisk:
         names[path.name] = _Directory()
         return True
 
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        self.tick("rmdir", path)
+        if self._directory(path).names:
+            raise OSError(errno.ENOTEMPTY, "not empty", str(path))
+        del self._directory(path.parent).names[path.name]
+
+    def clone(self, source: Path, target: Path) -> bool:  # noqa: ARG002  (as on ext4)
+        """Say that files cannot share blocks."""
+        return False
+
+    def link(self, source: Path, target: Path) -> bool:  # noqa: ARG002  (as on FAT)
+        """Say that a file has one name."""
+        return False
+
     def listdir(self, path: Path) -> list[str]:
         """Return the names in a directory, sorted."""
         self.tick("listdir", path)

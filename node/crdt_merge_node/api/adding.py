@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
+from typing import Final
 
 from crdt_merge_protocol.blobs import payload_id
-from crdt_merge_protocol.canonical import encode, is_name
+from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.errors import (
     ArtefactStaleError,
     DTypeMismatchError,
@@ -19,21 +20,24 @@ from crdt_merge_protocol.errors import (
 )
 from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX, WEIGHT_ONE
 from crdt_merge_protocol.operations import Add, Kind
+from crdt_merge_protocol.packing import Packing, packing_id
 from crdt_merge_protocol.quarantine import schema_problems
 from crdt_merge_protocol.strategies.artefacts import SCOPES
-from crdt_merge_protocol.tensorfile import TensorFile
 
 from crdt_merge_node.background import finish
-from crdt_merge_node.contents import MODEL, GroupContents, notes
+from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
+from crdt_merge_node.contents import ID_BYTES, MODEL, GroupContents, write_payload
 from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Progress
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
-from crdt_merge_node.resolve import describe_file, read_artefact_file, read_header
+from crdt_merge_node.resolve import describe_file, read_artefact_file
 from crdt_merge_node.services import Services
 
 from .contributions import contribution_show
 from .naming import find_group
+
+SALT_BYTES: Final = 16
 
 
 async def add_contribution(
@@ -52,7 +56,7 @@ async def add_contribution(
     group = find_group(services, group_name)
     contents = await services.keeper.current(group)
     plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)
-    payload = _payload(services, meta)
+    _check_payload(meta)
     if wait_holds and contents.view.policy.holders == 0:
         raise InvalidRequestError(
             f'nodes of group "{plan.group_name}" do not announce what they hold.',
@@ -66,7 +70,7 @@ async def add_contribution(
         async with aclosing(model.steps(services)) as steps:
             async for step in steps:
                 yield step
-        tag = await _author_add(services, group, model, payload, slot=slot, weight=weight)
+        tag = await _author_add(services, group, model, meta, slot=slot, weight=weight)
     holds = 0
     async with aclosing(_wait_holds(services, group, tag, wait_holds)) as counts:
         async for holds in counts:
@@ -80,18 +84,17 @@ async def add_contribution(
 
 
 async def _author_add(
-    services: Services, group: bytes, model: ModelImport, payload: bytes, *, slot: str, weight: int
+    services: Services, group: bytes, model: ModelImport, meta: Mapping[str, str], *, slot: str, weight: int
 ) -> bytes:
     """Sign, store and announce a contribution whose tensors are here; return its tag."""
     assert model.manifest is not None, "it was imported"
-    if payload:
-        await asyncio.to_thread(services.store.blobs.put_object, payload_id(payload), payload)
+    payload = await _keep_payload(services, meta, model.packing)
     add = Add(
         slot=slot,
         type=model.kind,
         content=model.manifest.content,
         weight=weight,
-        payload=payload_id(payload) if payload else None,
+        payload=payload,
     )
     # Not to be interrupted: from the signature on, only storage decides whether the contribution exists.
     signed = await finish(services.driver.author(group, Kind.ADD, add.encode()), then=lambda _: model.keep())
@@ -140,14 +143,15 @@ async def _plan(
         raise MissingBlobError(
             f'the schema of group "{name}" is not here yet.', hint=f"See: crdt-merge-node why {name}"
         )
-    header = await asyncio.to_thread(read_header, services.fs, Path(path))
+    header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
+    header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
     specs = [entry.spec for entry in header.entries]
     if kind == MODEL:
         problems = schema_problems(contents.schema, specs)
         if problems:
             raise _schema_error(problems, path=path, group_name=name)
     else:
-        await _check_artefact(services, contents, header, path=path, kind=kind)
+        await _check_artefact(services, contents, header, kind=kind)
     replaced = [
         item.visible.tag.hex()
         for item in contents.items.values()
@@ -172,13 +176,12 @@ async def _plan(
 
 
 async def _check_artefact(
-    services: Services, contents: GroupContents, header: TensorFile, *, path: str, kind: str
+    services: Services, contents: GroupContents, header: Checkpoint, *, kind: str
 ) -> None:
     """Refuse an artefact that every node would set aside, or that could never be chosen."""
     assert contents.schema is not None, "the caller has looked"
-    artefact = await asyncio.to_thread(
-        read_artefact_file, services.fs, Path(path), header, contents.schema, kind=kind
-    )
+    path = header.path
+    artefact = await asyncio.to_thread(read_artefact_file, services.fs, header, contents.schema, kind=kind)
     base = contents.view.policy.base or b""
     if artefact.base not in (b"", base):
         raise ArtefactStaleError(
@@ -210,17 +213,28 @@ def _schema_error(problems: list[str], *, path: str, group_name: str) -> Excepti
     return kind(message, hint="Nothing was copied.")
 
 
-def _payload(services: Services, meta: Mapping[str, str]) -> bytes:
-    """Return the salted notes: their hash tells nobody what they were once they are erased."""
-    if not meta:
-        return b""
-    payload = encode([services.rng.bytes(16), notes(meta.items())])
-    if len(payload) > PAYLOAD_BYTES_MAX:
+def _check_payload(meta: Mapping[str, str]) -> None:
+    nbytes = len(write_payload(bytes(SALT_BYTES), meta.items(), bytes(ID_BYTES)))
+    if nbytes > PAYLOAD_BYTES_MAX:
         raise InvalidRequestError(
-            f"{len(payload)} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.",
+            f"{nbytes} bytes of notes; at most {PAYLOAD_BYTES_MAX} are kept.",
             hint="Keep the rest elsewhere and note where.",
         )
-    return payload
+
+
+async def _keep_payload(services: Services, meta: Mapping[str, str], packing: Packing | None) -> bytes | None:
+    """Store the notes, and how the files were, for others to fetch; return the id of the payload, if any."""
+    if not meta and packing is None:
+        return None
+    put = services.store.blobs.put_object
+    packed = b""
+    if packing is not None:
+        data = packing.encode()
+        packed = packing_id(data)
+        await asyncio.to_thread(put, packed, data)
+    payload = write_payload(services.rng.bytes(SALT_BYTES), meta.items(), packed)
+    await asyncio.to_thread(put, payload_id(payload), payload)
+    return payload_id(payload)
 
 
 async def _check_base(contents: GroupContents, base_path: str) -> None:

@@ -19,6 +19,7 @@ from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stan
 from crdt_merge_protocol.strategies.contract import Strategy
 
 from crdt_merge_node.background import finish
+from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.contents import GroupContents
 from crdt_merge_node.control.model import (
     GroupDetail,
@@ -30,7 +31,6 @@ from crdt_merge_node.control.model import (
 )
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.imports import ModelImport
-from crdt_merge_node.resolve import read_header
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
@@ -292,5 +292,5 @@ def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool,
 
 
 async def _schema_of(services: Services, path: str) -> Schema:
-    header = await asyncio.to_thread(read_header, services.fs, Path(path))
+    header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
     return Schema.of(entry.spec for entry in header.entries)

@@ -13,7 +13,7 @@ import click
 from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, say, say_json, short, size, table
-from .values import OUTPUT, READABLE, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.blobs import Schema, TensorSpec
@@ -100,15 +100,15 @@ def _writes(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of :class:`Target`, which it receives as ``target``."""
 
     @click.option("-o", "--output", type=OUTPUT, required=True, help="The artefact file to write.")
-    @click.option("--model", "models", multiple=True, type=READABLE, help="File of the model that it is of.")
+    @click.option("--model", "models", multiple=True, type=MODEL, help="The model that it is of.")
     @click.option(
         "--weight", "weights", metavar="W,...", help="Weight of each --model's contribution, else 1."
     )
     @click.option(
         "--contribution", "contributions", multiple=True, metavar="DIGEST", help="Instead of --model."
     )
-    @click.option("--like", type=READABLE, help="A file with the model's tensors; else the first --model.")
-    @click.option("--base", type=READABLE, help="The base that it was made with.")
+    @click.option("--like", type=MODEL, help="A file with the model's tensors; else the first --model.")
+    @click.option("--base", type=MODEL, help="The base that it was made with.")
     @click.option("--note", default="", help="Free text in the header.")
     def wrapper(invocation: Invocation, **options: Any) -> None:
         names = ("output", "models", "weights", "contributions", "like", "base", "note")
@@ -271,7 +271,7 @@ def pack(
 
 @artefact.command(short_help="Show an artefact and check it.")
 @click.argument("file", type=READABLE)
-@click.option("--like", type=READABLE, help="A file with the model's tensors, to check shapes against.")
+@click.option("--like", type=MODEL, help="A file with the model's tensors, to check shapes against.")
 @command
 def show(invocation: Invocation, *, file: str, like: str | None) -> None:
     """Show the artefact FILE and check it; the exit status is 7 if something is wrong with it."""
@@ -329,10 +329,10 @@ def _answer(invocation: Invocation, target: Target, type_: str, header: dict[str
 def _schema(file: str) -> Schema:
     from crdt_merge_protocol.blobs import Schema
 
+    from crdt_merge_node.checkpoints.reading import read_checkpoint
     from crdt_merge_node.ports import SystemFs
-    from crdt_merge_node.resolve import read_header
 
-    return Schema.of(entry.spec for entry in read_header(SystemFs(), Path(file)).entries)
+    return Schema.of(entry.spec for entry in read_checkpoint(SystemFs(), Path(file)).entries)
 
 
 def _digest(text: str) -> bytes:

@@ -13,7 +13,7 @@ from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size, table, weight
 from .progress import follow as watch
-from .values import READABLE, Weight, absolute, parse_pairs
+from .values import MODEL, Weight, absolute, parse_pairs
 
 
 @click.group(cls=SuggestingGroup)
@@ -23,12 +23,10 @@ def contribution() -> None:
 
 @contribution.command()
 @click.argument("group")
-@click.argument("file", type=READABLE)
-@click.option("--type", "kind", default="model", show_default=True, help="Or what kind of artefact FILE is.")
+@click.argument("file", type=MODEL, metavar="PATH")
+@click.option("--type", "kind", default="model", show_default=True, help="Or what kind of artefact PATH is.")
 @click.option("--slot", default="main", show_default=True, help="Replaces what this node has in the slot.")
-@click.option(
-    "--base", type=READABLE, help="What FILE was trained from; refused if it is not the group's base."
-)
+@click.option("--base", type=MODEL, help="What PATH was trained from; refused if it is not the group's base.")
 @click.option("--weight", type=Weight(), default="1", show_default=True, help="Share in weighted strategies.")
 @click.option("--meta", multiple=True, metavar="K=V", help="A note for people; never part of an output.")
 @click.option(
@@ -47,11 +45,12 @@ def add(
     meta: tuple[str, ...],
     wait_holds: int,
 ) -> None:
-    """Contribute the safetensors FILE to GROUP.
+    """Contribute PATH to GROUP: a safetensors file, or a directory of shards with their index.
 
     It is checked against the schema of the group before a byte is copied. When the command ends, the
-    contribution is durable on this node and announced to the others. With --type FILE is an artefact, which
-    its header binds to a contribution of this node or to the set of all.
+    contribution is durable on this node and announced to the others. How the tensors are spread over files
+    changes no merge, and `contribution get` writes the same files again. With --type PATH is an artefact,
+    which its header binds to a contribution of this node or to the set of all.
     """
     with invocation.client() as client:
         events = client.contribution_add(

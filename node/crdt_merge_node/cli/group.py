@@ -14,7 +14,7 @@ from .output import clean, count, facts, note, say, say_json, short, table
 from .policy import policy_facts
 from .progress import follow as watch
 from .status import contributions_text, missing_text, show_groups
-from .values import READABLE, Weight, absolute, parse_pairs
+from .values import MODEL, Weight, absolute, parse_pairs
 
 
 @click.group(cls=SuggestingGroup)
@@ -26,8 +26,8 @@ def group() -> None:
 @click.argument("name")
 @click.option("--strategy", default="weight_average", show_default=True, help="How contributions are merged.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
-@click.option("--base", type=READABLE, help="Base model, safetensors; also gives the schema.")
-@click.option("--like", type=READABLE, help="A safetensors file that gives the schema only.")
+@click.option("--base", type=MODEL, help="Base model, a file or shards; also gives the schema.")
+@click.option("--like", type=MODEL, help="A model that gives the schema only.")
 @click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
 @click.option("--weight-cap", type=Weight(), default=0, help="Largest weight of a contribution.")
 @click.option(

@@ -13,7 +13,7 @@ from crdt_merge_node.control.model import Progress
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
-from .values import OUTPUT, READABLE, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ MIB = 1 << 20
 
 
 @click.command()
-@click.argument("files", nargs=-1, type=READABLE, metavar="FILE...")
+@click.argument("files", nargs=-1, type=MODEL, metavar="FILE...")
 @click.option("-o", "--output", type=OUTPUT, help="The safetensors file to write.")
 @click.option("--strategy", default="weight_average", show_default=True, help="How the files are merged.")
-@click.option("--base", type=READABLE, help="The model that the others were trained from.")
+@click.option("--base", type=MODEL, help="The model that the others were trained from.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
 @click.option("--weight", "weights", metavar="W,...", help="One per FILE, in order, separated by commas.")
 @click.option("--dtype", default="", help="Element type of the output, such as F32; else that of the base.")
@@ -41,7 +41,7 @@ MIB = 1 << 20
 )
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
-@click.option("--verify", type=READABLE, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
 @click.option(
     "--workers", type=click.IntRange(0, 1024), help="Processes; else one per core for large models."
@@ -67,7 +67,7 @@ def merge(
     memory_mib: int,
     workers: int | None,
 ) -> None:
-    """Merge safetensors files into one, without a daemon.
+    """Merge models, safetensors files or directories of shards, into one, without a daemon.
 
     The output is byte for byte that of a group that holds these files as contributions under this policy.
     """
@@ -141,16 +141,16 @@ def _merge(
 
 def _read_config(path: str) -> Recipe:
     """Return what a mergekit YAML file says, its models being files of this machine."""
+    from crdt_merge_node.checkpoints.reading import read_checkpoint
     from crdt_merge_node.ports import SystemFs
     from crdt_merge_node.recipes.mergekit import read_mergekit
     from crdt_merge_node.resolve import describe_file
-    from crdt_merge_node.resolve.files import read_header
 
     config = read_mergekit(Path(path).read_text())
     for name in (*config.models, *([config.base] if config.base else [])):
-        if not Path(name).is_file():
+        if not Path(name).exists():
             raise click.UsageError(f"{path} names the model {clean(name)}, which is no file here.")
-    names = [entry.spec.name for entry in read_header(SystemFs(), Path(config.models[0])).entries]
+    names = [entry.spec.name for entry in read_checkpoint(SystemFs(), Path(config.models[0])).entries]
     recipe = config.recipe(names, lambda model: describe_file(Path(model), weight=WEIGHT_ONE).digest)
     for remark in recipe.notes:
         note(f"note: {remark}")

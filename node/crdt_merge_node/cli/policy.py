@@ -14,7 +14,7 @@ from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, note, params, say, say_json, short, size, weight
 from .progress import follow as watch
-from .values import READABLE, Weight, absolute, parse_pairs
+from .values import MODEL, READABLE, Weight, absolute, parse_pairs
 
 
 @click.group(cls=SuggestingGroup)
@@ -40,7 +40,7 @@ def show(invocation: Invocation, group: str) -> None:
 @click.argument("group")
 @click.option("--strategy", help="How contributions are merged.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter; an empty value removes it.")
-@click.option("--base", type=READABLE, help="Base model, a safetensors file.")
+@click.option("--base", type=MODEL, help="Base model, a file or shards.")
 @click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
 @click.option("--weight-cap", type=Weight(), help="Largest weight of a contribution.")
 @click.option("--holders", type=click.IntRange(0, 1000), help="Nodes that must hold a contribution.")
@@ -85,8 +85,8 @@ def set_(
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=CONTRIBUTION", help="Which contribution NAME is."
 )
-@click.option("--like", type=READABLE, help="A safetensors file with the tensors, for values by layer.")
-@click.option("--base", type=READABLE, help="The safetensors file of base_model.")
+@click.option("--like", type=MODEL, help="A model with the tensors, for values by layer.")
+@click.option("--base", type=MODEL, help="The file or directory of base_model.")
 @click.option("--dry-run", is_flag=True, help="Show what would be set.")
 @command
 def import_(
@@ -142,10 +142,10 @@ def _tensor_names(path: str | None) -> list[str]:
     """Return the names of the tensors of a file; without one, values by layer have no layers."""
     if path is None:
         return []
+    from crdt_merge_node.checkpoints.reading import read_checkpoint
     from crdt_merge_node.ports import SystemFs
-    from crdt_merge_node.resolve.files import read_header
 
-    return [entry.spec.name for entry in read_header(SystemFs(), Path(path)).entries]
+    return [entry.spec.name for entry in read_checkpoint(SystemFs(), Path(path)).entries]
 
 
 def _show_changes(invocation: Invocation, changes: PolicyChanges) -> None:

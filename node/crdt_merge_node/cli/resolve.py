@@ -13,7 +13,7 @@ from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, Resolve
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
-from .values import OUTPUT, READABLE, absolute
+from .values import MODEL, OUTPUT, absolute
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
-@click.option("--verify", type=READABLE, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--verify-with", metavar="PEER", help="Fail unless this node announced the same output.")
 @command
 def resolve(

@@ -98,4 +98,6 @@ class _Readable(click.Path):
 _ELSEWHERE: Final = re.compile(r"(\w+://|[\w.@-]+:)")
 """How people write a file of another machine: as a URL, or as scp does."""
 READABLE = _Readable(exists=True, dir_okay=False, readable=True)
+MODEL = _Readable(exists=True, dir_okay=True, readable=True)
+"""A safetensors file, or a directory of shards with its index."""
 OUTPUT = click.Path(dir_okay=False)

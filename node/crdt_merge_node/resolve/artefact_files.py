@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from crdt_merge_protocol.blobs import Schema
 from crdt_merge_protocol.errors import ArtefactInvalidError
 from crdt_merge_protocol.strategies.artefacts import HEADER_TENSOR, Artefact
-from crdt_merge_protocol.tensorfile import TensorFile
 
+from crdt_merge_node.checkpoints.reading import Checkpoint
 from crdt_merge_node.judging import header_problem, read_artefact, type_in
 from crdt_merge_node.ports import Fs
 
 from .files import read_tensor
 
 
-def read_artefact_file(fs: Fs, path: Path, file: TensorFile, schema: Schema, *, kind: str = "") -> Artefact:
+def read_artefact_file(fs: Fs, file: Checkpoint, schema: Schema, *, kind: str = "") -> Artefact:
     """Return the artefact in a file, judged by its header and shapes; its digest is not known yet.
 
     Args:
         fs: Where the file is.
-        path: The file.
-        file: Its safetensors header.
+        file: What its safetensors header says.
         schema: Of the models.
         kind: The type that it must have; empty: whatever it says.
 
@@ -30,11 +28,12 @@ def read_artefact_file(fs: Fs, path: Path, file: TensorFile, schema: Schema, *, 
         ArtefactInvalidError: It is none, or not a right one.
         StorageError: It cannot be read.
     """
+    path = file.path
     entry = next((entry for entry in file.entries if entry.spec.name == HEADER_TENSOR), None)
     if entry is None or (problem := header_problem(entry.spec)):
         why = problem if entry is not None else f"it has no tensor {HEADER_TENSOR}"
         raise ArtefactInvalidError(f"{path} is no artefact: {why}.", hint="`artefact --help` makes them.")
-    data = read_tensor(fs, path, entry)
+    data = read_tensor(fs, entry.path, entry)
     try:
         found = read_artefact(kind or type_in(data), b"", data, (each.spec for each in file.entries), schema)
     except ArtefactInvalidError as error:

@@ -1,4 +1,4 @@
-"""Naming the contents of safetensors files: manifest, content id, contribution digest, finiteness.
+"""Naming the contents of checkpoints: manifest, content id, contribution digest, finiteness.
 
 Checking a header against a schema reads no tensor; hashing reads every byte once and looks for NaN and
 infinity on the way.
@@ -20,11 +20,10 @@ from crdt_merge_protocol.blobs import (
 )
 from crdt_merge_protocol.limits import MIB, WEIGHT_ONE
 from crdt_merge_protocol.quarantine import schema_problems
-from crdt_merge_protocol.tensorfile import TensorEntry, TensorFile
 
+from crdt_merge_node.checkpoints.reading import Checkpoint, CheckpointTensor, read_checkpoint
 from crdt_merge_node.ports import Fs, SystemFs
 
-from .files import read_header
 from .job import TensorSource, UsedModel
 from .pool import InlinePool, Pool
 from .tasks import Hash, HashPart
@@ -36,7 +35,7 @@ _TASK_BYTES: Final = 16 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescribedFile:
-    """A safetensors file whose bytes have been named."""
+    """A safetensors file, or a directory of shards, whose bytes have been named."""
 
     path: Path
     manifest: Manifest
@@ -67,19 +66,19 @@ class DescribedFile:
 
 
 def describe_file(path: Path, weight: int = WEIGHT_ONE, *, fs: Fs | None = None) -> DescribedFile:
-    """Read, check and hash a safetensors file.
+    """Read, check and hash a safetensors file or a sharded directory.
 
     Raises:
-        MalformedTensorFileError: Not a file that contributions are made of.
+        MalformedTensorFileError: Not one that contributions are made of.
         StorageError: It cannot be read.
     """
     fs = fs or SystemFs()
     with InlinePool(fs, slot_bytes=0, tick=lambda: None) as pool:
-        return describe_files([(path, read_header(fs, path))], pool, weights=[weight])[0]
+        return describe_files([read_checkpoint(fs, path)], pool, weights=[weight])[0]
 
 
 def describe_files(
-    files: Sequence[tuple[Path, TensorFile]],
+    files: Sequence[Checkpoint],
     pool: Pool,
     *,
     weights: Sequence[int],
@@ -89,7 +88,7 @@ def describe_files(
     """Hash files whose headers have been read, in the workers of ``pool``.
 
     Args:
-        files: (path, its header).
+        files: Their headers.
         pool: Who does it.
         weights: One per file, over 2^32.
         kinds: Types of those that are artefacts.
@@ -106,26 +105,28 @@ def describe_files(
                 unfit.add(part.source)
             advance(part.stop - part.start)
     return [
-        replace(_describe(path, file, chunks, unfit), weight=weight, kind=kinds.get(path, MODEL))
-        for (path, file), weight in zip(files, weights, strict=True)
+        replace(_describe(file, chunks, unfit), weight=weight, kind=kinds.get(file.path, MODEL))
+        for file, weight in zip(files, weights, strict=True)
     ]
 
 
-def check_against(schema: Schema, entries: Iterable[TensorEntry]) -> list[str]:
+def check_against(schema: Schema, entries: Iterable[CheckpointTensor]) -> list[str]:
     """Return what keeps a file from having a schema, one sentence each, before a byte is copied."""
     return schema_problems(schema, (entry.spec for entry in entries))
 
 
-def _source(path: Path, entry: TensorEntry) -> TensorSource:
-    return TensorSource(str(path), entry.begin, entry.end - entry.begin)
+def _source(entry: CheckpointTensor) -> TensorSource:
+    return TensorSource(str(entry.path), entry.begin, entry.end - entry.begin)
 
 
-def _hash_tasks(files: Sequence[tuple[Path, TensorFile]], kinds: Mapping[Path, str]) -> Iterator[Hash]:
+def _hash_tasks(files: Sequence[Checkpoint], kinds: Mapping[Path, str]) -> Iterator[Hash]:
     parts: list[HashPart] = []
     nbytes = 0
-    for path, file in dict(files).items():  # A file that is named twice is hashed once.
+    for path, file in {
+        file.path: file for file in files
+    }.items():  # A file that is named twice is hashed once.
         for entry in file.entries:
-            source = _source(path, entry)
+            source = _source(entry)
             for start in range(0, source.nbytes, _TASK_BYTES):
                 stop = min(start + _TASK_BYTES, source.nbytes)
                 parts.append(HashPart(source, entry.spec, kinds.get(path, ""), start, stop))
@@ -138,18 +139,18 @@ def _hash_tasks(files: Sequence[tuple[Path, TensorFile]], kinds: Mapping[Path, s
 
 
 def _describe(
-    path: Path, file: TensorFile, chunks: dict[TensorSource, list[bytes]], unfit: set[TensorSource]
+    file: Checkpoint, chunks: dict[TensorSource, list[bytes]], unfit: set[TensorSource]
 ) -> DescribedFile:
     entries = []
     sources = {}
     not_finite = []
     for entry in file.entries:
-        source = _source(path, entry)
+        source = _source(entry)
         blob = blob_digest(source.nbytes, chunks.get(source, []))
         entries.append(ManifestEntry(spec=entry.spec, blob=blob))
         sources[entry.spec.name] = TensorSource(source.path, source.offset, source.nbytes, None, blob)
         if source in unfit:
             not_finite.append(entry.spec.name)
     return DescribedFile(
-        path=path, manifest=Manifest.of(entries), sources=sources, not_finite=tuple(not_finite)
+        path=file.path, manifest=Manifest.of(entries), sources=sources, not_finite=tuple(not_finite)
     )

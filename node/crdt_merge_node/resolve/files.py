@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from crdt_merge_protocol.errors import MalformedTensorFileError
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorEntry, TensorFile, header_bytes, parse_header
@@ -16,6 +16,9 @@ from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import File, Fs
 
 from .job import TensorSource
+
+if TYPE_CHECKING:
+    from crdt_merge_node.checkpoints.reading import CheckpointTensor
 
 _OPEN_FILES_MAX: Final = 64
 
@@ -56,7 +59,7 @@ def read_header(fs: Fs, path: Path) -> TensorFile:
             ) from None
 
 
-def read_tensor(fs: Fs, path: Path, entry: TensorEntry) -> bytes:
+def read_tensor(fs: Fs, path: Path, entry: TensorEntry | CheckpointTensor) -> bytes:
     """Return the bytes of one small tensor.
 
     Raises:

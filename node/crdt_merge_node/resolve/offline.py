@@ -23,13 +23,12 @@ from crdt_merge_protocol.strategies.choosing import (
 )
 from crdt_merge_protocol.strategies.contract import Strategy
 from crdt_merge_protocol.strategies.registry import get
-from crdt_merge_protocol.tensorfile import TensorFile
 
+from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
 from crdt_merge_node.ports import Fs
 
 from .artefact_files import named, read_artefact_file
 from .describe import DescribedFile
-from .files import read_header
 from .job import ResolveJob, TensorSource, UsedArtefact, UsedModel
 from .plan import build_job
 
@@ -42,7 +41,7 @@ class Inputs:
     base: Path | None
     artefacts: tuple[tuple[Path, Artefact], ...]
     """Without their digests."""
-    headers: tuple[tuple[Path, TensorFile], ...]
+    headers: tuple[Checkpoint, ...]
     """Of the files, the base, the artefacts."""
     weights: tuple[int, ...]
     """One per file, over 2^32."""
@@ -65,7 +64,7 @@ class Inputs:
     @property
     def nbytes(self) -> int:
         """Of all tensors in all files."""
-        return sum(entry.spec.nbytes for _, file in self.headers for entry in file.entries)
+        return sum(file.nbytes for file in self.headers)
 
 
 def read_inputs(
@@ -93,13 +92,13 @@ def read_inputs(
         )
     recipe = get(strategy)
     normalised = recipe.normalise(dict(params or {}))
-    models = [(path, read_header(fs, path)) for path in (*files, *([] if base is None else [base]))]
+    models = [read_checkpoint(fs, path) for path in (*files, *([] if base is None else [base]))]
     schema = _common_schema(models, models[0 if base is None else -1])
-    found = [(path, read_header(fs, path)) for path in artefacts]
+    found = [read_checkpoint(fs, path) for path in artefacts]
     return Inputs(
         files=tuple(files),
         base=base,
-        artefacts=tuple((path, read_artefact_file(fs, path, file, schema)) for path, file in found),
+        artefacts=tuple((file.path, read_artefact_file(fs, file, schema)) for file in found),
         headers=(*models, *found),
         weights=tuple(weights),
         strategy=recipe,
@@ -179,9 +178,9 @@ def job_unread(inputs: Inputs, *, memory_bytes: int, workers: int | None) -> Res
     content = base.manifest.content if base else b""
     unread = [_unread(item, d, w) for item, d, w in zip(models, digests, inputs.weights, strict=True)]
     artefacts = []
-    headers = dict(inputs.headers)
+    headers = {file.path: file for file in inputs.headers}
     for number, (path, artefact) in enumerate(inputs.artefacts):
-        file = _unread((path, headers[path]), b"", WEIGHT_ONE)
+        file = _unread(headers[path], b"", WEIGHT_ONE)
         made_up = number.to_bytes(32, "big")
         artefacts.append(UsedArtefact(named(artefact, made_up), file.manifest, file.sources))
     return build_job(
@@ -196,11 +195,10 @@ def job_unread(inputs: Inputs, *, memory_bytes: int, workers: int | None) -> Res
     )
 
 
-def _unread(item: tuple[Path, TensorFile], digest: bytes, weight: int) -> UsedModel:
-    path, file = item
+def _unread(file: Checkpoint, digest: bytes, weight: int) -> UsedModel:
     manifest = Manifest.of(ManifestEntry(spec=entry.spec, blob=bytes(32)) for entry in file.entries)
     sources = {
-        entry.spec.name: TensorSource(str(path), entry.begin, entry.end - entry.begin)
+        entry.spec.name: TensorSource(str(entry.path), entry.begin, entry.end - entry.begin)
         for entry in file.entries
     }
     return UsedModel(digest, weight, manifest, sources)
@@ -268,12 +266,13 @@ def _check_weights(files: Sequence[Path], weights: Sequence[int] | None) -> Sequ
     return weights
 
 
-def _common_schema(headers: Sequence[tuple[Path, TensorFile]], model: tuple[Path, TensorFile]) -> Schema:
+def _common_schema(headers: Sequence[Checkpoint], model: Checkpoint) -> Schema:
     """Return the schema of ``model`` after checking that all files have it."""
-    path, file = model
-    schema = Schema.of(entry.spec for entry in file.entries)
-    for other, found in headers:
-        require_schema(schema, (entry.spec for entry in found.entries), who=f"{other} (beside {path})")
+    schema = Schema.of(entry.spec for entry in model.entries)
+    for other in headers:
+        require_schema(
+            schema, (entry.spec for entry in other.entries), who=f"{other.path} (beside {model.path})"
+        )
     return schema
 
 
