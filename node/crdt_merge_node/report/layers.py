@@ -25,8 +25,9 @@ from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.dtypes import decode_block
 from crdt_merge_protocol.strategies.reductions import tree_sum
 
+from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.ports import Fs, SystemFs
-from crdt_merge_node.resolve.files import SourceReader, read_header
+from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import ModelInput, ResolveJob, TensorSource
 
 SCHEMA: Final = "layers/1"
@@ -69,7 +70,7 @@ def measure(
 
     Args:
         job: What was resolved; its inputs are still where it says.
-        output: The file that was written.
+        output: The file, or the directory, that was written.
         fs: Where the files are.
         advance: Told of every stretch of bytes that was read.
 
@@ -79,11 +80,11 @@ def measure(
     """
     fs = fs or SystemFs()
     reader = SourceReader(fs)
-    header = read_header(fs, output)
+    header = read_checkpoint(fs, output)
     written = {
         entry.spec.name: (
             entry.spec.dtype,
-            TensorSource(str(output), entry.begin, entry.end - entry.begin),
+            TensorSource(str(entry.path), entry.begin, entry.end - entry.begin),
         )
         for entry in header.entries
     }

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES
 from crdt_merge_protocol.strategies.dtypes import decode_block
-from crdt_merge_protocol.tensorfile import TensorEntry
 
+from crdt_merge_node.checkpoints.reading import CheckpointTensor, read_checkpoint
 from crdt_merge_node.ports import Fs
-from crdt_merge_node.resolve.files import SourceReader, read_header
+from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import TensorSource
 
 _BLOCK_ELEMENTS: Final = 1 << 20
@@ -28,18 +28,18 @@ class Difference:
 
 
 def compare_files(expected: Path, found: Path, *, fs: Fs) -> list[Difference]:
-    """Return what differs between two safetensors files, in byte order of the tensors' names.
+    """Return what differs between two models, in files or sharded, in byte order of the tensors' names.
 
     Raises:
         MalformedTensorFileError, StorageError, CorruptError: One of them cannot be read.
     """
-    ours = {entry.spec.name: entry for entry in read_header(fs, expected).entries}
-    theirs = {entry.spec.name: entry for entry in read_header(fs, found).entries}
+    ours = {entry.spec.name: entry for entry in read_checkpoint(fs, expected).entries}
+    theirs = {entry.spec.name: entry for entry in read_checkpoint(fs, found).entries}
     reader = SourceReader(fs)
     differences = []
     try:
         for name in sorted(ours.keys() | theirs.keys(), key=str.encode):
-            what = _compare(reader, (expected, ours.get(name)), (found, theirs.get(name)))
+            what = _compare(reader, ours.get(name), theirs.get(name))
             if what:
                 differences.append(Difference(name, what))
     finally:
@@ -47,10 +47,7 @@ def compare_files(expected: Path, found: Path, *, fs: Fs) -> list[Difference]:
     return differences
 
 
-def _compare(
-    reader: SourceReader, expected: tuple[Path, TensorEntry | None], found: tuple[Path, TensorEntry | None]
-) -> str:
-    ours, theirs = expected[1], found[1]
+def _compare(reader: SourceReader, ours: CheckpointTensor | None, theirs: CheckpointTensor | None) -> str:
     if ours is None:
         return "is in the file and should not be"
     if theirs is None:
@@ -65,8 +62,8 @@ def _compare(
     differing, gap, largest = 0, 0.0, 0.0
     for start in range(0, ours.spec.numel, _BLOCK_ELEMENTS):
         count = min(_BLOCK_ELEMENTS, ours.spec.numel - start)
-        first = _read(reader, expected[0], ours, start * width, count * width)
-        second = _read(reader, found[0], theirs, start * width, count * width)
+        first = _read(reader, ours, start * width, count * width)
+        second = _read(reader, theirs, start * width, count * width)
         if first == second:
             continue
         bits = [np.frombuffer(raw, np.dtype((np.void, width))) for raw in (first, second)]
@@ -82,7 +79,5 @@ def _compare(
     return f"{share}, by at most {gap / largest:.2g} of the largest" if largest else share
 
 
-def _read(
-    reader: SourceReader, path: Path, entry: TensorEntry, offset: int, nbytes: int
-) -> bytes | memoryview:
-    return reader.read(TensorSource(str(path), entry.begin, entry.end - entry.begin), offset, nbytes)
+def _read(reader: SourceReader, entry: CheckpointTensor, offset: int, nbytes: int) -> bytes | memoryview:
+    return reader.read(TensorSource(str(entry.path), entry.begin, entry.end - entry.begin), offset, nbytes)
