@@ -29,6 +29,9 @@ async def load(engine: Engine, store: Store, alarms: Alarms) -> None:
     for key, _ in await store.scan_meta("blocked/"):
         if peer := _peer_of(key):
             engine.overlay.block(peer)
+    for key, _ in await store.scan_meta("left/"):
+        if peer := _peer_of(key):
+            engine.overlay.forget(peer)
     await load_attestations(store, engine.attestations, engine.node)
 
 

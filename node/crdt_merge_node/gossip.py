@@ -30,6 +30,8 @@ from crdt_merge_protocol.events import (
     MessageReceived,
     PeerBlocked,
     PeerDown,
+    PeerForgotten,
+    PeerLeft,
     PeerUp,
     RememberPeer,
     Send,
@@ -151,6 +153,11 @@ class GossipDriver:
         elif peer not in self.connections:
             self._set_state(peer, "blocked", "blocked by the operator of this node")
 
+    async def forget(self, peer: bytes) -> None:
+        """Give up a peer that will not come back; return once that is remembered."""
+        await self._note_left(peer)
+        self.handle(PeerForgotten(peer=peer))
+
     def name(self, peer: bytes) -> str:
         """Return what a node calls itself, as far as it has said so."""
         return self.own_name if peer == self.engine.node else self.record(peer).name
@@ -255,7 +262,8 @@ class GossipDriver:
         del self.connections[peer]
         reason = "cancelled" if done.cancelled() else done.result()
         blocked = peer in self.engine.overlay.blocked
-        self._set_state(peer, "blocked" if blocked else "failed", reason)
+        left = peer in self.engine.overlay.left
+        self._set_state(peer, "blocked" if blocked else "left" if left else "failed", reason)
         if self._is_closing:
             return
         log.info("peer.left", peer=peer, reason=reason)
@@ -306,6 +314,8 @@ class GossipDriver:
                     self.callbacks.group_changed(effect.group)
                 case RememberPeer():
                     self._spawn(self._remember(effect))
+                case PeerLeft():
+                    self._left(effect.peer)
                 case AttestationMismatch():
                     self.callbacks.mismatch(effect)
                 case Ended():
@@ -357,14 +367,33 @@ class GossipDriver:
 
     async def _remember(self, effect: RememberPeer) -> None:
         key, value = f"peer/{effect.peer.hex()}", "\n".join(effect.addresses).encode()
-        if await self._store.get_meta(key) == value:
+        left = f"left/{effect.peer.hex()}"
+        if await self._store.get_meta(key) == value and await self._store.get_meta(left) is None:
             return
         try:
-            await self._store.put_meta(key, value)
+            await self._store.update_meta({key: value, left: None})
         except StoreFailedError:
             raise
         except StorageError as error:
             log.debug("peer.forgotten", peer=effect.peer, error=error)
+
+    def _left(self, peer: bytes) -> None:
+        if peer not in self.connections:
+            self._set_state(peer, "left", "")
+        log.info("peer.departed", peer=peer)
+        self._spawn(self._try_note_left(peer))
+        self.callbacks.peers_changed()
+
+    async def _try_note_left(self, peer: bytes) -> None:
+        try:
+            await self._note_left(peer)
+        except StoreFailedError:
+            raise
+        except StorageError as error:
+            log.debug("peer.forgotten", peer=peer, error=error)
+
+    async def _note_left(self, peer: bytes) -> None:
+        await self._store.update_meta({f"peer/{peer.hex()}": None, f"left/{peer.hex()}": b"1"})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._is_closing:

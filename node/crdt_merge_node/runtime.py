@@ -34,6 +34,7 @@ from .gossip import GossipDriver
 from .imports import ImportDesk
 from .keeper import ContentKeeper
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
+from .renewal import CA_FEATURE, CertificateKeeper
 from .services import Services
 from .storage import DataDir, Store
 from .systemd import ServiceManager
@@ -250,6 +251,18 @@ async def _open_services(
     endpoint = _make_endpoint(
         config, world, identity, driver=driver, bulk_server=bulk_server, joining=joining
     )
+    certificate = CertificateKeeper(
+        data.path,
+        identity,
+        authority=authority,
+        joining=joining,
+        driver=driver,
+        alarms=alarms,
+        clock=world.clock,
+        rng=world.rng,
+        fs=world.fs,
+        net=world.net,
+    )
     fetcher = Fetcher(
         store.blobs,
         peers=lambda: sorted(driver.connections),
@@ -270,6 +283,7 @@ async def _open_services(
         keeper=keeper,
         imports=ImportDesk(store.blobs, keeper),
         endpoint=endpoint,
+        certificate=certificate,
         invites=invites,
         alarms=alarms,
         events=events,
@@ -321,6 +335,8 @@ async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[Base
     stack.push_async_callback(boot.save_roots, services.engine, services.store)
     stack.push_async_callback(driver.close)
     stack.push_async_callback(services.fetcher.close)
+    services.certificate.start()
+    stack.push_async_callback(services.certificate.close)
     keeper.start()
     stack.push_async_callback(keeper.close)
 
@@ -348,7 +364,7 @@ def _make_endpoint(
             port=config.listen.port,
             advertise=config.listen.advertise,
             agent=f"crdt-merge-node/{VERSION}",
-            features=(f"name={config.node.name}",) if config.node.name else (),
+            features=_features(config, has_ca=joining is not None),
         ),
         net=world.net,
         clock=world.clock,
@@ -361,6 +377,11 @@ def _make_endpoint(
     )
 
 
+def _features(config: Config, *, has_ca: bool) -> tuple[str, ...]:
+    name = (f"name={config.node.name}",) if config.node.name else ()
+    return (*name, CA_FEATURE) if has_ca else name
+
+
 def _joining(
     authority: CertificateAuthority, invites: StoredInvites, identity: Identity, driver: GossipDriver
 ) -> JoinService:
@@ -370,6 +391,7 @@ def _joining(
         cluster_name=identity.cluster_name,
         clock=driver.clock,
         introducers=lambda: _introducers(driver),
+        admit=lambda node: driver.engine.overlay.refusal(node, now=driver.clock.monotonic()),
         on_joined=lambda node, remote: log.info("node.admitted", peer=node, remote=remote),
     )
 

@@ -14,6 +14,7 @@ from .gossip import GossipDriver
 from .imports import ImportDesk
 from .keeper import ContentKeeper
 from .ports import Clock, Fs, Rng
+from .renewal import CertificateKeeper
 from .storage import Store
 from .telemetry.events import EventLog
 from .transport import Endpoint, Identity, StoredInvites
@@ -40,6 +41,7 @@ class Services:
     keeper: ContentKeeper
     imports: ImportDesk
     endpoint: Endpoint
+    certificate: CertificateKeeper
     invites: StoredInvites | None
     """Present where the key of the cluster's CA is."""
     alarms: Alarms

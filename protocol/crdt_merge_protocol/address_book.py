@@ -9,7 +9,8 @@ Rules of the file:
 3. A *seed* is an address without an identity. It is dialled until some peer has been reached through it.
 4. Blocked peers are neither dialled nor admitted, until they are unblocked. Who broke the protocol is left
    alone for a while that doubles with every offence (PROTOCOL R18: this steers connections, nothing else).
-5. Waiting times double from 0.25 s to 5 s (30 s after a refusal) with +-20 % jitter, so that a healed network
+5. Who has left is forgotten and nobody's word for it is heeded, until it comes by itself.
+6. Waiting times double from 0.25 s to 5 s (30 s after a refusal) with +-20 % jitter, so that a healed network
    is noticed soon and nodes do not retry in step. A connection resets them. At most 8 dials run at a time.
 """
 
@@ -34,6 +35,8 @@ HEARD_ADDRESSES_MAX: Final = 2
 OFFENCE_S: Final = 1.0
 OFFENCE_S_MAX: Final = 60.0
 OFFENCE_FORGOTTEN_S: Final = 600.0
+LEFT_PEERS_MAX: Final = 4096
+"""Who left longest ago is no longer known to have left, and dialled again if somebody tells of it."""
 
 ADDRESSES_REMEMBERED_MAX: Final = 16384
 """Texts that were looked at: every shuffle names the same ones again."""
@@ -105,6 +108,8 @@ class AddressBook:
     seeds: dict[str, Target] = field(default_factory=dict)
     active: set[bytes] = field(default_factory=set)
     blocked: set[bytes] = field(default_factory=set)
+    left: dict[bytes, None] = field(default_factory=dict)
+    """Peers that said they left, or that a person gave up; the newest last."""
     _offences: dict[bytes, Offences] = field(default_factory=dict)
 
     # --- who is there -----------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ class AddressBook:
     def hear(self, peer: bytes, addresses: Iterable[str], informant: bytes) -> None:
         """Take in what ``informant`` says of another peer's addresses."""
         fresh = [address for address in dict.fromkeys(addresses) if is_address(address)]
-        if peer in (self.node, informant) or not fresh:
+        if peer in (self.node, informant) or peer in self.left or not fresh:
             return
         target = self.peers.get(peer)
         if target is None:
@@ -159,6 +164,7 @@ class AddressBook:
     def connected(self, peer: bytes) -> None:
         """Note a connection, in whichever direction."""
         self.active.add(peer)
+        self.left.pop(peer, None)
         target = self.peers.setdefault(peer, Target(peer, []))
         target.informant = None
         target.interval_s, target.attempts, target.last_error = DIAL_INTERVAL_MIN_S, 0, ""
@@ -219,6 +225,17 @@ class AddressBook:
         if offences is not None and now < offences.until:
             return f"it broke the protocol; it may come back in {offences.until - now:.0f} s"
         return None
+
+    def forget(self, peer: bytes) -> None:
+        """Note that a peer has left: it is neither dialled nor told of, until it comes by itself."""
+        if target := self.peers.pop(peer, None):
+            for address in target.addresses:
+                self.seeds.pop(address, None)
+        self._offences.pop(peer, None)
+        self.left.pop(peer, None)
+        self.left[peer] = None
+        if len(self.left) > LEFT_PEERS_MAX:
+            del self.left[next(iter(self.left))]
 
     # --- dialling ---------------------------------------------------------------------------------------
 

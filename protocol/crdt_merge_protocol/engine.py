@@ -24,6 +24,7 @@ from .address_book import Dial
 from .announcer import Announcer, announcements
 from .attestations import Attestations
 from .broadcast import TREE_MESSAGES, Broadcast
+from .departures import Departures
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .events import (
     AttestationMismatch,
@@ -41,6 +42,8 @@ from .events import (
     OperationsStored,
     PeerBlocked,
     PeerDown,
+    PeerForgotten,
+    PeerLeft,
     PeerUp,
     RememberPeer,
     Send,
@@ -54,7 +57,7 @@ from .identity import NodeKey
 from .limits import GROUPS_MAX, IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
-from .messages.membership import Goodbye, Peers, Roots, peers_messages
+from .messages.membership import Departed, Goodbye, Peers, Roots, departure, peers_messages
 from .messages.overlay import VIEW_MESSAGES, IHave, Prune
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
@@ -96,6 +99,7 @@ class Engine:
         """Groups whose genesis is on its way to the disk."""
         self._in_flight_bytes = 0
         self._full_until = 0.0
+        self._departures = Departures(self.overlay)
 
     # --- what the driver asks -------------------------------------------------------------------------
 
@@ -157,6 +161,13 @@ class Engine:
             Send(peer=peer, message=attest, lane=Lane.OPERATIONS) for peer in self.overlay.neighbours
         ]
 
+    def leave(self) -> list[Effect]:
+        """Tell every connected peer that this node leaves for good, and does not come back by itself."""
+        message = Departed(node=self.node, signature=self._key.sign(departure(self.node)))
+        return [
+            Send(peer=peer, message=message, lane=Lane.MEMBERSHIP) for peer in sorted(self.overlay.active)
+        ]
+
     # --- what happens ---------------------------------------------------------------------------------
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
@@ -186,6 +197,9 @@ class Engine:
                 return self._peer_down(event.peer, now=now)
             case PeerBlocked():
                 return self._peer_blocked(event.peer, is_blocked=event.is_blocked)
+            case PeerForgotten():
+                self.overlay.forget(event.peer)
+                return [PeerLeft(peer=event.peer)]
             case Tick():
                 return self._tick(now=now)
             case DialAnswered():
@@ -267,6 +281,7 @@ class Engine:
         actions = self.overlay.peer_down(peer, now=now)
         self.reconciler.peer_down(peer)
         self._strangers.forget_peer(peer)
+        self._departures.forget_peer(peer)
         for replica in self.replicas.values():
             replica.forget_peer(peer)
         return self._perform(actions)
@@ -280,6 +295,15 @@ class Engine:
         if peer not in self.overlay.active:
             return []
         return [Disconnect(peer=peer, code="E1602", reason="blocked by the operator of this node")]
+
+    def _departed(self, peer: bytes, message: Departed) -> list[Effect]:
+        passed_on = self._departures.received(peer, message)
+        if passed_on is None:
+            return []
+        return [
+            PeerLeft(peer=message.node),
+            *(Send(peer=other, message=message, lane=Lane.MEMBERSHIP) for other in passed_on),
+        ]
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -315,6 +339,8 @@ class Engine:
                 return self._compare(peer, message)
             case Peers():
                 return self._perform(self.overlay.introduced(message.peers, peer, now=now))
+            case Departed():
+                return self._departed(peer, message)
             case Goodbye():
                 return []
         if isinstance(message, VIEW_MESSAGES):

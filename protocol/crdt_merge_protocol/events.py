@@ -100,6 +100,13 @@ class PeerBlocked:
     is_blocked: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerForgotten:
+    """The operator gives up a peer that will not come back."""
+
+    peer: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """The deadline of the engine has come."""
@@ -115,6 +122,7 @@ Event = (
     | OperationsStored
     | NotStored
     | PeerBlocked
+    | PeerForgotten
     | Tick
 )
 
@@ -173,6 +181,13 @@ class RememberPeer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLeft:
+    """A peer has left, or was given up: its addresses are not worth keeping any more."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupChanged:
     """Operations were applied: the view of the group may be another one."""
 
@@ -197,6 +212,7 @@ Effect = (
     | StoreGroup
     | StoreOperations
     | RememberPeer
+    | PeerLeft
     | GroupChanged
     | AttestationMismatch
     | Ended

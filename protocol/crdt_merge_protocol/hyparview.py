@@ -223,7 +223,8 @@ class HyParView:
             del self._wishes[peer]
         if self.links.pop(peer, None) is None:
             return []
-        self._lost[peer] = Lost(now, now + self._spread(LOST_INTERVAL_MIN_S, 1.0))
+        if peer not in self._book.left:
+            self._lost[peer] = Lost(now, now + self._spread(LOST_INTERVAL_MIN_S, 1.0))
         if len(self._lost) > LOST_PEERS_MAX:
             self._lost.popitem(last=False)
         self._hurry(now=now)
@@ -249,6 +250,12 @@ class HyParView:
     def closing(self, peer: bytes) -> None:
         """Note that this node ends the connection to a peer and does not want it back."""
         self.links.pop(peer, None)
+        self._lost.pop(peer, None)
+        self._wishes.pop(peer, None)
+
+    def forget(self, peer: bytes) -> None:
+        """Note that a peer has left; a link to it ends with its connection."""
+        self.passive.pop(peer, None)
         self._lost.pop(peer, None)
         self._wishes.pop(peer, None)
 

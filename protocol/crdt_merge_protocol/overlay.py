@@ -78,8 +78,8 @@ class Overlay(AddressBook):
 
     @property
     def known(self) -> set[bytes]:
-        """Every peer that was met, heard of or blocked."""
-        return self.peers.keys() | self.view.passive.keys() | self.blocked
+        """Every peer that was met, heard of or blocked, or has left."""
+        return self.peers.keys() | self.view.passive.keys() | self.blocked | self.left.keys()
 
     def is_at_rest(self, peer: bytes) -> bool:
         """Tell whether a peer is not connected because it need not be, and nothing is known against it."""
@@ -145,6 +145,12 @@ class Overlay(AddressBook):
         for peer, addresses in contacts:
             self.hear(peer, addresses, informant)
         return self._review(now=now)
+
+    def forget(self, peer: bytes) -> None:
+        """Note that a peer has left: it is neither dialled nor told of, until it comes by itself."""
+        self._touch()
+        super().forget(peer)
+        self.view.forget(peer)
 
     def closing(self, peer: bytes) -> None:
         """Note that this node ends a connection because of what the peer did."""

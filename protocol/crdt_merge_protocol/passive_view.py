@@ -43,7 +43,7 @@ class PassiveView:
     def note(self, peer: bytes, addresses: tuple[str, ...], *, now: float) -> None:
         """Take in what somebody says of a peer that is not connected; a random contact makes room."""
         book = self._book
-        if peer == book.node or peer in book.active or peer in book.blocked:
+        if peer == book.node or peer in book.active or peer in book.blocked or peer in book.left:
             return
         usable = _usable(addresses)
         if usable and now >= self._failed.get(peer, 0.0):

@@ -20,6 +20,7 @@ from crdt_merge_protocol.events import (
     GroupStored,
     NotStored,
     OperationsStored,
+    PeerLeft,
     RememberPeer,
     Send,
     StoreGroup,
@@ -221,6 +222,8 @@ class SimulatedNode:
                     world.root_changed(self)
                 case RememberPeer():
                     self.disk.peers[effect.peer] = effect.addresses
+                case PeerLeft():
+                    self.disk.peers.pop(effect.peer, None)
                 case AttestationMismatch():
                     world.checker.expect("I14", False, f"{self.name} reports another output than its own")
                 case Ended():

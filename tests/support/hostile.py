@@ -87,6 +87,7 @@ def sample_messages(*, group: bytes = _ID, session: bytes = b"sess") -> list[Mes
         membership.Pong(nonce=7),
         membership.Peers(peers=((_ID, ("127.0.0.1:7946",)), (KEYS[1].node_id, ()))),
         membership.Goodbye(reason="shutting down"),
+        membership.Departed(node=_ID, signature=bytes(64)),
         membership.Roots(roots=((group, _ID, 12), (_ID, bytes(32), 0))),
         *_overlay_messages(group),
         gossip.Gossip(group=group, operations=wires),
@@ -118,6 +119,8 @@ def sample_messages(*, group: bytes = _ID, session: bytes = b"sess") -> list[Mes
         join.JoinOffer(ca=b"\x30\x82" + bytes(40), cluster_name="prod"),
         join.JoinRequest(secret=_NONCE, node=_ID, request=b"\x30\x82" + bytes(40), proof=bytes(64)),
         join.JoinGrant(certificate=b"\x30\x82" + bytes(40), introducers=("127.0.0.1:7946",)),
+        join.RenewRequest(request=b"\x30\x82" + bytes(40)),
+        join.RenewGrant(certificate=b"\x30\x82" + bytes(40), ca=b"\x30\x82" + bytes(41)),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from crdt_merge_node.control.model import (
     Alarm,
+    CertificateInfo,
     ContributionAdded,
     ContributionInfo,
     ContributionPlan,
@@ -52,6 +53,18 @@ ALIVE = PeerInfo(
     bytes_in=1000,
     bytes_out=2000,
     is_converged=False,
+)
+GONE = PeerInfo(id=PEER, name="beta", state="left", since=NOW - 60)
+CERTIFICATE = CertificateInfo(
+    node=NODE,
+    cluster=ROOT,
+    begins=NOW - 100 * 86400,
+    renews=NOW + 400 * 86400,
+    expires=NOW + 725 * 86400,
+    ca_expires=NOW + 3000 * 86400,
+    last_attempt=NOW - 60,
+    last_error="10.0.0.1:7946 does not answer within 5 s.",
+    next_attempt=NOW + 3600,
 )
 GROUP_INFO = GroupInfo(
     id=GROUP,
@@ -222,6 +235,18 @@ class FakeNode:
     async def peer_unblock(self, peer: str) -> PeerInfo:
         self._note("peer_unblock", peer=peer)
         return ALIVE
+
+    async def peer_forget(self, peer: str) -> PeerInfo:
+        self._note("peer_forget", peer=peer)
+        return GONE
+
+    async def certificate_show(self) -> CertificateInfo:
+        self._note("certificate_show")
+        return CERTIFICATE
+
+    async def certificate_renew(self) -> CertificateInfo:
+        self._note("certificate_renew")
+        return CERTIFICATE
 
     async def group_create(self, **kwargs: Any) -> AsyncIterator[Progress | GroupInfo]:
         self._note("group_create", **kwargs)

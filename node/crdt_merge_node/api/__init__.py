@@ -45,12 +45,13 @@ from . import adding, contributions, groups, reports, resolving
 from . import events as happenings
 from .binding import in_own_name
 from .naming import find_group, find_peer
+from .upkeep import Upkeep
 
 log = get_logger()
 
 
 @in_own_name
-class LocalNode:
+class LocalNode(Upkeep):
     """The API of the node in this process."""
 
     def __init__(self, services: Services) -> None:

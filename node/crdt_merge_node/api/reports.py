@@ -36,6 +36,8 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
         silent_s = services.driver.loop_time() - connection.last_received
         last_received = services.clock.now() - silent_s
         state = PeerState.SUSPECT if silent_s > SUSPECT_S else PeerState.ALIVE
+    elif peer in overlay.left:
+        state = PeerState.LEFT
     elif overlay.is_at_rest(peer):
         state = PeerState.KNOWN
     if peer in overlay.blocked:
@@ -68,7 +70,7 @@ def peer_list(services: Services) -> tuple[PeerInfo, ...]:
 
 async def status(services: Services) -> Status:
     """Return one screen of facts."""
-    _check_space(services)
+    check_space(services)
     groups = [await group_info(services, group) for group in services.engine.replicas]
     endpoint = services.endpoint
     listen_host, listen_port = endpoint.address
@@ -98,7 +100,7 @@ async def status(services: Services) -> Status:
 
 async def why(services: Services, groups: list[bytes]) -> WhyReport:
     """Return what stands between groups and convergence."""
-    _check_space(services)
+    check_space(services)
     return WhyReport(
         now=services.clock.now(),
         groups=tuple([await _why_group(services, group) for group in groups]),
@@ -137,8 +139,8 @@ def _peer_reasons(services: Services, group: bytes) -> list[Reason]:
                     remedy=f"crdt-merge-node peer unblock {info.id[:12]}",
                 )
             )
-        elif info.state == PeerState.KNOWN.value:
-            continue  # Its neighbours see to it that it lacks nothing.
+        elif info.state in (PeerState.KNOWN.value, PeerState.LEFT.value):
+            continue  # Its neighbours see to it that it lacks nothing; or it is gone for good.
         elif info.direction == "":
             reasons.append(
                 Reason(
@@ -220,7 +222,7 @@ async def _own_reasons(services: Services, group: bytes) -> list[Reason]:
     ]
 
 
-def _check_space(services: Services) -> None:
+def check_space(services: Services) -> None:
     space = services.fs.disk_space(services.config.node.data_dir)
     reserve = min(int(services.config.storage.reserve_bytes), space.total_bytes // RESERVE_SHARE)
     if space.free_bytes < reserve:

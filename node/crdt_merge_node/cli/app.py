@@ -17,6 +17,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "init": f"{_CLI}.init:init",
     "run": f"{_CLI}.run:run",
     "invite": f"{_CLI}.invite:invite",
+    "cert": f"{_CLI}.cert:cert",
+    "ca": f"{_CLI}.ca:ca",
     "status": f"{_CLI}.status:status",
     "why": f"{_CLI}.why:why",
     "peer": f"{_CLI}.peer:peer",

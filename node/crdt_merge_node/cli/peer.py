@@ -12,7 +12,7 @@ from .status import show_peers
 
 @click.group(cls=SuggestingGroup)
 def peer() -> None:
-    """See the other nodes; refuse one or let it in again."""
+    """See the other nodes; refuse one or let it in again; give one up."""
 
 
 @peer.command("list")
@@ -52,3 +52,19 @@ def unblock(invocation: Invocation, peer: str) -> None:
         say_json("peer-unblock/1", peer=found)
     else:
         say(f"peer {clean(found.name)} ({short(found.id)}) is let in again, state {found.state}")
+
+
+@peer.command()
+@click.argument("peer")
+@command
+def forget(invocation: Invocation, peer: str) -> None:
+    """Give up PEER, a node that will not come back: it is not dialled any more and counts as left.
+
+    If it does come back by itself, it is let in as before. Every node forgets for itself.
+    """
+    with invocation.client() as client:
+        found = client.peer_forget(peer)
+    if invocation.is_json:
+        say_json("peer-forget/1", peer=found)
+    else:
+        say(f"peer {clean(found.name)} ({short(found.id)}) is given up, state {found.state}")

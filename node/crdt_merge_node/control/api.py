@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from .model import (
+    CertificateInfo,
     ContributionAdded,
     ContributionInfo,
     ContributionPlan,
@@ -84,6 +85,15 @@ class NodeApi(Protocol):
 
     async def peer_unblock(self, peer: str) -> PeerInfo:
         """Let a peer in again and dial it."""
+
+    async def peer_forget(self, peer: str) -> PeerInfo:
+        """Give up a peer that will not come back: it is not dialled any more, until it comes by itself."""
+
+    async def certificate_show(self) -> CertificateInfo:
+        """Return the terms of this node's certificate, and how renewing it goes."""
+
+    async def certificate_renew(self) -> CertificateInfo:
+        """Get a new certificate now, whether it is due or not."""
 
     def group_create(
         self,

@@ -72,6 +72,23 @@ def peer_unblock(peer: str) -> Call[model.PeerInfo]:
     return Call("PeerUnblock", pb.PeerUnblockRequest(peer=peer), lambda r: decode(r.peer, model.PeerInfo))
 
 
+def peer_forget(peer: str) -> Call[model.PeerInfo]:
+    """Ask to give a peer up."""
+    return Call("PeerForget", pb.PeerForgetRequest(peer=peer), lambda r: decode(r.peer, model.PeerInfo))
+
+
+def certificate_show() -> Call[model.CertificateInfo]:
+    """Ask for the terms of the certificate."""
+    request = pb.CertificateShowRequest()
+    return Call("CertificateShow", request, lambda r: decode(r.certificate, model.CertificateInfo))
+
+
+def certificate_renew() -> Call[model.CertificateInfo]:
+    """Ask for a new certificate."""
+    request = pb.CertificateRenewRequest()
+    return Call("CertificateRenew", request, lambda r: decode(r.certificate, model.CertificateInfo))
+
+
 def group_list() -> Call[tuple[model.GroupInfo, ...]]:
     """Ask for the known groups."""
     return Call("GroupList", pb.GroupListRequest(), lambda r: _all(r.groups, model.GroupInfo))

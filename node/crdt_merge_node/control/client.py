@@ -126,6 +126,15 @@ class AsyncClient:
     async def peer_unblock(self, peer: str) -> model.PeerInfo:
         return await self._answer(calls.peer_unblock(peer))
 
+    async def peer_forget(self, peer: str) -> model.PeerInfo:
+        return await self._answer(calls.peer_forget(peer))
+
+    async def certificate_show(self) -> model.CertificateInfo:
+        return await self._answer(calls.certificate_show())
+
+    async def certificate_renew(self) -> model.CertificateInfo:
+        return await self._answer(calls.certificate_renew())
+
     def group_create(
         self,
         *,
@@ -303,6 +312,15 @@ class Client:
 
     def peer_unblock(self, peer: str) -> model.PeerInfo:
         return self._answer(calls.peer_unblock(peer))
+
+    def peer_forget(self, peer: str) -> model.PeerInfo:
+        return self._answer(calls.peer_forget(peer))
+
+    def certificate_show(self) -> model.CertificateInfo:
+        return self._answer(calls.certificate_show())
+
+    def certificate_renew(self) -> model.CertificateInfo:
+        return self._answer(calls.certificate_renew())
 
     def group_create(
         self,

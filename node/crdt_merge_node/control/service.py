@@ -132,6 +132,27 @@ class NodeService(pb_grpc.NodeServiceServicer):
         async with _answer_errors(context, "peer_unblock"):
             return pb.PeerUnblockResponse(peer=encode(await self._api.peer_unblock(request.peer), t.PeerInfo))
 
+    async def PeerForget(self, request: pb.PeerForgetRequest, context: _Context) -> pb.PeerForgetResponse:
+        """Answer ``peer_forget``."""
+        async with _answer_errors(context, "peer_forget"):
+            return pb.PeerForgetResponse(peer=encode(await self._api.peer_forget(request.peer), t.PeerInfo))
+
+    async def CertificateShow(
+        self, request: pb.CertificateShowRequest, context: _Context
+    ) -> pb.CertificateShowResponse:
+        """Answer ``certificate_show``."""
+        async with _answer_errors(context, "certificate_show"):
+            found = await self._api.certificate_show()
+            return pb.CertificateShowResponse(certificate=encode(found, t.CertificateInfo))
+
+    async def CertificateRenew(
+        self, request: pb.CertificateRenewRequest, context: _Context
+    ) -> pb.CertificateRenewResponse:
+        """Answer ``certificate_renew``."""
+        async with _answer_errors(context, "certificate_renew"):
+            renewed = await self._api.certificate_renew()
+            return pb.CertificateRenewResponse(certificate=encode(renewed, t.CertificateInfo))
+
     async def GroupCreate(
         self, request: pb.GroupCreateRequest, context: _Context
     ) -> AsyncIterator[pb.GroupCreateResponse]:

@@ -41,6 +41,10 @@ EVENTS: Final[Mapping[str, Event]] = {
     "node.ready": Event("info", ("node", "address", "groups", "duration_s"), "Peers and commands are heard."),
     "node.stopped": Event("info", ("node", "duration_s"), "Everything is closed and durable."),
     "node.failed": Event("error", ("error", "error_code"), "The daemon stops because it cannot go on."),
+    "certificate.renewed": Event("info", ("node", "days"), "A new certificate is in use, for so many days."),
+    "certificate.delayed": Event(
+        "warning", ("error", "error_code"), "Nobody signs a new certificate; it is tried again."
+    ),
     "library.warned": Event("warning", ("logger", "message"), "A library that we use wrote to its own log."),
     # peers
     "peer.joined": Event("info", ("peer", "address"), "A connection to a peer is up and both said hello."),
@@ -53,6 +57,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "peer.unreachable": Event("debug", ("address", "reason"), "Nobody answered at an address."),
     "peer.blocked": Event("info", ("peer",), "A person told this node to refuse the peer."),
+    "peer.departed": Event("info", ("peer",), "A peer has left for good; it is not dialled any more."),
+    "peer.given_up": Event("info", ("peer",), "A person said that a peer will not come back."),
     "peer.forgotten": Event("debug", ("peer", "error"), "No room to remember where a peer is."),
     "message.failed": Event(
         "error", ("peer", "message", "error"), "A message met a bug here; its connection was closed."

@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -46,6 +47,12 @@ class CertificateError(TlsError):
     exit_code = 5
 
 
+RENEWAL_SHARE: Final = 2 / 3
+"""Of its life, after which a certificate is renewed: a third is left in which nobody need be there."""
+RENEWAL_SPREAD: Final = 0.05
+"""Of its life, by which renewals are brought forward: nodes made together do not all ask together."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
     """What a verified certificate says."""
@@ -53,6 +60,27 @@ class PeerCertificate:
     node: bytes
     expires_at: float
     """Wall time in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """From when until when a certificate is valid, and when it is to be renewed: seconds since 1970."""
+
+    begins_at: float
+    renewed_at: float
+    expires_at: float
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Term:
+        """Return the term of a certificate.
+
+        When it is renewed follows from its serial number, which is random, so that asking again says the same.
+        """
+        begins_at = certificate.not_valid_before_utc.timestamp()
+        expires_at = certificate.not_valid_after_utc.timestamp()
+        drawn = digest("crdt-merge/renewal/1", certificate.serial_number.to_bytes(20, "big"))
+        share = RENEWAL_SHARE - RENEWAL_SPREAD * int.from_bytes(drawn[:4], "big") / 2**32
+        return cls(begins_at, begins_at + share * (expires_at - begins_at), expires_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +100,15 @@ class CertificateAuthority:
         """Return a new authority whose key is made from 32 unpredictable bytes."""
         key = Ed25519PrivateKey.from_private_bytes(seed)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name[:40]} cluster CA")])
-        begin, end = _validity(now, CA_DAYS)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
-            .not_valid_after(end)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(is_ca=True), critical=True)
-            .add_extension(identifier, critical=False)
-            .add_extension(_authority_identifier(identifier), critical=False)
-        )
-        return cls(key, builder.sign(key, None))
+        return cls(key, _self_sign(key, subject, now=now))
+
+    def renewed(self, *, now: float) -> CertificateAuthority:
+        """Return this authority with a certificate that is valid longer.
+
+        Key and name stay: what either certificate vouches for, the other does too, and so does every node
+        that still holds the old one.
+        """
+        return CertificateAuthority(self.key, _self_sign(self.key, self.certificate.subject, now=now))
 
     @classmethod
     def from_pem(cls, key_pem: bytes, certificate_pem: bytes) -> CertificateAuthority:
@@ -123,6 +144,25 @@ class CertificateAuthority:
             .add_extension(_authority_identifier(issuer), critical=False)
         )
         return builder.sign(self.key, None)
+
+
+def _self_sign(key: Ed25519PrivateKey, subject: x509.Name, *, now: float) -> x509.Certificate:
+    begin, end = _validity(now, CA_DAYS)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(is_ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .add_extension(_authority_identifier(identifier), critical=False)
+    )
+    return builder.sign(key, None)
 
 
 def cluster_id(ca: x509.Certificate) -> bytes:
@@ -240,6 +280,26 @@ def key_from_pem(pem: bytes) -> Ed25519PrivateKey:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise CertificateError("a private key file is malformed.") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise CertificateError("only Ed25519 keys are used in this cluster.")
+    return key
+
+
+def key_to_encrypted_pem(key: Ed25519PrivateKey, passphrase: bytes) -> bytes:
+    """Return a private key as PEM that only the passphrase opens (PKCS #8, RFC 5958, PBES2)."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase))
+
+
+def key_from_encrypted_pem(pem: bytes, passphrase: bytes) -> Ed25519PrivateKey:
+    """Return the private key in ``pem``.
+
+    Raises:
+        CertificateError: Another passphrase, or no encrypted Ed25519 key.
+    """
+    try:
+        key = load_pem_private_key(pem, password=passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise CertificateError("the passphrase is wrong, or the file holds no encrypted key.") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise CertificateError("only Ed25519 keys are used in this cluster.")
     return key

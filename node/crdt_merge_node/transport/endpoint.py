@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,7 @@ from crdt_merge_node.ports import Clock, Listener, Net, Rng
 
 from .addresses import DEFAULT_PORT, is_wildcard, join_address, source_of, split_address
 from .connection import Connection
-from .contexts import ALPN_GOSSIP, OpenSslContexts, TlsContexts
+from .contexts import ALPN_GOSSIP, ALPN_JOIN, OpenSslContexts, TlsContexts
 from .dialogue import Dialogue
 from .gate import AcceptGate
 from .greeting import PEER_ALPNS, Greeting, Manners, Outcome
@@ -89,9 +90,8 @@ class Endpoint:
         self._on_connection = on_connection
         self._on_refused = on_refused
         self._join_service = join_service
-        contexts = contexts or OpenSslContexts()
-        self._server_context = contexts.server(identity, hears_joiners=join_service is not None)
-        self._client_contexts = {alpn: contexts.client(identity, alpn) for alpn in PEER_ALPNS}
+        self._contexts = contexts or OpenSslContexts()
+        self.reload(identity)
         self._buffers = PumpBuffers()
         self._gate = AcceptGate()
         self._gate_refusals: dict[str, tuple[str, int]] = {}
@@ -115,6 +115,18 @@ class Endpoint:
             nonce=lambda: rng.bytes(16),
             join=None if join_service is None else self._serve_join,
         )
+
+    def reload(self, identity: Identity) -> None:
+        """Use the certificate that is in the files now, for connections made from now on."""
+        self._server_context = self._contexts.server(identity, hears_joiners=self._join_service is not None)
+        self._client_contexts = {
+            alpn: self._contexts.client(identity, alpn) for alpn in (*PEER_ALPNS, ALPN_JOIN)
+        }
+
+    @property
+    def join_context(self) -> ssl.SSLContext:
+        """Settings with which a member knocks where nodes are admitted, to get a new certificate."""
+        return self._client_contexts[ALPN_JOIN]
 
     # --- listening ------------------------------------------------------------------------------------
 

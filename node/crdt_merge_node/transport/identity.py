@@ -98,9 +98,7 @@ class Identity:
         authority = load_authority(data_dir, fs)
         if authority is None:
             authority = CertificateAuthority.create(cluster_name, rng.bytes(32), now=now)
-            fs.mkdir(data_dir / "ca")
-            replace_file(fs, data_dir / "ca" / "ca.crt", authority.certificate.public_bytes(Encoding.PEM))
-            replace_file(fs, data_dir / "ca" / "ca.key", key_to_pem(authority.key))
+            store_authority(data_dir, authority, fs=fs)
         certificate = authority.issue(tls_key.public_key(), node_key.node_id, now=now)
         write_membership(
             data_dir, certificate, authority.certificate, name=cluster_name, introducers=(), fs=fs
@@ -182,6 +180,55 @@ def write_membership(
     replace_file(fs, directory / "tls.crt", certificate.public_bytes(Encoding.PEM))
     replace_file(fs, directory / "ca.crt", ca.public_bytes(Encoding.PEM))
     replace_file(fs, directory / "cluster.json", json.dumps(facts, indent=2).encode() + b"\n")
+
+
+def store_renewed(data_dir: Path, certificate: x509.Certificate, ca: x509.Certificate, *, fs: Fs) -> None:
+    """Put a new certificate in the place of the old one; each file is whole at any moment.
+
+    The CA's certificate goes first. A crash between the two leaves two files that belong together as well,
+    because a renewed CA keeps its key.
+    """
+    directory = data_dir / "identity"
+    replace_file(fs, directory / "ca.crt", ca.public_bytes(Encoding.PEM))
+    replace_file(fs, directory / "tls.crt", certificate.public_bytes(Encoding.PEM))
+
+
+def store_authority(data_dir: Path, authority: CertificateAuthority, *, fs: Fs) -> None:
+    """Keep the cluster's CA on this node; the key goes last, because it is what counts."""
+    directory = data_dir / "ca"
+    fs.mkdir(directory)
+    replace_file(fs, directory / "ca.crt", authority.certificate.public_bytes(Encoding.PEM))
+    replace_file(fs, directory / "ca.key", key_to_pem(authority.key))
+
+
+def read_certificates(data_dir: Path, fs: Fs) -> tuple[x509.Certificate, x509.Certificate]:
+    """Return this node's certificate and the CA's.
+
+    Raises:
+        CorruptError: A file is damaged.
+    """
+    directory = data_dir / "identity"
+    try:
+        return (
+            certificate_from_pem(_read(directory / "tls.crt", fs)),
+            certificate_from_pem(_read(directory / "ca.crt", fs)),
+        )
+    except CertificateError as error:
+        raise CorruptError(f"{directory}: {error.message}", hint=_RESTORE) from None
+
+
+def load_tls_key(data_dir: Path, fs: Fs) -> Ed25519PrivateKey:
+    """Return the key of this node's certificate.
+
+    Raises:
+        CorruptError: The file is damaged.
+        ConfigError: Others can read it.
+    """
+    path = data_dir / "identity" / "tls.key"
+    try:
+        return key_from_pem(_read_private(path, fs))
+    except CertificateError as error:
+        raise CorruptError(f"{path}: {error.message}", hint=_RESTORE) from None
 
 
 def load_authority(data_dir: Path, fs: Fs) -> CertificateAuthority | None:

@@ -8,12 +8,14 @@
     note who got it, then
     JOIN_GRANT {certificate, peers}  ->      check it, store it; from now on a member
 
-Whatever is lost, the joiner runs the same command again: it keeps its keys, and the token stays his.
+Whatever is lost, the joiner runs the same command again: it keeps its keys, and the token stays his. A
+member that knocks here with its certificate gets a new one instead (``renewing.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,14 @@ from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import CrdtMergeError, MalformedMessageError, RemoteProtocolError
 from crdt_merge_protocol.identity import NodeKey, verify
 from crdt_merge_protocol.limits import JOIN_TIMEOUT_S
-from crdt_merge_protocol.messages.join import INTRODUCERS_MAX, JoinGrant, JoinOffer, JoinRequest
+from crdt_merge_protocol.messages.join import (
+    INTRODUCERS_MAX,
+    JoinGrant,
+    JoinOffer,
+    JoinRequest,
+    RenewGrant,
+    RenewRequest,
+)
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from crdt_merge_node.errors import ConfigError, PeerRefusedError, PeerUnreachableError, TransportError
@@ -65,30 +74,37 @@ class JoinService:
         clock: Clock,
         introducers: Callable[[], tuple[str, ...]],
         on_joined: Callable[[bytes, str], None] = lambda _node, _remote: None,
+        admit: Callable[[bytes], str | None] = lambda _node: None,
     ) -> None:
         """Take what admitting needs.
 
         Args:
             introducers: Addresses of members for a new node to dial, this node's own first.
             on_joined: Gets (node id, remote ``host:port``) of every node admitted.
+            admit: Node id to the reason why that member gets no new certificate, or None.
         """
-        self._authority = authority
+        self.authority = authority
+        """May be replaced by one with a newer certificate."""
         self._invites = invites
-        self._offer = JoinOffer(
-            ca=authority.certificate.public_bytes(Encoding.DER), cluster_name=cluster_name
-        )
+        self._cluster_name = cluster_name
         self._clock = clock
         self._introducers = introducers
         self._on_joined = on_joined
+        self._admit = admit
 
     async def serve(self, dialogue: Dialogue, on_refused: Callable[[str, str], None]) -> None:
         """Admit or refuse one joiner."""
-        dialogue.send(self._offer)
+        ca = self.authority.certificate.public_bytes(Encoding.DER)
+        dialogue.send(JoinOffer(ca=ca, cluster_name=self._cluster_name))
         try:
             message = await dialogue.receive(timeout_s=JOIN_TIMEOUT_S)
-            if not isinstance(message, JoinRequest):
+            grant: JoinGrant | RenewGrant
+            if isinstance(message, RenewRequest):
+                grant = self._renew(message, dialogue.pump.peer_certificate)
+            elif isinstance(message, JoinRequest):
+                grant = await self._grant(message)
+            else:
                 raise MalformedMessageError(f"{type(message).__name__} instead of a join request")
-            grant = await self._grant(message)
         except (RemoteProtocolError, TransportError) as error:
             dialogue.refuse(error)
             on_refused(dialogue.remote, f"join: {error.message}")
@@ -98,38 +114,76 @@ class JoinService:
             dialogue.refuse(PeerUnreachableError("this node cannot admit anybody at the moment"))
             on_refused(dialogue.remote, f"join: {error.message}")
             return
-        self._on_joined(message.node, dialogue.remote)
+        if isinstance(message, JoinRequest):
+            self._on_joined(message.node, dialogue.remote)
         dialogue.send(grant)
         dialogue.pump.close()
+
+    def _renew(self, request: RenewRequest, shown: bytes | None) -> RenewGrant:
+        """Sign for whom the handshake has shown to be a member."""
+        if shown is None:
+            raise PeerRefusedError("only a member gets a new certificate without a token")
+        node = read_peer_certificate(shown, self.authority.cluster).node
+        if reason := self._admit(node):
+            raise PeerRefusedError(reason)
+        certificate = self.authority.issue(read_request(request.request), node, now=self._clock.now())
+        return RenewGrant(
+            certificate=certificate.public_bytes(Encoding.DER),
+            ca=self.authority.certificate.public_bytes(Encoding.DER),
+        )
 
     async def _grant(self, request: JoinRequest) -> JoinGrant:
         """Check everything that the token does not depend on, then the token, then sign."""
         key = read_request(request.request)
-        verify(request.node, request.proof, join_proof(self._authority.cluster, request.request))
+        verify(request.node, request.proof, join_proof(self.authority.cluster, request.request))
         now = self._clock.now()
         verdict = await self._invites.consume(invite_digest(request.secret), request.node, now=now)
         if verdict != "ok":
             raise PeerRefusedError(_REFUSALS[verdict])
-        certificate = self._authority.issue(key, request.node, now=now)
+        certificate = self.authority.issue(key, request.node, now=now)
         return JoinGrant(
             certificate=certificate.public_bytes(Encoding.DER),
             introducers=self._introducers()[:INTRODUCERS_MAX],
         )
 
 
-async def join(token_text: str, data_dir: Path, *, fs: Fs, net: Net, clock: Clock, rng: Rng) -> Identity:
+async def join(
+    token_text: str,
+    data_dir: Path,
+    *,
+    fs: Fs,
+    net: Net,
+    clock: Clock,
+    rng: Rng,
+    is_again: bool = False,
+) -> Identity:
     """Become a member of the cluster that invited, and return the identity now stored in ``data_dir``.
 
     Safe to run again after any failure: the keys stay, and the token admits the same node again until it
     expires.
 
+    Args:
+        token_text: The token.
+        data_dir: Where the node is, or is to be.
+        fs: The file system.
+        net: The network.
+        clock: By which certificates are judged.
+        rng: What keys are made of.
+        is_again: The directory holds a member of that cluster already, which has left, or whose certificate
+            has expired; it keeps its keys and gets a new certificate.
+
     Raises:
-        ConfigError: The token is damaged, or the directory already holds a member.
+        ConfigError: The token is damaged, or the directory already holds a member, if that was not expected.
         PeerRefusedError: The token is wrong, expired or used, or what answers is not of that cluster.
         PeerUnreachableError: No node of the token can be reached.
     """
     token = Token.from_text(token_text)
-    if Identity.is_present(data_dir, fs):
+    if is_again and (known := Identity.load(data_dir, fs)).cluster != token.cluster:
+        raise ConfigError(
+            f"{data_dir} belongs to cluster {known.cluster.hex()[:12]} and the token to another one.",
+            hint="Give each cluster a --data-dir of its own.",
+        )
+    if not is_again and Identity.is_present(data_dir, fs):
         raise ConfigError(
             f"{data_dir} already holds a node.",
             hint="Start it with `crdt-merge-node run`, or give another --data-dir.",
@@ -150,7 +204,7 @@ async def join(token_text: str, data_dir: Path, *, fs: Fs, net: Net, clock: Cloc
 async def _join_at(
     address: str, token: Token, data_dir: Path, *, fs: Fs, net: Net, clock: Clock, rng: Rng
 ) -> None:
-    dialogue = await _connect(address, net)
+    dialogue = await open_dialogue(address, net, joiner_context())
     try:
         offer = await dialogue.receive(timeout_s=JOIN_TIMEOUT_S)
         if not isinstance(offer, JoinOffer):
@@ -176,10 +230,16 @@ async def _join_at(
     write_membership(data_dir, certificate, ca, name=offer.cluster_name, introducers=grant.introducers, fs=fs)
 
 
-async def _connect(address: str, net: Net) -> Dialogue:
+async def open_dialogue(address: str, net: Net, context: ssl.SSLContext) -> Dialogue:
+    """Connect to a node that may hold the CA.
+
+    Raises:
+        PeerUnreachableError: It does not answer.
+        TransportError: The handshake failed.
+    """
     host, port = split_address(address)
     dialogue = Dialogue(address)
-    dialogue.pump = TlsPump(joiner_context(), dialogue, is_server=False, buffers=PumpBuffers())
+    dialogue.pump = TlsPump(context, dialogue, is_server=False, buffers=PumpBuffers())
     try:
         async with asyncio.timeout(JOIN_TIMEOUT_S):
             await net.connect(lambda: dialogue.pump, host, port)

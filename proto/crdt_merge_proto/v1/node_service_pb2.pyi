@@ -328,6 +328,187 @@ class PeerUnblockResponse(google.protobuf.message.Message):
 Global___PeerUnblockResponse: typing_extensions.TypeAlias = PeerUnblockResponse
 
 @typing.final
+class PeerForgetRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: builtins.int
+    peer: builtins.str
+    def __init__(
+        self,
+        *,
+        peer: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["peer", b"peer"]) -> None: ...
+
+Global___PeerForgetRequest: typing_extensions.TypeAlias = PeerForgetRequest
+
+@typing.final
+class PeerForgetResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: builtins.int
+    @property
+    def peer(self) -> crdt_merge_proto.v1.types_pb2.PeerInfo: ...
+    def __init__(
+        self,
+        *,
+        peer: crdt_merge_proto.v1.types_pb2.PeerInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["peer", b"peer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["peer", b"peer"]) -> None: ...
+
+Global___PeerForgetResponse: typing_extensions.TypeAlias = PeerForgetResponse
+
+@typing.final
+class CertificateShowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CertificateShowRequest: typing_extensions.TypeAlias = CertificateShowRequest
+
+@typing.final
+class CertificateShowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: builtins.int
+    @property
+    def certificate(self) -> crdt_merge_proto.v1.types_pb2.CertificateInfo: ...
+    def __init__(
+        self,
+        *,
+        certificate: crdt_merge_proto.v1.types_pb2.CertificateInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["certificate", b"certificate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate"]) -> None: ...
+
+Global___CertificateShowResponse: typing_extensions.TypeAlias = CertificateShowResponse
+
+@typing.final
+class CertificateRenewRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CertificateRenewRequest: typing_extensions.TypeAlias = CertificateRenewRequest
+
+@typing.final
+class CertificateRenewResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: builtins.int
+    @property
+    def certificate(self) -> crdt_merge_proto.v1.types_pb2.CertificateInfo: ...
+    def __init__(
+        self,
+        *,
+        certificate: crdt_merge_proto.v1.types_pb2.CertificateInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["certificate", b"certificate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate"]) -> None: ...
+
+Global___CertificateRenewResponse: typing_extensions.TypeAlias = CertificateRenewResponse
+
+@typing.final
+class LeaveRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COPIES_FIELD_NUMBER: builtins.int
+    WAIT_S_FIELD_NUMBER: builtins.int
+    ACCEPT_LOSS_FIELD_NUMBER: builtins.int
+    copies: builtins.int
+    """Other nodes that shall hold everything first."""
+    wait_s: builtins.float
+    """How long to wait for that; 0: not at all."""
+    accept_loss: builtins.bool
+    """Leave even if something is lost with this node."""
+    def __init__(
+        self,
+        *,
+        copies: builtins.int = ...,
+        wait_s: builtins.float = ...,
+        accept_loss: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accept_loss", b"accept_loss", "copies", b"copies", "wait_s", b"wait_s"]) -> None: ...
+
+Global___LeaveRequest: typing_extensions.TypeAlias = LeaveRequest
+
+@typing.final
+class LeaveResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
+    @property
+    def plan(self) -> crdt_merge_proto.v1.types_pb2.LeavePlan: ...
+    @property
+    def progress(self) -> crdt_merge_proto.v1.types_pb2.Progress: ...
+    @property
+    def report(self) -> crdt_merge_proto.v1.types_pb2.LeaveReport: ...
+    def __init__(
+        self,
+        *,
+        plan: crdt_merge_proto.v1.types_pb2.LeavePlan | None = ...,
+        progress: crdt_merge_proto.v1.types_pb2.Progress | None = ...,
+        report: crdt_merge_proto.v1.types_pb2.LeaveReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "plan", b"plan", "progress", b"progress", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "plan", b"plan", "progress", b"progress", "report", b"report"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["plan", "progress", "report"] | None: ...
+
+Global___LeaveResponse: typing_extensions.TypeAlias = LeaveResponse
+
+@typing.final
+class BackupRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    WITH_KEYS_FIELD_NUMBER: builtins.int
+    COPY_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    with_keys: builtins.bool
+    """Copy the node's keys too, and the CA's where this node holds it."""
+    copy: builtins.bool
+    """Copy every byte, instead of giving files a second name where that is possible."""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        with_keys: builtins.bool = ...,
+        copy: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["copy", b"copy", "path", b"path", "with_keys", b"with_keys"]) -> None: ...
+
+Global___BackupRequest: typing_extensions.TypeAlias = BackupRequest
+
+@typing.final
+class BackupResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> crdt_merge_proto.v1.types_pb2.Progress: ...
+    @property
+    def report(self) -> crdt_merge_proto.v1.types_pb2.BackupReport: ...
+    def __init__(
+        self,
+        *,
+        progress: crdt_merge_proto.v1.types_pb2.Progress | None = ...,
+        report: crdt_merge_proto.v1.types_pb2.BackupReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "progress", b"progress", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "progress", b"progress", "report", b"report"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["progress", "report"] | None: ...
+
+Global___BackupResponse: typing_extensions.TypeAlias = BackupResponse
+
+@typing.final
 class GroupCreateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

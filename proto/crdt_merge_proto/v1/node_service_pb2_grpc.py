@@ -79,6 +79,31 @@ class NodeServiceStub(object):
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockRequest.SerializeToString,
                 response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockResponse.FromString,
                 _registered_method=True)
+        self.PeerForget = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/PeerForget',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetResponse.FromString,
+                _registered_method=True)
+        self.CertificateShow = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/CertificateShow',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowResponse.FromString,
+                _registered_method=True)
+        self.CertificateRenew = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/CertificateRenew',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_stream(
+                '/crdt_merge_proto.v1.NodeService/Leave',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/crdt_merge_proto.v1.NodeService/Backup',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupResponse.FromString,
+                _registered_method=True)
         self.GroupCreate = channel.unary_stream(
                 '/crdt_merge_proto.v1.NodeService/GroupCreate',
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.GroupCreateRequest.SerializeToString,
@@ -188,6 +213,36 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PeerUnblock(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PeerForget(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CertificateShow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CertificateRenew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -306,6 +361,31 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.PeerUnblock,
                     request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockRequest.FromString,
                     response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockResponse.SerializeToString,
+            ),
+            'PeerForget': grpc.unary_unary_rpc_method_handler(
+                    servicer.PeerForget,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetResponse.SerializeToString,
+            ),
+            'CertificateShow': grpc.unary_unary_rpc_method_handler(
+                    servicer.CertificateShow,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowResponse.SerializeToString,
+            ),
+            'CertificateRenew': grpc.unary_unary_rpc_method_handler(
+                    servicer.CertificateRenew,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_stream_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupResponse.SerializeToString,
             ),
             'GroupCreate': grpc.unary_stream_rpc_method_handler(
                     servicer.GroupCreate,
@@ -606,6 +686,141 @@ class NodeService(object):
             '/crdt_merge_proto.v1.NodeService/PeerUnblock',
             crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockRequest.SerializeToString,
             crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerUnblockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PeerForget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/PeerForget',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerForgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CertificateShow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/CertificateShow',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateShowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CertificateRenew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/CertificateRenew',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.CertificateRenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/Leave',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/Backup',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

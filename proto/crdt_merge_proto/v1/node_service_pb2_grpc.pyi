@@ -176,6 +176,86 @@ _NodeServicePeerUnblockType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeServicePeerForgetType = typing_extensions.TypeVar(
+    '_NodeServicePeerForgetType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+    ],
+)
+
+_NodeServiceCertificateShowType = typing_extensions.TypeVar(
+    '_NodeServiceCertificateShowType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+    ],
+)
+
+_NodeServiceCertificateRenewType = typing_extensions.TypeVar(
+    '_NodeServiceCertificateRenewType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+    ],
+)
+
+_NodeServiceLeaveType = typing_extensions.TypeVar(
+    '_NodeServiceLeaveType',
+    grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+        crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+        crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+        crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+    ],
+)
+
+_NodeServiceBackupType = typing_extensions.TypeVar(
+    '_NodeServiceBackupType',
+    grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+        crdt_merge_proto.v1.node_service_pb2.BackupResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+        crdt_merge_proto.v1.node_service_pb2.BackupResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+        crdt_merge_proto.v1.node_service_pb2.BackupResponse,
+    ],
+)
+
 _NodeServiceGroupCreateType = typing_extensions.TypeVar(
     '_NodeServiceGroupCreateType',
     grpc.UnaryStreamMultiCallable[
@@ -352,7 +432,7 @@ _NodeServiceResolveType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
+class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
     @typing.overload
     def __init__(self: NodeServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -390,6 +470,26 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerUnblockRequest,
             crdt_merge_proto.v1.node_service_pb2.PeerUnblockResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+            crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+            crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+            crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+            crdt_merge_proto.v1.node_service_pb2.BackupResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.GroupCreateRequest,
@@ -475,6 +575,26 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
             crdt_merge_proto.v1.node_service_pb2.PeerUnblockRequest,
             crdt_merge_proto.v1.node_service_pb2.PeerUnblockResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+            crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+            crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+            crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+            crdt_merge_proto.v1.node_service_pb2.BackupResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.GroupCreateRequest,
             crdt_merge_proto.v1.node_service_pb2.GroupCreateResponse,
@@ -539,6 +659,16 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
 
     PeerUnblock: _NodeServicePeerUnblockType
 
+    PeerForget: _NodeServicePeerForgetType
+
+    CertificateShow: _NodeServiceCertificateShowType
+
+    CertificateRenew: _NodeServiceCertificateRenewType
+
+    Leave: _NodeServiceLeaveType
+
+    Backup: _NodeServiceBackupType
+
     GroupCreate: _NodeServiceGroupCreateType
 
     GroupList: _NodeServiceGroupListType
@@ -597,6 +727,26 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.PeerUnblockRequest,
         crdt_merge_proto.v1.node_service_pb2.PeerUnblockResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+        crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+        crdt_merge_proto.v1.node_service_pb2.LeaveResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+        crdt_merge_proto.v1.node_service_pb2.BackupResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.GroupCreateRequest,
@@ -707,6 +857,41 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request: crdt_merge_proto.v1.node_service_pb2.PeerUnblockRequest,
         context: _ServicerContext,
     ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.PeerUnblockResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.PeerUnblockResponse]]: ...
+
+    @abc.abstractmethod
+    def PeerForget(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.PeerForgetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.PeerForgetResponse]]: ...
+
+    @abc.abstractmethod
+    def CertificateShow(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.CertificateShowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.CertificateShowResponse]]: ...
+
+    @abc.abstractmethod
+    def CertificateRenew(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.CertificateRenewRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.CertificateRenewResponse]]: ...
+
+    @abc.abstractmethod
+    def Leave(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[crdt_merge_proto.v1.node_service_pb2.LeaveResponse], collections.abc.AsyncIterator[crdt_merge_proto.v1.node_service_pb2.LeaveResponse]]: ...
+
+    @abc.abstractmethod
+    def Backup(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[crdt_merge_proto.v1.node_service_pb2.BackupResponse], collections.abc.AsyncIterator[crdt_merge_proto.v1.node_service_pb2.BackupResponse]]: ...
 
     @abc.abstractmethod
     def GroupCreate(

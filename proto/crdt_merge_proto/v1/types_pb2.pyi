@@ -1094,6 +1094,223 @@ class Invite(google.protobuf.message.Message):
 Global___Invite: typing_extensions.TypeAlias = Invite
 
 @typing.final
+class CertificateInfo(google.protobuf.message.Message):
+    """The certificate of a node, and how renewing it goes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    CLUSTER_FIELD_NUMBER: builtins.int
+    BEGINS_FIELD_NUMBER: builtins.int
+    RENEWS_FIELD_NUMBER: builtins.int
+    EXPIRES_FIELD_NUMBER: builtins.int
+    CA_EXPIRES_FIELD_NUMBER: builtins.int
+    HAS_CA_FIELD_NUMBER: builtins.int
+    LAST_ATTEMPT_FIELD_NUMBER: builtins.int
+    LAST_ERROR_FIELD_NUMBER: builtins.int
+    NEXT_ATTEMPT_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    cluster: builtins.str
+    begins: builtins.float
+    """Unix seconds."""
+    renews: builtins.float
+    """Unix seconds from which on it is renewed."""
+    expires: builtins.float
+    """Unix seconds."""
+    ca_expires: builtins.float
+    """Unix seconds; of the CA's own certificate."""
+    has_ca: builtins.bool
+    """Whether this node holds the cluster's CA, and so renews by itself."""
+    last_attempt: builtins.float
+    """Unix seconds since the daemon's start; 0: none yet."""
+    last_error: builtins.str
+    """Why that failed, if it did."""
+    next_attempt: builtins.float
+    """Unix seconds."""
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        cluster: builtins.str = ...,
+        begins: builtins.float = ...,
+        renews: builtins.float = ...,
+        expires: builtins.float = ...,
+        ca_expires: builtins.float = ...,
+        has_ca: builtins.bool = ...,
+        last_attempt: builtins.float = ...,
+        last_error: builtins.str = ...,
+        next_attempt: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begins", b"begins", "ca_expires", b"ca_expires", "cluster", b"cluster", "expires", b"expires", "has_ca", b"has_ca", "last_attempt", b"last_attempt", "last_error", b"last_error", "next_attempt", b"next_attempt", "node", b"node", "renews", b"renews"]) -> None: ...
+
+Global___CertificateInfo: typing_extensions.TypeAlias = CertificateInfo
+
+@typing.final
+class LeaveItem(google.protobuf.message.Message):
+    """A contribution that too few others hold."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    GROUP_NAME_FIELD_NUMBER: builtins.int
+    TAG_FIELD_NUMBER: builtins.int
+    SLOT_FIELD_NUMBER: builtins.int
+    IS_OWN_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    HOLDERS_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    group_name: builtins.str
+    tag: builtins.str
+    slot: builtins.str
+    is_own: builtins.bool
+    nbytes: builtins.int
+    holders: builtins.int
+    """Connected peers that hold all of it; 0: it would be lost."""
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        group_name: builtins.str = ...,
+        tag: builtins.str = ...,
+        slot: builtins.str = ...,
+        is_own: builtins.bool = ...,
+        nbytes: builtins.int = ...,
+        holders: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "group_name", b"group_name", "holders", b"holders", "is_own", b"is_own", "nbytes", b"nbytes", "slot", b"slot", "tag", b"tag"]) -> None: ...
+
+Global___LeaveItem: typing_extensions.TypeAlias = LeaveItem
+
+@typing.final
+class LeavePlan(google.protobuf.message.Message):
+    """What would become of what is here if the node left now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    COPIES_FIELD_NUMBER: builtins.int
+    PEERS_FIELD_NUMBER: builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    GROUPS_BEHIND_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    copies: builtins.int
+    """Other nodes that shall hold everything."""
+    peers: builtins.int
+    """Connected ones, who were asked."""
+    contributions: builtins.int
+    """Whole here, in all groups."""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeaveItem]:
+        """Those that fewer than copies others hold."""
+
+    @property
+    def groups_behind(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of groups of whose operations fewer than copies others have all."""
+
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        copies: builtins.int = ...,
+        peers: builtins.int = ...,
+        contributions: builtins.int = ...,
+        items: collections.abc.Iterable[Global___LeaveItem] | None = ...,
+        groups_behind: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contributions", b"contributions", "copies", b"copies", "groups_behind", b"groups_behind", "items", b"items", "node", b"node", "peers", b"peers"]) -> None: ...
+
+Global___LeavePlan: typing_extensions.TypeAlias = LeavePlan
+
+@typing.final
+class LeaveReport(google.protobuf.message.Message):
+    """The node has left; the daemon stops."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    TOLD_FIELD_NUMBER: builtins.int
+    LOST_FIELD_NUMBER: builtins.int
+    GROUPS_BEHIND_FIELD_NUMBER: builtins.int
+    DURATION_S_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    told: builtins.int
+    """Peers that were told, and tell the others."""
+    duration_s: builtins.float
+    @property
+    def lost(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LeaveItem]:
+        """What nobody else holds."""
+
+    @property
+    def groups_behind(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of groups of whose operations nobody else has all."""
+
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        told: builtins.int = ...,
+        lost: collections.abc.Iterable[Global___LeaveItem] | None = ...,
+        groups_behind: collections.abc.Iterable[builtins.str] | None = ...,
+        duration_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["duration_s", b"duration_s", "groups_behind", b"groups_behind", "lost", b"lost", "node", b"node", "told", b"told"]) -> None: ...
+
+Global___LeaveReport: typing_extensions.TypeAlias = LeaveReport
+
+@typing.final
+class BackupReport(google.protobuf.message.Message):
+    """A backup that is on disk, whole and checked."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    OPERATIONS_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    LINKED_BYTES_FIELD_NUMBER: builtins.int
+    MISSING_BLOBS_FIELD_NUMBER: builtins.int
+    HAS_KEYS_FIELD_NUMBER: builtins.int
+    DURATION_S_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    node: builtins.str
+    created: builtins.float
+    """Unix seconds."""
+    groups: builtins.int
+    operations: builtins.int
+    blobs: builtins.int
+    nbytes: builtins.int
+    """Of all files."""
+    linked_bytes: builtins.int
+    """Of those, shared with the data directory as second names of the same files."""
+    missing_blobs: builtins.int
+    """Rows whose bytes had just gone away; they are not in the backup."""
+    has_keys: builtins.bool
+    """Whether the node's keys are in it, and the CA's where this node holds it."""
+    duration_s: builtins.float
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        node: builtins.str = ...,
+        created: builtins.float = ...,
+        groups: builtins.int = ...,
+        operations: builtins.int = ...,
+        blobs: builtins.int = ...,
+        nbytes: builtins.int = ...,
+        linked_bytes: builtins.int = ...,
+        missing_blobs: builtins.int = ...,
+        has_keys: builtins.bool = ...,
+        duration_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "created", b"created", "duration_s", b"duration_s", "groups", b"groups", "has_keys", b"has_keys", "linked_bytes", b"linked_bytes", "missing_blobs", b"missing_blobs", "nbytes", b"nbytes", "node", b"node", "operations", b"operations", "path", b"path"]) -> None: ...
+
+Global___BackupReport: typing_extensions.TypeAlias = BackupReport
+
+@typing.final
 class VersionInfo(google.protobuf.message.Message):
     """Versions of a running daemon."""
 

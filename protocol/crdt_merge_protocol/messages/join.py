@@ -1,7 +1,8 @@
-"""Messages by which a node without certificate becomes a member: JOIN_OFFER, JOIN_REQUEST, JOIN_GRANT.
+"""Messages by which a node gets a certificate: JOIN_OFFER, JOIN_REQUEST, JOIN_GRANT, RENEW_REQUEST, RENEW_GRANT.
 
-The admitting node speaks first and shows the CA certificate, so that the joiner can compare it with its token
-*before* it gives the token's secret away. A request that fails is answered with REFUSE.
+The admitting node speaks first and shows the CA certificate, so that a joiner can compare it with its token
+*before* it gives the token's secret away. A member, whose own certificate the handshake has verified, asks
+for a new one instead and needs no token. A request that fails is answered with REFUSE.
 """
 
 from __future__ import annotations
@@ -95,3 +96,48 @@ class JoinGrant(ControlMessage):
         addresses = fields.items(count_max=INTRODUCERS_MAX)
         texts = Fields(addresses, what=cls.__name__)
         return cls(certificate=certificate, introducers=tuple(texts.text(size_max=256) for _ in addresses))
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewRequest(ControlMessage):
+    """A member's request for a new certificate; which member, the certificate of the connection says."""
+
+    TYPE: ClassVar[int] = 99
+
+    request: bytes
+    """PKCS #10 signing request, DER; proves possession of the TLS key."""
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.request]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        return cls(request=fields.blob(size_max=CERTIFICATE_BYTES_MAX))
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewGrant(ControlMessage):
+    """The new certificate, and the CA's, which may have been renewed too."""
+
+    TYPE: ClassVar[int] = 100
+
+    certificate: bytes
+    """DER."""
+    ca: bytes
+    """CA certificate, DER; of the same key, hence of the same cluster."""
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.certificate, self.ca]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        return cls(
+            certificate=fields.blob(size_max=CERTIFICATE_BYTES_MAX),
+            ca=fields.blob(size_max=CERTIFICATE_BYTES_MAX),
+        )

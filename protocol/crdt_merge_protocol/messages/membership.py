@@ -1,4 +1,4 @@
-"""Messages by which two nodes meet, stay acquainted and part: HELLO, REFUSE, PING, PEERS, GOODBYE."""
+"""Messages by which two nodes meet, stay acquainted and part: HELLO, REFUSE, PEERS, GOODBYE, DEPARTED."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from crdt_merge_protocol.canonical import digest
+from crdt_merge_protocol.identity import SIGNATURE_BYTES
 from crdt_merge_protocol.limits import ADDRESSES_PER_PEER_MAX, CONTROL_BODY_BYTES_MAX, GROUPS_MAX
 
 from .base import U32_MAX, ControlMessage, Fields, register
@@ -168,6 +170,33 @@ class Goodbye(ControlMessage):
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
         return cls(reason=fields.text())
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departed(ControlMessage):
+    """A node has left the cluster for good, says its own signature; passed on once by everybody."""
+
+    TYPE: ClassVar[int] = 15
+    CRITICAL: ClassVar[bool] = False
+
+    node: bytes
+    signature: bytes
+    """Of :func:`departure` by the node key."""
+
+    def to_fields(self) -> list[Any]:
+        """Return the fields in wire order."""
+        return [self.node, self.signature]
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Self:
+        """Read the fields in wire order."""
+        return cls(node=fields.id(), signature=fields.blob(size=SIGNATURE_BYTES))
+
+
+def departure(node: bytes) -> bytes:
+    """Return what a node signs that leaves."""
+    return digest("crdt-merge/departed/1", node)
 
 
 @register

@@ -51,6 +51,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "peer_list": lambda client: client.peer_list(),
     "peer_block": lambda client: client.peer_block("beta"),
     "peer_unblock": lambda client: client.peer_unblock("beta"),
+    "peer_forget": lambda client: client.peer_forget("beta"),
+    "certificate_show": lambda client: client.certificate_show(),
+    "certificate_renew": lambda client: client.certificate_renew(),
     "group_create": lambda client: client.group_create(
         name="digits",
         strategy="ties",

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.messages.base import Message
-from crdt_merge_protocol.messages.join import JoinGrant, JoinOffer, JoinRequest
+from crdt_merge_protocol.messages.join import JoinGrant, JoinOffer, JoinRequest, RenewGrant, RenewRequest
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +27,8 @@ MESSAGES = st.one_of(
         certificate=st.binary(max_size=4096),
         introducers=st.lists(st.text(max_size=256), max_size=64).map(tuple),
     ),
+    st.builds(RenewRequest, request=st.binary(max_size=4096)),
+    st.builds(RenewGrant, certificate=st.binary(max_size=4096), ca=st.binary(max_size=4096)),
 )
 
 
@@ -37,7 +39,9 @@ def test_every_message_can_be_read_back(message: Message) -> None:
 
 
 @examples(200)
-@given(st.sampled_from([JoinOffer, JoinRequest, JoinGrant]), st.binary(max_size=200))
+@given(
+    st.sampled_from([JoinOffer, JoinRequest, JoinGrant, RenewRequest, RenewGrant]), st.binary(max_size=200)
+)
 def test_nonsense_is_only_ever_a_remote_error(kind: type[Message], body: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):
         kind.from_body(body)
@@ -51,8 +55,10 @@ def test_nonsense_is_only_ever_a_remote_error(kind: type[Message], body: bytes) 
         JoinRequest(secret=bytes(15), node=bytes(32), request=b"", proof=bytes(64)),
         JoinGrant(certificate=b"", introducers=("a:1",) * 65),
         JoinGrant(certificate=b"", introducers=("a" * 257,)),
+        RenewRequest(request=bytes(4097)),
+        RenewGrant(certificate=b"", ca=bytes(4097)),
     ],
-    ids=["ca", "name", "secret", "introducers", "address"],
+    ids=["ca", "name", "secret", "introducers", "address", "request", "renewed ca"],
 )
 def test_what_is_too_large_or_too_short_is_refused(message: Message) -> None:
     with pytest.raises(RemoteProtocolError):

@@ -37,6 +37,13 @@ from .peers import (
     WhyReport,
 )
 from .status import Status
+from .upkeep import (
+    BackupReport,
+    CertificateInfo,
+    LeaveItem,
+    LeavePlan,
+    LeaveReport,
+)
 from .work import (
     Progress,
     ResolvePlan,
@@ -46,6 +53,8 @@ from .work import (
 __all__ = [
     "WEIGHT_ONE",
     "Alarm",
+    "BackupReport",
+    "CertificateInfo",
     "ContributionAdded",
     "ContributionInfo",
     "ContributionPlan",
@@ -55,6 +64,9 @@ __all__ = [
     "GroupDetail",
     "GroupInfo",
     "Invite",
+    "LeaveItem",
+    "LeavePlan",
+    "LeaveReport",
     "LogEvent",
     "LogLevel",
     "OutputInfo",
