@@ -198,6 +198,11 @@ def _soak(seed: int) -> list[Step]:
     return [Step("five", (sys.executable, "-m", "tests.nightly.soak", "1620", str(seed)))]
 
 
+def _install(_seed: int) -> list[Step]:
+    test = (*PYTEST, "tests/e2e/test_installed.py")
+    return [Step("from-registries", test, {"CRDT_MERGE_TEST_INSTALL": "registries"})]
+
+
 STAGES: Final = (
     Stage(
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
@@ -225,5 +230,6 @@ STAGES: Final = (
         "two large models and their base by TIES within a gibibyte (B8; CRDT_MERGE_TEST_LARGE_MIB each)",
         _large_merge,
     ),
+    Stage("install", "the wheel and its dependencies into a bare environment, in the unit's sandbox", _install),
     Stage("soak", "five daemons at work for half an hour hold no more at its end than in its middle", _soak),
 )
