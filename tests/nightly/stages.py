@@ -230,6 +230,8 @@ STAGES: Final = (
         "two large models and their base by TIES within a gibibyte (B8; CRDT_MERGE_TEST_LARGE_MIB each)",
         _large_merge,
     ),
-    Stage("install", "the wheel and its dependencies into a bare environment, in the unit's sandbox", _install),
+    Stage(
+        "install", "the wheel and its dependencies into a bare environment, in the unit's sandbox", _install
+    ),
     Stage("soak", "five daemons at work for half an hour hold no more at its end than in its middle", _soak),
 )
