@@ -27,7 +27,7 @@ from crdt_merge_node.resolve import (
     run_job,
 )
 from crdt_merge_node.resolve.memory import with_blocks
-from crdt_merge_node.resolve.output import OutputWriter
+from crdt_merge_node.resolve.output import open_output
 from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
 from crdt_merge_protocol.blobs import Manifest, Schema, contribution_digest
@@ -111,7 +111,7 @@ def merge_in_blocks(files: list[Path], output: Path, strategy: str, base: Path, 
     plan = replace(plan, tensors=with_blocks(plan.tensors, leaves * 65_536))
     with (
         open_pool(0, SystemFs(), ticker(None)) as pool,
-        OutputWriter(output, nbytes=plan.nbytes, fs=SystemFs(), rng=SystemRng()) as writer,
+        open_output(output, plan, fs=SystemFs(), rng=SystemRng()) as writer,
     ):
         from crdt_merge_node.ports import SystemClock
 

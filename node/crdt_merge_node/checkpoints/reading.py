@@ -119,8 +119,9 @@ def _only_file(path: Path, names: Sequence[str]) -> str:
             f"{path} holds shards and no {INDEX_NAME}.",
             hint="Without the index nobody knows whether all are there.",
         )
+    what = "several safetensors files" if found else "no safetensors file"
     raise MalformedCheckpointError(
-        f"{path} holds {'several safetensors files' if found else 'no safetensors file'} and no {INDEX_NAME}.",
+        f"{path} holds {what} and no {INDEX_NAME}.",
         hint="Name the file itself, or a directory as Hugging Face's save_pretrained writes it.",
     )
 

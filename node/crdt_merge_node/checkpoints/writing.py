@@ -41,6 +41,15 @@ class WrittenFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What an export wrote."""
+
+    files: tuple[WrittenFile, ...]
+    is_exact: bool
+    """Whether they are byte for byte what the author had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Writes the tensors of a manifest into the files that a packing describes."""
 

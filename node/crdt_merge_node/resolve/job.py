@@ -120,6 +120,16 @@ class ResolveJob:
     """Worker processes; 0: none, in this process; None: none for small jobs, else one per core."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Goes into the provenance as it is; JSON."""
+    shard_bytes: int = 0
+    """Size of tensors in one file of the output, a directory then; 0: one file. No part of any key."""
+
+
+class OutputFile(NamedTuple):
+    """One file of an output directory."""
+
+    name: str
+    nbytes: int
+    sha256: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +140,9 @@ class ResolveResult:
     output_digest: bytes
     """Over sorted (name, element type, shape, blob digest) of the output: the bytes, whatever the file."""
     file_sha256: bytes
+    """Of a directory: that of the lines which ``sha256sum`` prints of its shards."""
     nbytes: int
-    """Of the file."""
+    """Of the file, or of all shards."""
     duration_s: float
     output_path: Path
     manifest_path: Path
@@ -144,3 +155,5 @@ class ResolveResult:
     """The one that worked: the stand-in, where the job's own could not."""
     modulators_path: Path | None = None
     """What turns the common model into that of each task, for strategies that put that out."""
+    files: tuple[OutputFile, ...] = ()
+    """Of a directory: its shards, and their index if there are several."""

@@ -22,7 +22,7 @@ from .estimate import Estimate, estimate_job
 from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveJob, ResolveResult
 from .memory import share_memory
 from .offline import job_of, job_unread, read_inputs
-from .output import OutputWriter
+from .output import open_output
 from .plan import INLINE_BYTES_MAX, make_plan
 from .run import Run, open_pool, say_nothing, ticker, usable_cores
 
@@ -42,6 +42,7 @@ def merge_files(
     task: str = "",
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     workers: int | None = None,
+    shard_bytes: int = 0,
     progress: ReportProgress | None = None,
     cancelled: IsCancelled | None = None,
     fs: Fs | None = None,
@@ -49,13 +50,13 @@ def merge_files(
     rng: Rng | None = None,
     afterwards: Callable[[ResolveJob, ResolveResult], None] | None = None,
 ) -> ResolveResult:
-    """Merge safetensors files into one.
+    """Merge models, each a safetensors file or a directory of shards, into one.
 
     All that headers can tell is checked before a tensor is read, and everything before a byte is written.
 
     Args:
         files: The models. Their order does not matter. The schema is that of ``base``, else of the first.
-        output: Replaced atomically if it exists.
+        output: A file, replaced atomically if it exists; or a directory.
         strategy: Id of a strategy.
         base: The model that the others were trained from.
         params: Of the strategy, as text.
@@ -65,6 +66,7 @@ def merge_files(
         task: One of the files, or its digest: the model of its task is written instead of the common one.
         memory_bytes: Budget over all processes.
         workers: As in ``ResolveJob``.
+        shard_bytes: As in ``ResolveJob``.
         progress: Told bytes done, bytes in all, and the step.
         cancelled: Asked about ten times a second.
         fs: Where headers are read and the output goes.
@@ -108,9 +110,10 @@ def merge_files(
         )
         _require_finite(described)
         job = job_of(inputs, described, task=task, memory_bytes=memory_bytes, workers=count)
+        job = replace(job, shard_bytes=shard_bytes)
         plan = make_plan(job, cores=count)
         pool.keep(plan.workers)
-        with OutputWriter(output, nbytes=plan.nbytes, fs=fs, rng=rng or SystemRng()) as writer:
+        with open_output(output, plan, shard_bytes=shard_bytes, fs=fs, rng=rng or SystemRng()) as writer:
             result = Run(job, plan, pool, report).write(writer, started=started, clock=clock)
     if afterwards is not None:
         afterwards(job, result)

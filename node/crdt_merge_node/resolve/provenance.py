@@ -35,6 +35,11 @@ def provenance_of(
             "sha256": result.file_sha256.hex(),
             "nbytes": result.nbytes,
             "tensors": len(plan.tensors),
+            "shard_bytes": job.shard_bytes,
+            "files": [
+                {"name": file.name, "sha256": file.sha256.hex(), "nbytes": file.nbytes}
+                for file in result.files
+            ],
         },
         "modulators": modulators
         and {

@@ -19,13 +19,14 @@ from crdt_merge_node.ports import Fs
 from crdt_merge_node.version import VERSION
 
 from .job import (
-    PROVENANCE_SUFFIX,
     IsCancelled,
+    OutputFile,
     ReportProgress,
     ResolveCancelledError,
     ResolveJob,
     ResolveResult,
 )
+from .output import provenance_path_of
 from .provenance import PROVENANCE_SCHEMA
 
 _PIECE_BYTES: Final = 1 << 22
@@ -40,15 +41,13 @@ def find_finished(
     Raises:
         ResolveCancelledError: ``cancelled`` said so.
     """
-    account_path = output.with_name(output.name + PROVENANCE_SUFFIX)
+    account_path = provenance_path_of(output, job.shard_bytes)
     try:
         with fs.open_read(account_path) as file:
             account = json.loads(file.read_at(0, _ACCOUNT_BYTES_MAX))
         if not _is_of(account, job):
             return None
-        wanted = [(output, account["file"])]
-        if account["modulators"] is not None:
-            wanted.append((output.with_name(account["modulators"]["name"]), account["modulators"]))
+        wanted = _files(account, job, output)
         total = sum(about["nbytes"] for _, about in wanted)
         for path, about in wanted:
             with fs.open_read(path) as file:
@@ -67,6 +66,18 @@ def find_finished(
         return None  # Whatever it is, it is not an account of ours: the resolve is done anew.
 
 
+def _files(account: Mapping[str, Any], job: ResolveJob, output: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Return every file of the output with what the account says of it."""
+    if not job.shard_bytes:
+        found = [(output, account["file"])]
+    else:
+        found = [(output / about["name"], about) for about in account["file"]["files"]]
+    if account["modulators"] is not None:
+        place = provenance_path_of(output, job.shard_bytes)
+        found.append((place.with_name(account["modulators"]["name"]), account["modulators"]))
+    return found
+
+
 def _is_of(account: Mapping[str, Any], job: ResolveJob) -> bool:
     """Tell whether an account is of this very result, by this release."""
     worked = account["effective_strategy"]
@@ -74,6 +85,7 @@ def _is_of(account: Mapping[str, Any], job: ResolveJob) -> bool:
         account["schema"] == PROVENANCE_SCHEMA
         and account["resolve_key"] == job.resolve_key.hex()
         and account["numerics"]["release"] == VERSION
+        and account["file"]["shard_bytes"] == job.shard_bytes
         and worked["version"] == get(worked["strategy"]).version
     )
 
@@ -92,5 +104,9 @@ def _result(account: Mapping[str, Any], job: ResolveJob, output: Path, account_p
         warnings=tuple(account["decisions"]["warnings"]),
         profile=account["numerics"]["class"],
         effective_strategy=account["effective_strategy"]["strategy"],
-        modulators_path=None if modulators is None else output.with_name(modulators["name"]),
+        modulators_path=None if modulators is None else account_path.with_name(modulators["name"]),
+        files=tuple(
+            OutputFile(name=about["name"], nbytes=about["nbytes"], sha256=bytes.fromhex(about["sha256"]))
+            for about in account["file"]["files"]
+        ),
     )

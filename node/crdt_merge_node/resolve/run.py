@@ -25,7 +25,7 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 from .blocks import changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .modulators import ModulatorsFile
-from .output import OutputWriter
+from .output import OutputWriter, open_output
 from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
 from .provenance import provenance_of, writable
@@ -45,11 +45,11 @@ def run_job(
     clock: Clock | None = None,
     rng: Rng | None = None,
 ) -> ResolveResult:
-    """Merge the inputs of ``job`` into the file ``output`` and write its provenance beside it.
+    """Merge the inputs of ``job`` into ``output`` and write its provenance beside it, or into the directory.
 
     Args:
         job: Made by ``plan.build_job``.
-        output: Replaced atomically if it exists. Its directory must exist.
+        output: A file, replaced atomically if it exists, or a directory of shards. Its parent must exist.
         progress: Told bytes read so far, bytes to read in all, and the step.
         cancelled: Asked about ten times a second.
         fs: Where the output goes; workers read the inputs from the real file system.
@@ -67,7 +67,7 @@ def run_job(
     plan = make_plan(job, cores=usable_cores())
     with open_pool(plan.workers, fs, ticker(cancelled)) as pool:
         run = Run(job, plan, pool, progress or say_nothing)
-        with OutputWriter(output, nbytes=plan.nbytes, fs=fs, rng=rng or SystemRng()) as writer:
+        with open_output(output, plan, shard_bytes=job.shard_bytes, fs=fs, rng=rng or SystemRng()) as writer:
             return run.write(writer, started=started, clock=clock)
 
 
@@ -127,12 +127,13 @@ class Run:
             nbytes=writer.nbytes,
             duration_s=clock.monotonic() - started,
             output_path=writer.path,
-            manifest_path=writer.provenance_path,
+            manifest_path=writer.final(writer.provenance_path),
             decisions=decisions,
             warnings=tuple(warnings),
             profile=self._strategy.determinism_in(self._plan.context),
             effective_strategy=self._plan.strategy,
-            modulators_path=modulators.path if modulators else None,
+            modulators_path=writer.final(modulators.path) if modulators else None,
+            files=writer.files if self._job.shard_bytes else (),
         )
         self._report(self._total_bytes, self._total_bytes, "writing to disk")
         writer.commit(provenance_of(self._job, self._plan, result, modulators), modulators)
@@ -193,7 +194,6 @@ class Run:
         return state
 
     def _merge(self, writer: OutputWriter) -> None:
-        writer.write(self._plan.header)
         verifier = _Verifier(self._plan.tensors)
         batches = list(self._plan.merge_batches())
         answers = self._pool.run(self._merge_tasks(batches, writer))
@@ -209,13 +209,13 @@ class Run:
             self._advance(map(self._plan.read_bytes, batch), "merging")
 
     def _merge_tasks(self, batches: Sequence[tuple[Span, ...]], writer: OutputWriter) -> Iterator[Task]:
-        position = len(self._plan.header)
+        position = 0
         for batch in batches:
             nbytes = sum(map(self._plan.output_bytes, batch))
             if nbytes <= SLOT_BYTES:
                 yield Merge(batch)
             else:
-                yield MergeIntoFile(batch[0], str(writer.file), position)
+                yield MergeIntoFile(batch[0], *writer.place(position))
             position += nbytes
 
     def _take_in(self, writer: OutputWriter, merged: Sequence[Merged], data: memoryview) -> None:

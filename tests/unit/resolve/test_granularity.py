@@ -13,7 +13,7 @@ from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
 from crdt_merge_node.resolve import TensorSource, UsedArtefact, UsedModel, build_job
 from crdt_merge_node.resolve.memory import share_memory, with_blocks
-from crdt_merge_node.resolve.output import OutputWriter
+from crdt_merge_node.resolve.output import open_output
 from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
 from crdt_merge_node.resolve.steps import SLOT_BYTES
@@ -164,7 +164,7 @@ def write(job, output: Path, leaves: int = 2):
     plan = replace(plan, tensors=with_blocks(plan.tensors, leaves * 65_536))
     with (
         open_pool(0, SystemFs(), ticker(None)) as pool,
-        OutputWriter(output, nbytes=plan.nbytes, fs=SystemFs(), rng=SystemRng()) as writer,
+        open_output(output, plan, fs=SystemFs(), rng=SystemRng()) as writer,
     ):
         return Run(job, plan, pool, say_nothing).write(writer, started=0, clock=SystemClock())
 
