@@ -12,64 +12,117 @@ from typing import Final
 
 from . import messages  # noqa: F401  (importing registers the message types)
 from .errors import LimitExceededError, MalformedMessageError
-from .limits import DATA_BODY_BYTES_MAX, FRAME_HEADER_BYTES
+from .limits import DATA_BODY_BYTES_MAX, FRAME_HEADER_BYTES, KIB
 from .messages.base import REGISTRY, Message
 
 FLAG_CRITICAL: Final = 1
 _HEADER: Final = struct.Struct(">IBB")
 
 
+PLACE_BYTES_MIN: Final = 64 * KIB
+"""Bodies from here on are gathered in memory of their own, and not copied out of the stream's buffer."""
+PLACE_SHARE: Final = 64
+"""The memory for such a body is taken once 1/64 of it is here: a claim alone takes none (SCENARIOS T14)."""
+
+Buffer = bytes | bytearray | memoryview
+
+
 def encode_frame(message: Message) -> bytes:
     """Return the frame that carries ``message``."""
-    body = message.to_body()
-    return _HEADER.pack(len(body), message.TYPE, FLAG_CRITICAL if message.CRITICAL else 0) + body
+    return b"".join(encode_pieces(message))
+
+
+def encode_pieces(message: Message) -> tuple[bytes | memoryview, ...]:
+    """Return the frame that carries ``message`` in one or more pieces, without copying raw bytes it holds."""
+    first, *rest = message.to_pieces()
+    length = len(first) + sum(map(len, rest))
+    return _HEADER.pack(length, message.TYPE, FLAG_CRITICAL if message.CRITICAL else 0) + first, *rest
 
 
 class FrameDecoder:
-    """Turns a stream of bytes into messages. Buffers at most one frame."""
+    """Turns a stream of bytes into messages. Buffers at most one frame.
+
+    The rest of a large body may be written where it belongs: into :meth:`room`, and then :meth:`landed`.
+    Whoever does not ask for room calls :meth:`feed` with everything.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._skip = 0
+        self._place = bytearray()
+        """A large body that has begun to arrive."""
+        self._placed = 0
+        self._place_class: type[Message] | None = None
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of an incomplete frame held back."""
-        return len(self._buffer)
+        return len(self._buffer) + (FRAME_HEADER_BYTES + self._placed if self._place else 0)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
+    def room(self) -> memoryview | None:
+        """Return where the next bytes of the stream belong; None if they have to be fed."""
+        return memoryview(self._place)[self._placed :] if self._place else None
+
+    def landed(self, nbytes: int) -> list[Message]:
+        """Return the message, if any, that is complete now that :meth:`room` has been filled that far.
+
+        Raises:
+            RemoteProtocolError: It is not valid; close the connection.
+        """
+        self._placed += nbytes
+        if self._placed < len(self._place):
+            return []
+        assert self._place_class is not None, "who has room has a class"
+        body, self._place, self._placed = self._place, bytearray(), 0
+        return [self._place_class.from_own_body(body)]
+
+    def feed(self, data: Buffer) -> list[Message]:
         """Return the messages completed by ``data``, in order.
 
         Raises:
             RemoteProtocolError: The stream is not a sequence of valid frames; close the connection.
         """
-        self._buffer += data
         complete: list[Message] = []
+        if (room := self.room()) is not None:
+            count = min(len(room), len(data))
+            room[:count] = memoryview(data)[:count]
+            complete += self.landed(count)
+            data = memoryview(data)[count:]
+        self._buffer += data
         position = 0
         while True:
-            if self._skip:
-                step = min(self._skip, len(self._buffer) - position)
-                position += step
-                self._skip -= step
-                if self._skip:
-                    break
-            if len(self._buffer) - position < FRAME_HEADER_BYTES:
+            position = self._pass_over(position)
+            begin = position + FRAME_HEADER_BYTES
+            if self._skip or len(self._buffer) < begin:
                 break
             length, kind, flags = _HEADER.unpack_from(self._buffer, position)
             message_class = self._check_header(length, kind, flags)
             if message_class is None:
-                position += FRAME_HEADER_BYTES
-                self._skip = length
-                continue
-            if len(self._buffer) - position - FRAME_HEADER_BYTES < length:
+                position, self._skip = begin, length
+            elif len(self._buffer) - begin >= length:
+                with memoryview(self._buffer) as view:  # One copy; a slice of a bytearray would be another.
+                    body = bytes(view[begin : begin + length])
+                complete.append(message_class.from_body(body))
+                position = begin + length
+            else:
+                if length >= PLACE_BYTES_MIN and (len(self._buffer) - begin) * PLACE_SHARE >= length:
+                    self._give_place(begin, length, message_class)
+                    position = len(self._buffer)
                 break
-            begin = position + FRAME_HEADER_BYTES
-            with memoryview(self._buffer) as view:  # One copy; a slice of a bytearray would be another.
-                body = bytes(view[begin : begin + length])
-            complete.append(message_class.from_body(body))
-            position = begin + length
         del self._buffer[:position]
         return complete
+
+    def _pass_over(self, position: int) -> int:
+        """Return where the next frame begins, behind as much as is here of one that is skipped."""
+        step = min(self._skip, len(self._buffer) - position)
+        self._skip -= step
+        return position + step
+
+    def _give_place(self, begin: int, length: int, message_class: type[Message]) -> None:
+        self._place, self._place_class = bytearray(length), message_class
+        self._placed = len(self._buffer) - begin
+        with memoryview(self._buffer) as view:
+            self._place[: self._placed] = view[begin:]
 
     @staticmethod
     def _check_header(length: int, kind: int, flags: int) -> type[Message] | None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-from crdt_merge_node.transport import connection, greeting
+from crdt_merge_node.transport import greeting, lanes
 from crdt_merge_node.transport.certificates import PeerCertificate, read_peer_certificate
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.messages.base import ControlMessage, Message
@@ -30,7 +30,7 @@ def shared_daemon_work() -> Iterator[None]:
         for owner in (ControlMessage, Manifest, Schema):
             name = "from_body" if owner is ControlMessage else "decode"
             stack.enter_context(patch.object(owner, name, classmethod(_by_bytes(getattr(owner, name)))))
-        stack.enter_context(patch.object(connection, "encode_frame", _by_message()))
+        stack.enter_context(patch.object(lanes, "encode_frame", _by_message()))
         stack.enter_context(patch.object(greeting, "read_peer_certificate", _certificates()))
         yield
 

@@ -21,15 +21,13 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.errors import MalformedMessageError, RemoteProtocolError
 from crdt_merge_protocol.limits import (
     FRAME_BYTES_PER_S_MIN,
     FRAME_GRACE_S,
-    KIB,
     LANE_BYTES_MAX,
     PING_IDLE_S,
     PING_MISSES_MAX,
@@ -39,30 +37,27 @@ from crdt_merge_protocol.messages.membership import Goodbye, Hello, Ping, Pong, 
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
 from crdt_merge_node.errors import PeerUnreachableError
+from crdt_merge_node.telemetry.counters import Traffic
 
 from .contexts import ALPN_BULK
+from .lanes import Lane, Lanes
 from .refusals import explain
 from .tls import TlsPump
+
+__all__ = ["BULK_PING_IDLE_S", "DRAIN_BYTES", "Connection", "Lane", "MessageHandler"]
 
 MessageHandler = Callable[["Connection", Message], None]
 
 DRAIN_BYTES: Final = LANE_BYTES_MAX // 4
-_BATCH_BYTES: Final = 64 * KIB
-"""Small frames are encrypted together up to here."""
+_TURN_SLICES: Final = 2
+"""Sent before other connections have their turn, though this one takes more."""
 BULK_PING_IDLE_S: Final = 10.0
 """Silence after which an unused bulk connection is probed."""
+SUSPECT_MISSES: Final = 2
+"""Ticks without a sign of life after which a peer is suspected, as ``status`` says it."""
 _LAG_S_MAX: Final = PING_IDLE_S / 4
 """A tick later than this says more about this process than about the peer."""
 _REASON_CHARS_MAX: Final = 1000
-
-
-class Lane(IntEnum):
-    """How important a message is. Lower goes first."""
-
-    MEMBERSHIP = 0
-    OPERATIONS = 1
-    SYNC = 2
-    BULK = 3
 
 
 class Connection:
@@ -100,8 +95,7 @@ class Connection:
         self._decoder = decoder
         self._early: deque[Message] = deque(early)
         self._on_message: MessageHandler | None = None
-        self._lanes: tuple[deque[bytes], ...] = tuple(deque() for _ in Lane)
-        self._lane_bytes = [0] * len(Lane)
+        self._lanes = Lanes()
         self._is_flush_due = False
         self._drains: list[tuple[Lane | None, asyncio.Future[None]]] = []
         self._is_paused = False
@@ -110,11 +104,22 @@ class Connection:
         """Whether anything but PING and PONG has come or gone since the last tick."""
         self._misses = 0
         self._ping_nonce = 0
+        self._ping_sent = 0.0
+        self.rtt_s: float | None = None
+        """Between the last ping that was answered and its answer; pings are sent in silence only."""
+        self.opened = self._loop.time()
+        """Loop time at which the peer had said hello."""
+        self.traffic = Traffic()
+        """Where messages are counted."""
+        self.on_silent: Callable[[Connection, float], None] = lambda _connection, _silent_s: None
+        """Called when a peer begins to be suspected, with how long it has been silent."""
         self._frame_began: float | None = None
         self._frame_bytes = 0
         self._set_timer(self._loop.time(), PING_IDLE_S)
         pump.app = self
         pump.pause_reading()
+        if self.alpn == ALPN_BULK:
+            pump.land(decoder.room, self._landed)
 
     def __repr__(self) -> str:
         direction = "to" if self.outbound else "from"
@@ -135,22 +140,16 @@ class Connection:
         """
         if self.closed.done():
             return False
-        frame = encode_frame(message)
-        if self._lane_bytes[lane] and self._lane_bytes[lane] + len(frame) > LANE_BYTES_MAX:
+        if not self._lanes.put(message, lane):
             return False
-        self._lanes[lane].append(frame)
-        self._lane_bytes[lane] += len(frame)
         self._was_sent = True
         self._was_used = self._was_used or lane is not Lane.MEMBERSHIP
-        if not self._is_flush_due:
-            # At the end of this turn of the loop, so that what is sent together is encrypted together.
-            self._is_flush_due = True
-            self._loop.call_soon(self._flush)
+        self._flush_soon()
         return True
 
     def queued_bytes(self, lane: Lane | None = None) -> int:
         """Bytes that wait in one lane, or in all."""
-        return sum(self._lane_bytes) if lane is None else self._lane_bytes[lane]
+        return self._lanes.nbytes(lane)
 
     async def drain(self, lane: Lane | None = None) -> None:
         """Return once at most ``DRAIN_BYTES`` wait in ``lane`` (or in all): it is time to send more.
@@ -171,27 +170,23 @@ class Connection:
                 f"the connection to {self.peer.hex()[:12]} ended: {self.closed.result()}."
             )
 
+    def _flush_soon(self) -> None:
+        """Send at the end of this turn of the loop, so that what is sent together is encrypted together."""
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._is_flush_due = False
-        while self._pump.is_writable and self.is_open and (batch := self._next_batch()):
-            self._pump.write(batch)
+        for _ in range(_TURN_SLICES):
+            if not (self._pump.is_writable and self.is_open and (pieces := self._lanes.take())):
+                break
+            self._pump.write(*pieces)
+        else:
+            self._flush_soon()
         for lane, waiter in self._drains:
             if not waiter.done() and self.queued_bytes(lane) <= DRAIN_BYTES:
                 waiter.set_result(None)
-
-    def _next_batch(self) -> bytes:
-        """Return the next frames, the most important first, never half a frame."""
-        frames: list[bytes] = []
-        nbytes = 0
-        for lane, queue in enumerate(self._lanes):
-            while queue and (not frames or nbytes + len(queue[0]) <= _BATCH_BYTES):
-                frame = queue.popleft()
-                self._lane_bytes[lane] -= len(frame)
-                nbytes += len(frame)
-                frames.append(frame)
-            if queue:
-                break
-        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     # --- receiving ------------------------------------------------------------------------------------
 
@@ -232,11 +227,13 @@ class Connection:
             self._offended(error)
 
     def _handle(self, message: Message) -> None:
+        self.traffic.received[type(message)] += 1
         match message:
             case Ping(nonce=nonce):
                 self.send(Pong(nonce=nonce), Lane.MEMBERSHIP)
-            case Pong():
-                pass
+            case Pong(nonce=nonce):
+                if nonce == self._ping_nonce:
+                    self.rtt_s = self._loop.time() - self._ping_sent
             case Goodbye(reason=reason):
                 self._end(f"the peer closed: {reason}")
                 self._pump.close()
@@ -260,14 +257,21 @@ class Connection:
 
     def tls_data(self, data: memoryview) -> None:
         """Decode and dispatch."""
+        self._receive(self._decoder.feed, data, len(data))
+
+    def _landed(self, nbytes: int) -> None:
+        """Dispatch what is complete now that the decoder's room has been filled that far."""
+        self._receive(self._decoder.landed, nbytes, nbytes)
+
+    def _receive(self, decode: Callable[[Any], list[Message]], what: Any, nbytes: int) -> None:
         self.last_received = self._loop.time()
         self._was_received = True
         try:
-            messages = self._decoder.feed(data)
+            messages = decode(what)
         except RemoteProtocolError as error:
             self._offended(error)
             return
-        self._note_progress(len(data), is_complete=bool(messages))
+        self._note_progress(nbytes, is_complete=bool(messages))
         self._early.extend(messages)
         while self._early and self.is_open and not self._is_paused:
             self._dispatch(self._early.popleft())
@@ -307,6 +311,8 @@ class Connection:
             self._misses = 0
         else:
             self._misses += 1
+            if self._misses == SUSPECT_MISSES:
+                self.on_silent(self, now - self.last_received)
         if self._misses > PING_MISSES_MAX:
             self.close(
                 f"no sign of life in {now - self.last_received:.0f} s, {PING_MISSES_MAX} pings unanswered"
@@ -314,6 +320,7 @@ class Connection:
             return
         if not (self._was_received and self._was_sent):
             self._ping_nonce += 1
+            self._ping_sent = now
             self.send(Ping(nonce=self._ping_nonce), Lane.MEMBERSHIP)
         is_quiet = not (self._was_used or self._misses) and self._frame_began is None
         self._was_received = self._was_sent = self._was_used = False
@@ -346,7 +353,8 @@ class Connection:
 
     def _close(self, reason: str, *, said: str) -> None:
         if self.is_open:
-            self._pump.write(encode_frame(Goodbye(reason=said[:_REASON_CHARS_MAX])))
+            goodbye = encode_frame(Goodbye(reason=said[:_REASON_CHARS_MAX]))
+            self._pump.write(*self._lanes.clear(), goodbye)
             self._end(reason)
             self._pump.close()
 
@@ -359,9 +367,7 @@ class Connection:
             return
         self.closed.set_result(reason)
         self._tick_timer.cancel()
-        for queue in self._lanes:
-            queue.clear()
-        self._lane_bytes = [0] * len(Lane)
+        self._lanes.clear()
         self._early.clear()
         for _, waiter in self._drains:
             if not waiter.done():

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Final, Protocol, cast
 
@@ -28,6 +29,8 @@ from .addresses import join_address
 from .refusals import plaintext_answer
 
 READ_BUFFER_BYTES: Final = 256 * KIB
+RECORD_BYTES: Final = 16 * KIB
+"""Plaintext of one TLS record at most."""
 WRITE_SLICE_BYTES: Final = 128 * KIB
 """Encrypted at a time: memory that is reused, where a megabyte would be mapped anew for every chunk."""
 WRITE_HIGH_BYTES: Final = 256 * KIB
@@ -101,6 +104,9 @@ class TlsPump(asyncio.BufferedProtocol):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=is_server)
         self._buffers = buffers
+        self._gather_bytes = READ_BUFFER_BYTES
+        self._room: Callable[[], memoryview | None] = _no_room
+        self._landed: Callable[[int], None] | None = None
         self._handshake_timeout_s = handshake_timeout_s
         self._state = _State.IDLE
         self._is_reading = True
@@ -147,17 +153,28 @@ class TlsPump(asyncio.BufferedProtocol):
 
     # --- down: from the app ---------------------------------------------------------------------------
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, *pieces: bytes | bytearray | memoryview) -> None:
         """Encrypt and send; ignored once closing. Heed :attr:`is_writable` to bound memory."""
-        if self._state is not _State.OPEN:
-            return
-        rest = memoryview(data)
         try:
-            while rest and self._state is _State.OPEN:
-                rest = rest[self._tls.write(rest[:WRITE_SLICE_BYTES]) :]
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest and self._state is _State.OPEN:
+                    rest = rest[self._tls.write(rest[:WRITE_SLICE_BYTES]) :]
+                    if self._outgoing.pending >= WRITE_SLICE_BYTES:
+                        self._flush()
+            if self._state is _State.OPEN:
                 self._flush()
         except ssl.SSLError as error:
             self._fail(error)
+
+    def land(self, room: Callable[[], memoryview | None], landed: Callable[[int], None]) -> None:
+        """Decrypt to where the app wants it from now on, not to scratch space of which it takes a copy.
+
+        Args:
+            room: Returns where the next plaintext belongs, or None: then ``tls_data`` gets one record of it.
+            landed: Gets the number of bytes that were put there.
+        """
+        self._room, self._landed, self._gather_bytes = room, landed, RECORD_BYTES
 
     def close(self) -> None:
         """Send close_notify after what was written, let the peer end too, then close. Idempotent."""
@@ -255,23 +272,26 @@ class TlsPump(asyncio.BufferedProtocol):
             self._flush()
             self.app.tls_ready()
         while self._state is _State.OPEN and self._is_reading:
-            nbytes, outcome = self._decrypt()
-            if nbytes:
-                self.app.tls_data(self._buffers.plain_view[:nbytes])
+            room = self._room()
+            view = self._buffers.plain_view[: self._gather_bytes] if room is None else room
+            nbytes, outcome = self._decrypt(view)
+            if nbytes and room is None:
+                self.app.tls_data(view[:nbytes])
+            elif nbytes and self._landed is not None:
+                self._landed(nbytes)
             if outcome is None:
-                continue  # The scratch buffer was full; there may be more.
+                continue  # It was full; there may be more.
             if self._state is _State.OPEN:
                 self._conclude(outcome)
             return
 
-    def _decrypt(self) -> tuple[int, ssl.SSLError | None]:
-        """Return how many bytes of plaintext lie in the scratch buffer, and why there are no more."""
-        nbytes = 0
-        view = self._buffers.plain_view
+    def _decrypt(self, view: memoryview) -> tuple[int, ssl.SSLError | None]:
+        """Return how many bytes of plaintext were put into ``view``, and why there are no more."""
+        nbytes, room = 0, len(view)
         try:
-            while nbytes < READ_BUFFER_BYTES:
+            while nbytes < room:
                 # typeshed knows only a bytearray here, and says that bytes come back in any case.
-                count: Any = self._tls.read(READ_BUFFER_BYTES - nbytes, cast(bytearray, view[nbytes:]))
+                count: Any = self._tls.read(room - nbytes, cast(bytearray, view[nbytes:]))
                 if not count:  # close_notify, which OpenSSL reports as an end of file here.
                     return nbytes, ssl.SSLZeroReturnError()
                 nbytes += count
@@ -338,3 +358,7 @@ class TlsPump(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _no_room() -> None:
+    """Everything goes to scratch space."""

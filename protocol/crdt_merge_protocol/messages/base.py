@@ -33,6 +33,10 @@ class Message:
         """Return the bytes behind the frame header."""
         raise LocalProtocolError(f"{type(self).__name__} has no body.")
 
+    def to_pieces(self) -> tuple[bytes | memoryview, ...]:
+        """Return the same in pieces, the first of them bytes, so that large ones need not be copied."""
+        return (self.to_body(),)
+
     @classmethod
     def from_body(cls, body: bytes) -> Self:
         """Return the message in ``body``.
@@ -41,6 +45,11 @@ class Message:
             RemoteProtocolError: The bytes are not such a message.
         """
         raise LocalProtocolError(f"{cls.__name__} has no body.")
+
+    @classmethod
+    def from_own_body(cls, body: bytearray) -> Self:
+        """Return the message in ``body``, of which it may keep a view: nobody changes it any more."""
+        return cls.from_body(bytes(body))
 
 
 class ControlMessage(Message):

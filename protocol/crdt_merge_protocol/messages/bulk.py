@@ -125,13 +125,26 @@ class Chunk(DataMessage):
 
     def to_body(self) -> bytes:
         """Return the header followed by the bytes."""
-        return _CHUNK_HEADER.pack(self.blob, self.nbytes, self.index) + self.data
+        return b"".join(self.to_pieces())
+
+    def to_pieces(self) -> tuple[bytes | memoryview, ...]:
+        """Return the header and the bytes."""
+        return _CHUNK_HEADER.pack(self.blob, self.nbytes, self.index), memoryview(self.data)
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:
-        """Return the message in ``body``."""
+        """Return the message in ``body``, with a view of it."""
+        return cls._within(body)
+
+    @classmethod
+    def from_own_body(cls, body: bytearray) -> Self:
+        """Return the message in ``body``, with a view of it."""
+        return cls._within(body)
+
+    @classmethod
+    def _within(cls, body: bytes | bytearray) -> Self:
         blob, nbytes, index = _unpack(_CHUNK_HEADER, body, what="chunk")
-        data = memoryview(body)[_CHUNK_HEADER.size :]
+        data = memoryview(body)[_CHUNK_HEADER.size :].toreadonly()
         _check_blob_size(nbytes)
         if index >= chunk_count(nbytes) or len(data) != chunk_bytes(nbytes, index):
             raise MalformedMessageError(
@@ -274,7 +287,7 @@ class CancelChunks(ControlMessage):
         return cls(blob=fields.id(), indices=_indices(fields))
 
 
-def _unpack(header: struct.Struct, body: bytes, *, what: str) -> tuple[Any, ...]:
+def _unpack(header: struct.Struct, body: bytes | bytearray, *, what: str) -> tuple[Any, ...]:
     if len(body) < header.size or len(body) > DATA_BODY_BYTES_MAX:
         raise MalformedMessageError(f"{len(body)} bytes are no {what} message.")
     return header.unpack_from(body)
