@@ -95,6 +95,7 @@ async def status(services: Services) -> Status:
         groups=tuple(sorted(groups, key=lambda info: (info.name, info.id))),
         alarms=services.alarms.standing(),
         dashboard=services.web.url,
+        certificate_expires=services.certificate.expires_at,
     )
 
 

@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ca": f"{_CLI}.ca:ca",
     "status": f"{_CLI}.status:status",
     "why": f"{_CLI}.why:why",
+    "check": f"{_CLI}.check:check",
     "peer": f"{_CLI}.peer:peer",
     "group": f"{_CLI}.group:group",
     "policy": f"{_CLI}.policy:policy",
@@ -32,6 +33,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "strategy": f"{_CLI}.strategy:strategy",
     "dev": f"{_CLI}.dev:dev",
     "demo": f"{_CLI}.demo:demo",
+    "config": f"{_CLI}.config:config",
+    "errors": f"{_CLI}.errors:errors",
     "version": f"{_CLI}.version:version",
 }
 """In the order in which a newcomer meets them."""

@@ -61,7 +61,7 @@ class Invocation:
         import_grpc()
         from crdt_merge_node.control.client import Client
 
-        return Client(self.socket)
+        return Client(self.socket, timeout_s=timeout_s)
 
     @contextmanager
     def reporting_errors(self) -> Iterator[None]:

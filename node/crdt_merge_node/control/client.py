@@ -5,8 +5,8 @@
             print(event)
 
 Both have the methods of ``NodeApi``, where they are documented, and raise the daemon's own errors. No call
-has a deadline of its own: a socket on the same machine fails at once when the daemon is gone, and long work
-reports progress.
+has a deadline unless asked for: a socket on the same machine fails at once when the daemon is gone, and long
+work reports progress.
 """
 
 # ruff: noqa: D102 - the methods are those of NodeApi, documented there once.
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import grpc
-import grpc.aio
 from crdt_merge_proto.v1 import node_service_pb2 as pb
 from crdt_merge_proto.v1 import node_service_pb2_grpc as pb_grpc
+
+from crdt_merge_node.errors import ControlError
 
 from . import calls, model
 from .calls import Call
@@ -29,8 +30,6 @@ from .socket_path import control_socket, require_socket
 
 ValueT = TypeVar("ValueT")
 
-ClientClosedError = grpc.aio.UsageError
-"""What gRPC raises when a client is asked after it was closed."""
 _MIB: Final = 1 << 20
 _OPTIONS: Final = (
     # 1,024 groups or 100,000 contributions in one answer; gRPC's own default is 4 MiB.
@@ -47,6 +46,10 @@ def _target(socket: Path) -> str:
     return f"unix:{socket}"
 
 
+class ClientClosedError(ControlError):
+    """A client was asked after it was closed."""
+
+
 class AsyncClient:
     """A ``NodeApi`` on the other side of a control socket.
 
@@ -55,8 +58,12 @@ class AsyncClient:
     """
 
     def __init__(self, socket: Path) -> None:
+        # Here and not above: the command line has no use for it, and it takes as long as all of gRPC.
+        import grpc.aio
+
         self._socket = socket
         self._channel = grpc.aio.insecure_channel(_target(socket), options=_OPTIONS)
+        self._closed_error = grpc.aio.UsageError
         self._stub: Any = pb_grpc.NodeServiceStub(self._channel)
 
     @classmethod
@@ -77,15 +84,17 @@ class AsyncClient:
     async def _answer(self, call: Call[ValueT]) -> ValueT:
         try:
             return call.read(await getattr(self._stub, call.method)(call.request))
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
+        except self._closed_error as error:
+            raise ClientClosedError(f"the client was closed: {error}.") from None
 
     async def _events(self, call: Any) -> AsyncIterator[Any]:
         try:
             async for response in call:
                 if (event := decode_event(response)) is not None:
                     yield event
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
         finally:
             call.cancel()
@@ -237,12 +246,17 @@ class AsyncClient:
 class Client:
     """The same methods, blocking; streams are plain iterators. For scripts, notebooks and the command line.
 
+    Args:
+        timeout_s: How long a single answer may take; none: as long as it takes. Streams have no such limit.
+
     Raises:
         DaemonNotRunningError: There is no such socket.
+        TimedOutError: From any call with a single answer: it took too long.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *, timeout_s: float | None = None) -> None:
         self._socket = socket
+        self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(_target(socket), options=_OPTIONS)
         self._stub: Any = pb_grpc.NodeServiceStub(self._channel)
 
@@ -263,7 +277,7 @@ class Client:
 
     def _answer(self, call: Call[ValueT]) -> ValueT:
         try:
-            return call.read(getattr(self._stub, call.method)(call.request))
+            return call.read(getattr(self._stub, call.method)(call.request, timeout=self._timeout_s))
         except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
 

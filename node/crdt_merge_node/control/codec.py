@@ -18,7 +18,7 @@ from crdt_merge_proto.v1 import types_pb2
 from crdt_merge_protocol.errors import CrdtMergeError
 from google.protobuf.message import DecodeError, Message
 
-from crdt_merge_node.errors import ConfigError, ControlError, FullError, error_class
+from crdt_merge_node.errors import ConfigError, ControlError, FullError, TimedOutError, error_class
 
 from . import model
 from .socket_path import not_running
@@ -140,6 +140,11 @@ def error_of(error: grpc.RpcError, *, socket: Path) -> CrdtMergeError:
             return carried
     if call.code() is grpc.StatusCode.UNAVAILABLE:
         return not_running(socket)
+    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TimedOutError(
+            f"the daemon behind {socket} did not answer in time.",
+            hint="It may be stuck or very busy: look at its log, and at `py-spy dump --pid PID`.",
+        )
     if call.code() is grpc.StatusCode.UNIMPLEMENTED:
         return ControlError(
             "the daemon does not know this request: it is of another release.",

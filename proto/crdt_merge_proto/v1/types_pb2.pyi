@@ -227,6 +227,7 @@ class Status(google.protobuf.message.Message):
     GROUPS_FIELD_NUMBER: builtins.int
     ALARMS_FIELD_NUMBER: builtins.int
     DASHBOARD_FIELD_NUMBER: builtins.int
+    CERTIFICATE_EXPIRES_FIELD_NUMBER: builtins.int
     is_healthy: builtins.bool
     node: builtins.str
     name: builtins.str
@@ -248,6 +249,8 @@ class Status(google.protobuf.message.Message):
     """On the wire, all connections since the start."""
     dashboard: builtins.str
     """Address for a browser on this machine; empty: HTTP is not served."""
+    certificate_expires: builtins.float
+    """Unix seconds at which the certificate of the node ends."""
     @property
     def advertise(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -279,8 +282,9 @@ class Status(google.protobuf.message.Message):
         groups: collections.abc.Iterable[Global___GroupInfo] | None = ...,
         alarms: collections.abc.Iterable[Global___Alarm] | None = ...,
         dashboard: builtins.str = ...,
+        certificate_expires: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["advertise", b"advertise", "alarms", b"alarms", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "cluster", b"cluster", "cluster_name", b"cluster_name", "dashboard", b"dashboard", "data_dir", b"data_dir", "free_bytes", b"free_bytes", "groups", b"groups", "is_healthy", b"is_healthy", "listen", b"listen", "name", b"name", "node", b"node", "now", b"now", "peers", b"peers", "pid", b"pid", "started", b"started", "store_bytes", b"store_bytes", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertise", b"advertise", "alarms", b"alarms", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "certificate_expires", b"certificate_expires", "cluster", b"cluster", "cluster_name", b"cluster_name", "dashboard", b"dashboard", "data_dir", b"data_dir", "free_bytes", b"free_bytes", "groups", b"groups", "is_healthy", b"is_healthy", "listen", b"listen", "name", b"name", "node", b"node", "now", b"now", "peers", b"peers", "pid", b"pid", "started", b"started", "store_bytes", b"store_bytes", "version", b"version"]) -> None: ...
 
 Global___Status: typing_extensions.TypeAlias = Status
 

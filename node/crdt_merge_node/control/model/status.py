@@ -37,3 +37,5 @@ class Status:
     alarms: tuple[Alarm, ...] = ()
     dashboard: str = ""
     """Address for a browser on this machine; empty: HTTP is not served."""
+    certificate_expires: float = 0.0
+    """Unix seconds at which the certificate of the node ends; 0: a daemon that does not tell."""
