@@ -14,7 +14,7 @@ from .output import clean, note, say, say_json, short
 from .values import READABLE
 
 PASSPHRASE_CHARS_MIN: Final = 8
-_PASSPHRASE: Final = click.option(
+PASSPHRASE_FILE: Final = click.option(
     "--passphrase-file",
     metavar="FILE",
     help="First line: the passphrase; - reads standard input. Without it the terminal is asked.",
@@ -28,7 +28,7 @@ def ca() -> None:
 
 @ca.command("export")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@_PASSPHRASE
+@PASSPHRASE_FILE
 @command
 def export(invocation: Invocation, file: Path, passphrase_file: str | None) -> None:
     """Write the cluster's CA, its key encrypted with a passphrase, to the new FILE.
@@ -38,7 +38,7 @@ def export(invocation: Invocation, file: Path, passphrase_file: str | None) -> N
     from crdt_merge_node.ports import SystemFs
     from crdt_merge_node.transport.authority_file import export_authority
 
-    passphrase = _passphrase(passphrase_file, is_new=True)
+    passphrase = read_passphrase(passphrase_file, is_new=True)
     cluster = export_authority(invocation.data_dir, file.absolute(), passphrase, fs=SystemFs())
     if invocation.is_json:
         say_json("ca-export/1", path=str(file.absolute()), cluster=cluster.hex())
@@ -49,7 +49,7 @@ def export(invocation: Invocation, file: Path, passphrase_file: str | None) -> N
 
 @ca.command("import")
 @click.argument("file", type=READABLE)
-@_PASSPHRASE
+@PASSPHRASE_FILE
 @command
 def import_(invocation: Invocation, file: str, passphrase_file: str | None) -> None:
     """Take the cluster's CA out of FILE, so that this node can admit others and renew certificates.
@@ -59,7 +59,7 @@ def import_(invocation: Invocation, file: str, passphrase_file: str | None) -> N
     from crdt_merge_node.ports import SystemClock, SystemFs
     from crdt_merge_node.transport.authority_file import import_authority
 
-    passphrase = _passphrase(passphrase_file, is_new=False)
+    passphrase = read_passphrase(passphrase_file, is_new=False)
     cluster = import_authority(
         invocation.data_dir, Path(file).absolute(), passphrase, fs=SystemFs(), clock=SystemClock()
     )
@@ -83,7 +83,7 @@ def _is_running(invocation: Invocation) -> bool:
     return True
 
 
-def _passphrase(file: str | None, *, is_new: bool) -> bytes:
+def read_passphrase(file: str | None, *, is_new: bool) -> bytes:
     """Return the passphrase: from a file or standard input, else from a person at the terminal."""
     if file is not None:
         lines = (sys.stdin.read() if file == "-" else Path(file).read_text()).splitlines()

@@ -15,9 +15,11 @@ import click
 from crdt_merge_protocol.errors import CrdtMergeError
 
 from .app import PROGRAM
+from .ca import PASSPHRASE_FILE, read_passphrase
 from .options import Invocation, command
 from .output import clean, facts, note, say, say_json
 from .place import find_data_dir
+from .values import READABLE
 
 if TYPE_CHECKING:
     from crdt_merge_node.config import Config
@@ -30,6 +32,12 @@ FIRST_INVITE_S: Final = 86_400
 
 @click.command()
 @click.option("--join", "token", metavar="TOKEN", help="Join the cluster that issued TOKEN (see `invite`).")
+@click.option(
+    "--ca",
+    type=READABLE,
+    help="Join the cluster whose CA is in this file (see `ca export`), and hold the CA.",
+)
+@PASSPHRASE_FILE
 @click.option("--cluster", default="default", show_default=True, help="Name of a new cluster.")
 @click.option("--name", help="What people call this node.")
 @click.option("--host", help="Address to listen on for peers.")
@@ -40,17 +48,19 @@ def init(
     invocation: Invocation,
     *,
     token: str | None,
+    ca: str | None,
+    passphrase_file: str | None,
     cluster: str,
     name: str | None,
     host: str | None,
     port: int | None,
     advertise: tuple[str, ...],
 ) -> None:
-    """Make this node: in a new cluster, or with --join in an existing one.
+    """Make this node: in a new cluster, or with --join or --ca in an existing one.
 
     With a new cluster comes the line for the next machine, whose token works once, for a day. Safe to run
-    again if it was interrupted. What is given of --name, --host, --port and --advertise is written to
-    config.toml in the data directory.
+    again if it was interrupted; with --ca also if it was not. What is given of --name, --host, --port and
+    --advertise is written to config.toml in the data directory.
     """
     given = {
         "node.name": name,
@@ -59,12 +69,19 @@ def init(
         "listen.advertise": advertise or None,
     }
     settings = {key: value for key, value in given.items() if value is not None}
+    if token and ca:
+        raise click.UsageError("Give --join or --ca, not both.")
+    if ca and _is_present(invocation.data_dir):
+        settings = {}  # They were written when the node was made.
     config = _check(invocation, settings)
     before = _files(invocation.data_dir)
     invocation.data_dir.parent.mkdir(parents=True, exist_ok=True)
-    identity = _join(invocation.data_dir, token) if token else _create(invocation.data_dir, cluster)
+    if ca:
+        identity = _certify(invocation.data_dir, Path(ca), read_passphrase(passphrase_file, is_new=False))
+    else:
+        identity = _join(invocation.data_dir, token) if token else _create(invocation.data_dir, cluster)
     _write_settings(invocation.data_dir / "config.toml", settings)
-    first = None if token else _invite(invocation.data_dir, identity, config)
+    first = None if token or ca else _invite(invocation.data_dir, identity, config)
     written = sorted(_files(invocation.data_dir) - before)
     if invocation.is_json:
         say_json(
@@ -104,6 +121,22 @@ def _create(data_dir: Path, cluster: str) -> Identity:
     if not is_name(cluster):
         raise click.UsageError(f"{cluster!r} is no name: use A-Z a-z 0-9 . _ / - and begin with none of ./")
     return Identity.create(data_dir, cluster, fs=SystemFs(), rng=SystemRng(), now=SystemClock().now())
+
+
+def _is_present(data_dir: Path) -> bool:
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.transport.identity import Identity
+
+    return Identity.is_present(data_dir, SystemFs())
+
+
+def _certify(data_dir: Path, source: Path, passphrase: bytes) -> Identity:
+    from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
+    from crdt_merge_node.transport.authority_file import create_with_authority
+
+    return create_with_authority(
+        data_dir, source.absolute(), passphrase, fs=SystemFs(), rng=SystemRng(), clock=SystemClock()
+    )
 
 
 def _join(data_dir: Path, token: str) -> Identity:

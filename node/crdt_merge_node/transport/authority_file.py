@@ -8,7 +8,7 @@ from typing import Final
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from crdt_merge_node.errors import ConfigError, NotFoundError, StorageError
-from crdt_merge_node.ports import Clock, Fs
+from crdt_merge_node.ports import Clock, Fs, Rng
 
 from .certificates import (
     CertificateAuthority,
@@ -65,21 +65,47 @@ def import_authority(data_dir: Path, source: Path, passphrase: bytes, *, fs: Fs,
         StorageError: The file cannot be read.
     """
     identity = Identity.load(data_dir, fs)
-    key_pem, certificate_pem = _read(source, fs)
-    key = key_from_encrypted_pem(key_pem, passphrase)
-    authority = CertificateAuthority.from_pem(key_to_pem(key), certificate_pem)
+    authority = _open(source, passphrase, fs=fs, clock=clock)
     if authority.cluster != identity.cluster:
         raise CertificateError(
             f"{source} holds the CA of cluster {authority.cluster.hex()[:12]}, this node is a member of "
             f"{identity.cluster.hex()[:12]}.",
             hint="Take the CA of this node's own cluster.",
         )
-    check_issued(authority.certificate, authority.certificate, now=clock.now())
     present = certificate_from_pem(_whole(identity.ca_path, fs))
     if Term.of(present).expires_at > Term.of(authority.certificate).expires_at:
         authority = CertificateAuthority(authority.key, present)
     store_authority(data_dir, authority, fs=fs)
     return authority.cluster
+
+
+def create_with_authority(
+    data_dir: Path, source: Path, passphrase: bytes, *, fs: Fs, rng: Rng, clock: Clock
+) -> Identity:
+    """Make a node that is a member of the cluster whose CA is in a file, and holds the CA from then on.
+
+    May be called again: a node that is there already is left as it is.
+
+    Raises:
+        CertificateError: The passphrase is wrong, the file is no CA, or the node is of another cluster.
+        StorageError: The file cannot be read.
+    """
+    if Identity.is_present(data_dir, fs):
+        import_authority(data_dir, source, passphrase, fs=fs, clock=clock)
+        return Identity.load(data_dir, fs)
+    authority = _open(source, passphrase, fs=fs, clock=clock)
+    fs.mkdir(data_dir)
+    store_authority(data_dir, authority, fs=fs)
+    return Identity.create(data_dir, authority.name, fs=fs, rng=rng, now=clock.now())
+
+
+def _open(source: Path, passphrase: bytes, *, fs: Fs, clock: Clock) -> CertificateAuthority:
+    """Return the CA of an export that is valid now."""
+    key_pem, certificate_pem = _read(source, fs)
+    key = key_from_encrypted_pem(key_pem, passphrase)
+    authority = CertificateAuthority.from_pem(key_to_pem(key), certificate_pem)
+    check_issued(authority.certificate, authority.certificate, now=clock.now())
+    return authority
 
 
 def _read(source: Path, fs: Fs) -> tuple[bytes, bytes]:

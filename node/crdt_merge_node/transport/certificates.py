@@ -39,6 +39,8 @@ _URI_SCHEME: Final = "crdt-merge"
 _SPIFFE_SCHEME: Final = "spiffe"
 _PURPOSES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
+_NAME_SUFFIX: Final = " cluster CA"
+
 
 class CertificateError(TlsError):
     """A certificate or a request for one is not what this cluster issues."""
@@ -95,11 +97,17 @@ class CertificateAuthority:
         """The cluster id."""
         return cluster_id(self.certificate)
 
+    @property
+    def name(self) -> str:
+        """What people call the cluster, as far as the certificate has room for it."""
+        names = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value).removesuffix(_NAME_SUFFIX) if names else ""
+
     @classmethod
     def create(cls, name: str, seed: bytes, *, now: float) -> CertificateAuthority:
         """Return a new authority whose key is made from 32 unpredictable bytes."""
         key = Ed25519PrivateKey.from_private_bytes(seed)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name[:40]} cluster CA")])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name[:40]}{_NAME_SUFFIX}")])
         return cls(key, _self_sign(key, subject, now=now))
 
     def renewed(self, *, now: float) -> CertificateAuthority:
