@@ -52,6 +52,7 @@ from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportE
 from .ports import Clock
 from .repeats import Repeats
 from .storage import Store
+from .telemetry.counters import Counters
 from .telemetry.logging import get_logger
 from .transport.connection import Connection, Lane
 from .transport.contexts import ALPN_GOSSIP
@@ -96,6 +97,7 @@ class GossipDriver:
         self.clock = clock
         self.own_name = own_name
         self.callbacks = Callbacks()
+        self.counters = Counters()
         self.endpoint: Endpoint | None = None
         """Set before :meth:`start`."""
         self.connections: dict[bytes, Connection] = {}
@@ -179,6 +181,7 @@ class GossipDriver:
 
     def refused(self, remote: str, reason: str, *, peer: bytes | None = None, code: str = "E1602") -> None:
         """Log that one of two nodes would not talk with the other, unless it was said a moment ago."""
+        self.counters.refusals += 1
         host = remote.rpartition(":")[0]
         if count := self._repeats.count((peer or host, reason.replace(remote, ""))):
             log.warning(
@@ -226,6 +229,7 @@ class GossipDriver:
         offence, peer = connection.offence, connection.peer
         if offence is None or self._is_closing:
             return
+        self.counters.offences[offence.code] += 1
         self.engine.overlay.offended(peer, now=self.clock.monotonic())
         self.refused(connection.remote, offence.message, peer=peer, code=offence.code)
 
@@ -250,7 +254,7 @@ class GossipDriver:
             connection.close("this node failed to deal with a message")
             return
         if isinstance(message, Roots | End) and self._is_converged_with(peer):
-            self._records[peer].last_sync = self.clock.now()
+            self._records[peer].last_sync = self.counters.last_agreed = self.clock.now()
 
     def _closed(self, connection: Connection, done: asyncio.Future[str]) -> None:
         peer = connection.peer
@@ -319,7 +323,7 @@ class GossipDriver:
                 case AttestationMismatch():
                     self.callbacks.mismatch(effect)
                 case Ended():
-                    _log_ended(effect)
+                    self._exchanged(effect)
         self._arm()
 
     def _arm(self) -> None:
@@ -344,8 +348,20 @@ class GossipDriver:
         connection = self.connections.get(effect.peer)
         if connection is not None:
             if not effect.is_routine and effect.peer not in self.engine.overlay.blocked:
+                self.counters.offences[effect.code] += 1
                 self.refused(connection.remote, effect.reason, peer=effect.peer, code=effect.code)
             connection.close(effect.reason)
+
+    def _exchanged(self, ended: Ended) -> None:
+        self.counters.exchanges.add(ended.outcome, ended.duration_s)
+        if ended.outcome != "failed":
+            self.counters.last_agreed = self.clock.now()
+        _log_ended(ended)
+
+    @property
+    def queued_effects(self) -> int:
+        """Effects that wait for the disk."""
+        return self._writer.queued
 
     async def _dial(self, dial: Dial) -> None:
         assert self.endpoint is not None, "the endpoint is there before anything is dialled"

@@ -38,6 +38,7 @@ from .renewal import CA_FEATURE, CertificateKeeper
 from .services import Services
 from .storage import DataDir, Store
 from .systemd import ServiceManager
+from .telemetry.counters import LagMeter
 from .telemetry.events import EventLog
 from .telemetry.logging import configure_logging, get_logger
 from .transport import (
@@ -194,6 +195,8 @@ async def running_node(config: Config, world: World, *, is_served: bool = True) 
                 control = ControlServer(api, config.control.socket or control_socket(config.node.data_dir))
                 await control.start()
                 stack.push_async_callback(control.close)
+                meter = LagMeter(services.driver.counters.loop_lag, asyncio.get_running_loop())
+                stack.callback(meter.close)
                 await _serve_http(services, world.net, stack)
             node = RunningNode(services, api, failed)
             log.info(

@@ -72,6 +72,11 @@ class StoreWriter:
         if self._task is not None:
             await asyncio.wait({self._task})
 
+    @property
+    def queued(self) -> int:
+        """Effects that are not being carried out yet."""
+        return len(self._queue)
+
     def put(self, effect: StoreGroup | StoreOperations) -> None:
         """Queue an effect that nobody waits for."""
         self._put(Waiting(effect))

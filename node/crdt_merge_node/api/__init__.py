@@ -44,6 +44,7 @@ from crdt_merge_node.version import VERSION
 from . import adding, contributions, groups, reports, resolving
 from . import events as happenings
 from .binding import in_own_name
+from .measuring import measured
 from .naming import find_group, find_peer
 from .upkeep import Upkeep
 
@@ -251,4 +252,5 @@ class LocalNode(Upkeep):
             report_paths=report_paths,
             card_path=card_path,
         )
-        return resolving.resolve_group(self._services, group, request)
+        steps = resolving.resolve_group(self._services, group, request)
+        return steps if plan_only else measured(self._services, steps)

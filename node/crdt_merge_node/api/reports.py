@@ -224,6 +224,7 @@ async def _own_reasons(services: Services, group: bytes) -> list[Reason]:
 
 
 def check_space(services: Services) -> None:
+    """Raise or clear the alarm about a full disk."""
     space = services.fs.disk_space(services.config.node.data_dir)
     reserve = min(int(services.config.storage.reserve_bytes), space.total_bytes // RESERVE_SHARE)
     if space.free_bytes < reserve:

@@ -141,7 +141,9 @@ class Connection:
         if self.closed.done():
             return False
         if not self._lanes.put(message, lane):
+            self.traffic.shed[type(message)] += 1
             return False
+        self.traffic.sent[type(message)] += 1
         self._was_sent = True
         self._was_used = self._was_used or lane is not Lane.MEMBERSHIP
         self._flush_soon()

@@ -19,6 +19,7 @@ from crdt_merge_protocol.limits import ADDRESSES_PER_PEER_MAX
 
 from crdt_merge_node.errors import PeerUnreachableError, TransportError
 from crdt_merge_node.ports import Clock, Listener, Net, Rng
+from crdt_merge_node.telemetry.counters import Traffic
 
 from .addresses import DEFAULT_PORT, is_wildcard, join_address, source_of, split_address
 from .connection import Connection
@@ -104,7 +105,9 @@ class Endpoint:
         self._connections: dict[Connection, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        self._ended_bytes_in = self._ended_bytes_out = 0
+        self._ended_bytes: dict[str, tuple[int, int]] = {}
+        """In and out on connections that are gone, by application protocol."""
+        self.traffic = Traffic()
         self._manners = Manners(
             cluster=identity.cluster,
             node=identity.node,
@@ -287,21 +290,32 @@ class Endpoint:
         pump.lost.add_done_callback(lambda _: self._forget_pump(pump))
 
     def _forget_pump(self, pump: TlsPump) -> None:
-        self._pumps.pop(pump, None)
-        self._ended_bytes_in += pump.wire_bytes_in
-        self._ended_bytes_out += pump.wire_bytes_out
+        if pump in self._pumps:
+            del self._pumps[pump]
+            _add_bytes(self._ended_bytes, pump)
+
+    def bytes_by_protocol(self) -> dict[str, tuple[int, int]]:
+        """Return application protocol -> (bytes received, bytes sent) since the start, TLS included.
+
+        Connections that came to nothing before one was agreed upon are under the empty name.
+        """
+        totals = dict(self._ended_bytes)
+        for pump in self._pumps:
+            _add_bytes(totals, pump)
+        return totals
 
     @property
     def bytes_in(self) -> int:
         """Bytes received since the start on all connections of whatever kind, TLS included."""
-        return self._ended_bytes_in + sum(pump.wire_bytes_in for pump in self._pumps)
+        return sum(received for received, _ in self.bytes_by_protocol().values())
 
     @property
     def bytes_out(self) -> int:
         """Bytes sent since the start on all connections of whatever kind, TLS included."""
-        return self._ended_bytes_out + sum(pump.wire_bytes_out for pump in self._pumps)
+        return sum(sent for _, sent in self.bytes_by_protocol().values())
 
     def _track(self, connection: Connection) -> None:
+        connection.traffic = self.traffic
         self._connections[connection] = None
         connection.closed.add_done_callback(lambda _: self._connections.pop(connection, None))
 
@@ -322,3 +336,8 @@ class Endpoint:
             for pump in pumps:
                 pump.abort()
             await asyncio.gather(*(pump.lost for pump in pumps), *self._tasks, return_exceptions=True)
+
+
+def _add_bytes(totals: dict[str, tuple[int, int]], pump: TlsPump) -> None:
+    received, sent = totals.get(pump.alpn or "", (0, 0))
+    totals[pump.alpn or ""] = (received + pump.wire_bytes_in, sent + pump.wire_bytes_out)
