@@ -213,9 +213,7 @@ def _missing(status: Status, why: WhyReport, limits: tuple[float, float]) -> Fin
     return Finding(
         name="missing_age",
         level=level,
-        message=f"group {name} lacks bytes for {duration(age_s)}"
-        if own
-        else f"{groups}, nothing missing",
+        message=f"group {name} lacks bytes for {duration(age_s)}" if own else f"{groups}, nothing missing",
         value=round(age_s),
         unit="s",
         warning=f"{limits[0]:g}",
