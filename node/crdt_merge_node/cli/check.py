@@ -68,6 +68,12 @@ class Thresholds:
     certificate_s: tuple[float, float]
 
 
+class _WrongArgumentsError(click.UsageError):
+    """What a plugin was called with is none of its arguments."""
+
+    exit_code = int(Level.UNKNOWN)
+
+
 class _Plugin(click.Command):
     """A command whose wrong arguments are UNKNOWN, as monitoring systems expect."""
 
@@ -77,8 +83,7 @@ class _Plugin(click.Command):
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
             click.echo(f"CRDT-MERGE UNKNOWN - {clean(error.format_message())[:_LINE_CHARS_MAX]}")
-            error.exit_code = Level.UNKNOWN
-            raise
+            raise _WrongArgumentsError(error.message, error.ctx) from None
 
 
 @click.command(cls=_Plugin)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from crdt_merge_protocol.errors import CrdtMergeError
 
@@ -177,7 +178,7 @@ def _probe(probe: Probe, patient: Patient, member: Identity | None) -> None:
         return
     probe.dns_s, began = now() - began, now()
     try:
-        connection = socket.create_connection(found[0][4][:2], timeout=patient.timeout_s)
+        connection = _connect(found, patient.timeout_s)
     except OSError as error:
         probe.error = f"no connection: {error.strerror or error}"
         return
@@ -185,6 +186,22 @@ def _probe(probe: Probe, patient: Patient, member: Identity | None) -> None:
         probe.tcp_s, began = now() - began, now()
         if member is not None:
             _greet(probe, connection, member, patient, began)
+
+
+def _connect(found: list[tuple[Any, Any, int, str, Any]], timeout_s: float) -> socket.socket:
+    """Return a connection to the first address that answers; the error is that of the last."""
+    failure = OSError("the name has no address")
+    for family, kind, number, _, target in found:
+        connection = socket.socket(family, kind, number)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(target)
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            return connection
+    raise failure
 
 
 def _greet(probe: Probe, connection: socket.socket, member: Identity, patient: Patient, began: float) -> None:
