@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from crdt_merge_node.api import LocalNode
+from crdt_merge_node.api.naming import find_group
 from crdt_merge_node.documents import document
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError
 from crdt_merge_node.report.kept import read_kept
@@ -20,6 +21,8 @@ from crdt_merge_node.services import Services
 from . import health
 from .history import History
 from .pages import page
+from .roots import group_roots
+from .stream import event_stream
 
 Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
 Asked: TypeAlias = Callable[[Request], Awaitable[Mapping[str, Any]]]
@@ -39,6 +42,7 @@ def application(
         "policy": _policy(api),
         "contributions": _contributions(api),
         "layers": _layers(services, api),
+        "roots": _roots(services),
         "history": _history(history),
         "version": _version(api),
     }
@@ -51,7 +55,12 @@ def application(
         found = health.readiness(services)
         return json_response(found, status=200 if found["is_ready"] else 503)
 
-    routes += [_route("/healthz", healthz), _route("/readyz", readyz), *more]
+    routes += [
+        _route("/api/events", event_stream(services)),
+        _route("/healthz", healthz),
+        _route("/readyz", readyz),
+        *more,
+    ]
     return Starlette(routes=[*routes, _route("/{name:path}", _file)])
 
 
@@ -118,6 +127,13 @@ def _layers(services: Services, api: LocalNode) -> Asked:
     async def ask(request: Request) -> Mapping[str, Any]:
         found = (await api.group_show(_named(request))).info
         return read_kept(services.config.node.data_dir, found.id, found.name, fs=services.fs)
+
+    return ask
+
+
+def _roots(services: Services) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return group_roots(services, find_group(services, _named(request)))
 
     return ask
 

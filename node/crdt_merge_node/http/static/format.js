@@ -1,0 +1,78 @@
+// Numbers as the command line prints them (cli/output.py); a test compares the two.
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+export function short(identifier) {
+  return identifier.slice(0, 12) || "-";
+}
+
+export function size(nbytes) {
+  let unit = 0;
+  while (Math.abs(nbytes) >= 1024 && unit < UNITS.length - 1) {
+    nbytes /= 1024;
+    unit += 1;
+  }
+  return unit === 0 ? `${fixed(nbytes, 0)} ${UNITS[unit]}` : `${fixed(nbytes, 1)} ${UNITS[unit]}`;
+}
+
+export function duration(seconds) {
+  if (seconds < 10) return `${fixed(Math.max(seconds, 0), 1)} s`;
+  if (seconds < 60) return `${fixed(seconds, 0)} s`;
+  let whole = Math.floor(seconds);
+  let minutes = Math.floor(whole / 60);
+  whole %= 60;
+  if (minutes < 60) return whole ? `${minutes} min ${whole} s` : `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  minutes %= 60;
+  if (hours < 48) return minutes ? `${hours} h ${minutes} min` : `${hours} h`;
+  return `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+/** How long ago `then` was, in whole seconds; a dash if it never was. */
+export function age(now, then) {
+  if (!then) return "-";
+  return duration(round(Math.max(now - then, 0))).replace(".0 s", " s");
+}
+
+export function count(number, noun) {
+  return number === 1 ? `1 ${noun}` : `${grouped(number)} ${noun}s`;
+}
+
+export function grouped(number) {
+  return String(number).replace(/\B(?=(\d{3})+(?!\d))/g, ",");
+}
+
+export function params(values) {
+  return Object.keys(values).sort().map((key) => `${key}=${values[key]}`).join(", ") || "-";
+}
+
+export function weight(value) {
+  return String(Number(value.toPrecision(10)));
+}
+
+/** A time of day for people, in their own zone. */
+export function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+}
+
+export function day(seconds) {
+  return new Date(seconds * 1000).toLocaleString([], { hour12: false });
+}
+
+/** Half to even, as Python rounds. */
+function round(value) {
+  const floor = Math.floor(value);
+  const rest = value - floor;
+  if (rest !== 0.5) return Math.round(value);
+  return floor % 2 === 0 ? floor : floor + 1;
+}
+
+function fixed(value, digits) {
+  if (digits === 0) return String(round(value));
+  const scaled = value * 10 ** digits;
+  // toFixed works on the exact binary value, as Python does; only exact ties differ: half to even there.
+  if (scaled - Math.floor(scaled) === 0.5 && scaled / 10 ** digits === value) {
+    return (round(scaled) / 10 ** digits).toFixed(digits);
+  }
+  return value.toFixed(digits);
+}
