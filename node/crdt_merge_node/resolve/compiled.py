@@ -1,6 +1,6 @@
-"""The accelerator made of compiled loops: addresses and flags for ``compiled_kernels``.
+"""The accelerator made of compiled loops: addresses and flags for the entries of ``compiled_code``.
 
-Imported by :func:`accelerate.install_compiled` alone, because numba takes a second and a hundred mebibytes.
+Imported by :func:`accelerate.install_compiled` alone, because LLVM takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -21,22 +21,30 @@ from crdt_merge_protocol.strategies.acceleration import (
 )
 from crdt_merge_protocol.strategies.contract import Block, Float64Array
 
-from . import compiled_kernels as kernels
+from .compiled_code import CompiledCode
 
-_LIKE: Final[dict[str, npt.NDArray[Any]]] = {
-    "F64": np.empty(0, np.float64),
-    "F32": np.empty(0, np.float32),
-    "BF16": np.empty(0, np.uint16),
-}
-"""An empty array per element type that the kernels read; float16 is left to numpy."""
-_NO_DOUBLES, _NO_SINGLES, _NO_BRAINS = np.empty(0), np.empty(0, np.int32), np.empty(0, np.uint16)
-_MASK_LIKE: Final = np.empty(0, np.uint8)
-_ALL: Final = 63
-_MERGES: Final = {"mean": kernels.MEAN_WEIGHTED, "sum": kernels.SUM, "max": kernels.MAX}
+_KINDS: Final = {"F64": 0, "F32": 1, "BF16": 2, "F16": 3}
+_WIDTHS: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_MERGES: Final = {"mean": 1, "sum": 2, "max": 3}
+_MEAN_COUNTED: Final = 0
+_LOW: Final = 0xFFFFFFFF
+_CHUNK: Final = 2_048
+_SCRATCH: Final = 65_536
+"""Elements of float64 that every loop may write to."""
+_VOTERS_MAX: Final = _SCRATCH // _CHUNK - 2
+
+Addresses = npt.NDArray[np.int64]
 
 
 class CompiledAccelerator:
-    """Same bits as the numpy definitions; see ``acceleration.Accelerator``."""
+    """Same bits as the numpy definitions; see ``acceleration.Accelerator``. One thread at a time."""
+
+    def __init__(self, code: CompiledCode) -> None:
+        self._code = code
+        self._kept = np.empty(_SCRATCH)
+        self._scratch = _address(self._kept)
+        self._decodes = {dtype: code[f"decode_{dtype}"] for dtype in _KINDS if f"decode_{dtype}" in code}
+        self._combines = {dtype: code[f"combine_{dtype}"] for dtype in self._decodes}
 
     def check(self) -> None:
         """Run one small loop and compare.
@@ -49,39 +57,25 @@ class CompiledAccelerator:
         if not self.encode("F32", values, out) or out.tobytes() != expected.tobytes():
             raise ArithmeticError("compiled loops round differently")
 
-    def widen(self, stored: Stored, out: Float64Array) -> bool:
-        """Decode bfloat16."""
-        if not _is_plain(stored) or not _is_plain(out):
+    def decode(self, dtype: str, stored: Stored, out: Float64Array) -> bool:
+        """Decode stored elements."""
+        if dtype not in self._decodes or not (_is_plain(stored) and _is_plain(out)):
             return False
-        kernels.widen(_address(stored), _LIKE["BF16"], out)
+        self._decodes[dtype](_address(stored), out.size, _address(out))
         return True
 
     def encode(self, dtype: str, values: Float64Array, out: Stored) -> bool:
-        """Round to float32 or bfloat16."""
-        if dtype not in ("F32", "BF16") or not _is_plain(values) or not _is_plain(out):
+        """Round to a narrower element type."""
+        if dtype == "F64" or dtype not in self._decodes or not (_is_plain(values) and _is_plain(out)):
             return False
-        if dtype == "F32":
-            return kernels.round_all(values, kernels.AS_F32, out.view(np.int32), _NO_BRAINS)
-        return kernels.round_all(values, kernels.AS_BF16, _NO_SINGLES, out.view(np.uint16))
+        return bool(self._code["encode"](_address(values), values.size, _KINDS[dtype], _address(out)))
 
     def combine(self, block: Block, coefficients: Sequence[float], out: Float64Array) -> bool:
         """Write the sum of coefficient times input."""
-        found = _rows(block, [number for number, factor in enumerate(coefficients) if factor != 0.0])
-        if found is None or not (block.base is None or _is_plain(block.base)):
-            return False
-        addresses, like, _keepers = found
-        return kernels.combine(
-            addresses,
-            like,
-            0 if block.base is None else _address(block.base),
-            _LIKE["F64"],
-            _nonzero(coefficients),
-            out.size,
-            kernels.AS_F64,
-            out,
-            _NO_SINGLES,
-            _NO_BRAINS,
-        )
+        inputs = block.inputs
+        if isinstance(inputs, StoredRows) and block.base is None:
+            return self._combine(inputs.dtype, inputs.raw, None, coefficients, "F64", out)
+        return self._combine("F64", inputs, block.base, coefficients, "F64", out)
 
     def combine_stored(
         self,
@@ -92,27 +86,47 @@ class CompiledAccelerator:
         out: Stored,
     ) -> bool:
         """Decode, combine and encode."""
-        if rows.dtype not in _LIKE or out_dtype not in ("F32", "BF16"):
+        return out_dtype != "F64" and self._combine(rows.dtype, rows.raw, base, coefficients, out_dtype, out)
+
+    def _combine(  # noqa: PLR0917 - two names behind.
+        self,
+        dtype: str,
+        rows: Sequence[Any],
+        base: Any,
+        coefficients: Sequence[float],
+        out_dtype: str,
+        out: Stored,
+    ) -> bool:
+        if dtype not in self._combines or out_dtype not in self._decodes:
             return False
-        like = _LIKE[rows.dtype]
-        pairs = zip(rows.raw, coefficients, strict=True)
-        arrays = [np.frombuffer(row, like.dtype) for row, factor in pairs if factor != 0.0]
-        origin = None if base is None else np.frombuffer(base, like.dtype)
+        wanted = [number for number, factor in enumerate(coefficients) if factor != 0.0]
+        arrays = [_bytes_of(rows[number], dtype) for number in wanted]
+        origin = None if base is None else _bytes_of(base, dtype)
         if not all(map(_is_plain, [*arrays, out, *([] if origin is None else [origin])])):
             return False
-        is_single = out_dtype == "F32"
-        return kernels.combine(
-            np.array([_address(array) for array in arrays], np.int64),
-            like,
-            0 if origin is None else _address(origin),
-            like,
-            _nonzero(coefficients),
-            out.size,
-            kernels.AS_F32 if is_single else kernels.AS_BF16,
-            _NO_DOUBLES,
-            out.view(np.int32) if is_single else _NO_SINGLES,
-            _NO_BRAINS if is_single else out.view(np.uint16),
+        addresses = np.array([_address(array) for array in arrays], np.int64)
+        factors = np.array([coefficients[number] for number in wanted], np.float64)
+        loop = self._combines[dtype]
+        return bool(
+            loop(
+                _address(addresses),
+                len(wanted),
+                0 if origin is None else _address(origin),
+                _address(factors),
+                out.nbytes // _WIDTHS[out_dtype],
+                _KINDS[out_dtype],
+                _address(out),
+                self._scratch,
+            )
         )
+
+    def leaf_sums(self, first: Float64Array, second: Float64Array | None, out: Float64Array) -> bool:
+        """Write the sums over leaves of the products, or of ``first`` alone."""
+        if not _is_plain(first) or not (second is None or _is_plain(second)):
+            return False
+        other = 0 if second is None else _address(second)
+        self._code["leaf_sums"](_address(first), other, first.size, _address(out), self._scratch)
+        return True
 
     def count(
         self,
@@ -123,26 +137,37 @@ class CompiledAccelerator:
         gathered: Patterns,
     ) -> int | None:
         """Count candidates for a K-th magnitude."""
-        found = _rows(differences.block, [contribution])
+        found = self._rows(differences.block, [contribution])
         base = differences.block.base
         if found is None or base is None or not _is_plain(base):
             return None
-        addresses, like, _keepers = found
-        mask = differences.mask(contribution)
-        prefix, above, shift = digits
-        return kernels.count_digits(
-            int(addresses[0]),
-            like,
-            _address(base),
-            0 if mask is None else _address(mask),
-            _MASK_LIKE,
-            float(differences.scale(contribution)),
-            base.size,
-            prefix,
-            above,
-            shift,
-            histogram,
-            gathered,
+        kind, (row,), _keepers = found
+        mask, scale = differences.mask(contribution), differences.scale(contribution)
+        where = row, kind, _address(base), 0 if mask is None else _address(mask), float(scale), base.size
+        return self._count(where, digits, histogram, gathered)
+
+    def count_values(
+        self, values: Float64Array, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns
+    ) -> int:
+        """Count candidates among magnitudes."""
+        where = _address(values), _KINDS["F64"], 0, 0, 1.0, values.size
+        return self._count(where, digits, histogram, gathered)
+
+    def _count(
+        self,
+        where: tuple[int, int, int, int, float, int],
+        digits: tuple[int, int, int],
+        histogram: Patterns,
+        gathered: Patterns,
+    ) -> int:
+        return self._code["count"](
+            *where,
+            *digits,
+            _address(histogram),
+            histogram.size,
+            _address(gathered),
+            gathered.size,
+            self._scratch,
         )
 
     def elect(
@@ -154,68 +179,86 @@ class CompiledAccelerator:
         out: Float64Array,
     ) -> bool:
         """Write base + scale * merged differences."""
-        return _elect(contest, differences, majority, scale, out) is not None
+        return self._elect(contest, differences, majority, scale, out) is not None
 
     def balance(self, contest: Contest, differences: ScaledDifferences) -> int | None:
         """Return how many more elements are elected positive than negative."""
-        return _elect(contest, differences, 1.0, 1.0, None)
+        return self._elect(contest, differences, 1.0, 1.0, None)
+
+    def _elect(
+        self,
+        contest: Contest,
+        differences: ScaledDifferences,
+        majority: float,
+        scale: float,
+        out: Float64Array | None,
+    ) -> int | None:
+        voting = contest.voting
+        found = self._rows(differences.block, voting)
+        base = differences.block.base
+        if found is None or base is None or not _is_plain(base) or len(voting) > _VOTERS_MAX:
+            return None
+        kind, rows, _keepers = found
+        masks = [differences.mask(i) for i in voting]
+        integers = np.array(
+            [rows, [0 if mask is None else _address(mask) for mask in masks], contest.beyond], np.int64
+        )
+        numbers = np.array(
+            [[differences.scale(i) for i in voting], contest.thresholds, contest.weights], np.float64
+        )
+        is_counted = contest.merge == "mean" and set(contest.weights) == {1.0}
+        return self._code["elect"](
+            _address(integers[0]),
+            len(voting),
+            kind,
+            _address(base),
+            _address(integers[1]),
+            _address(numbers[0]),
+            _address(numbers[1]),
+            _address(integers[2]),
+            _address(numbers[2]),
+            contest.is_weighted,
+            contest.by_count,
+            _MEAN_COUNTED if is_counted else _MERGES[contest.merge],
+            float(majority),
+            float(scale),
+            out is None,
+            0 if out is None else _address(out),
+            base.size,
+            self._scratch,
+        )
 
     def keep(self, key: bytes, start: int, bound: int, out: Mask) -> bool:
         """Write which words of a stream are below ``bound``."""
-        low, high = np.frombuffer(key, "<u8").astype(np.uint64)
-        kernels.keep(low, high, np.uint64(start), np.uint64(bound), out)
+        if not 0 < bound < 1 << 64:
+            return False
+        low, high = np.frombuffer(key, "<i8").tolist()
+        self._code["draw"](low, high, start, bound, out.size, _address(out), self._scratch, _LOW)
         return True
 
+    def uniform(self, key: bytes, start: int, out: Float64Array) -> bool:
+        """Write exact uniforms."""
+        low, high = np.frombuffer(key, "<i8").tolist()
+        self._code["draw"](low, high, start, 0, out.size, _address(out), self._scratch, _LOW)
+        return True
 
-def _elect(
-    contest: Contest, differences: ScaledDifferences, majority: float, scale: float, out: Float64Array | None
-) -> int | None:
-    found = _rows(differences.block, contest.voting)
-    base = differences.block.base
-    if found is None or base is None or not _is_plain(base):
-        return None
-    addresses, like, _keepers = found
-    masks = [differences.mask(i) for i in contest.voting]
-    is_counted = contest.merge == "mean" and set(contest.weights) == {1.0}
-    return kernels.elect(
-        addresses,
-        like,
-        _address(base),
-        np.array([0 if mask is None else _address(mask) for mask in masks], np.int64),
-        _MASK_LIKE,
-        np.array([differences.scale(i) for i in contest.voting], np.float64),
-        np.array(contest.thresholds, np.float64),
-        np.array(contest.beyond, np.int64),
-        np.array(contest.weights, np.float64),
-        contest.is_weighted,
-        contest.by_count,
-        kernels.MEAN_COUNTED if is_counted else _MERGES[contest.merge],
-        float(majority),
-        float(scale),
-        out is None,
-        _NO_DOUBLES if out is None else out,
-        base.size,
-    )
+    def _rows(self, block: Block, wanted: Sequence[int]) -> tuple[int, list[int], list[Any]] | None:
+        """Return the kind of inputs, their addresses, and what keeps them alive."""
+        inputs = block.inputs
+        if isinstance(inputs, StoredRows) and inputs.dtype in self._decodes:
+            dtype, arrays = inputs.dtype, [_bytes_of(inputs.raw[i], inputs.dtype) for i in wanted]
+        else:
+            dtype, arrays = "F64", [inputs[i] for i in wanted]
+        if not all(map(_is_plain, arrays)):
+            return None
+        return _KINDS[dtype], [_address(array) for array in arrays], arrays
 
 
-def _rows(
-    block: Block, wanted: Sequence[int]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], list[npt.NDArray[Any]]] | None:
-    """Return the addresses of inputs, an array of their element type, and what keeps them alive."""
-    inputs = block.inputs
-    if isinstance(inputs, StoredRows) and inputs.dtype in _LIKE:
-        like = _LIKE[inputs.dtype]
-        arrays = [np.frombuffer(inputs.raw[i], like.dtype) for i in wanted]
-    else:
-        like = _LIKE["F64"]
-        arrays = [inputs[i] for i in wanted]
-    if not all(_is_plain(array) for array in arrays):
-        return None
-    return np.array([_address(array) for array in arrays], np.int64), like, arrays
-
-
-def _nonzero(coefficients: Sequence[float]) -> Float64Array:
-    return np.array([factor for factor in coefficients if factor != 0.0], np.float64)
+def _bytes_of(row: Any, dtype: str) -> npt.NDArray[Any]:
+    """Return stored elements as an array of elements as wide as theirs."""
+    if isinstance(row, np.ndarray):
+        return row
+    return np.frombuffer(row, f"<i{_WIDTHS[dtype]}")
 
 
 def _is_plain(array: npt.NDArray[Any]) -> bool:

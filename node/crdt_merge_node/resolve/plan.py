@@ -33,7 +33,7 @@ from crdt_merge_protocol.strategies.dtypes import output_dtype
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
-from .accelerate import COMPILED_BYTES, is_worth_compiling
+from .accelerate import compiled_bytes
 from .job import (
     DEFAULT_MEMORY_BYTES,
     ArtefactInput,
@@ -165,7 +165,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
     wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
     elements = sum(tensor.spec.numel * len(tensor.streams) for tensor in tensors if tensor.index >= 0)
-    is_worth = wanted > 0 and is_worth_compiling(elements * (strategy.pass_count(context) + 1))
+    read = elements * (strategy.pass_count(context) + 1)
     share = share_memory(
         job.memory_bytes,
         k=context.k,
@@ -173,7 +173,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         strategy=strategy,
         context=context,
         tensors=tensors,
-        compiled_bytes=COMPILED_BYTES if is_worth else 0,
+        compiled_bytes=compiled_bytes(read) if wanted else 0,
     )
     return Plan(
         strategy=strategy.id,

@@ -72,8 +72,8 @@ class Contest:
 class Accelerator(Protocol):
     """The loops that can be replaced. None writes to its inputs; all tell if they decline."""
 
-    def widen(self, stored: Stored, out: Float64Array) -> bool:
-        """Decode bfloat16, given as uint16: ``dtypes.decode_into``."""
+    def decode(self, dtype: str, stored: Stored, out: Float64Array) -> bool:
+        """Decode stored elements: ``dtypes.decode_into``."""
         ...
 
     def encode(self, dtype: str, values: Float64Array, out: Stored) -> bool:
@@ -103,6 +103,10 @@ class Accelerator(Protocol):
         """
         ...
 
+    def leaf_sums(self, first: Float64Array, second: Float64Array | None, out: Float64Array) -> bool:
+        """Write the sums over leaves of the products, or of ``first``: ``reductions.leaf_sums``."""
+        ...
+
     def count(
         self,
         differences: ScaledDifferences,
@@ -126,6 +130,12 @@ class Accelerator(Protocol):
         """
         ...
 
+    def count_values(
+        self, values: Float64Array, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns
+    ) -> int:
+        """Count candidates as :meth:`count` does, among magnitudes that somebody has written."""
+        ...
+
     def elect(
         self,
         contest: Contest,
@@ -143,6 +153,10 @@ class Accelerator(Protocol):
 
     def keep(self, key: bytes, start: int, bound: int, out: Mask) -> bool:
         """Write which words of a stream are below ``bound``: ``randomness.keep_mask``."""
+        ...
+
+    def uniform(self, key: bytes, start: int, out: Float64Array) -> bool:
+        """Write the numbers of a stream: ``randomness.uniform``."""
         ...
 
 

@@ -105,12 +105,14 @@ class MergeContext:
     def number(self, name: str, tensor_index: int | None = None, contribution: int | None = None) -> Fraction:
         """Return a numeric parameter as :meth:`value` does, exact."""
         value = self.value(name, tensor_index, contribution)
-        assert isinstance(value, (Fraction, int)), name
+        if isinstance(value, Fraction):
+            return value
+        assert isinstance(value, int), name
         return Fraction(value)
 
     def weights_in(self, tensor_index: int) -> tuple[Fraction, ...]:
         """Return the weight of each contribution in a tensor: its own times the parameter ``weight``."""
-        if "weight" not in self.params:
+        if self.params.get("weight", 1) == 1:
             return self.weights
         return tuple(w * self.number("weight", tensor_index, i) for i, w in enumerate(self.weights))
 

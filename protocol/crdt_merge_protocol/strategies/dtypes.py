@@ -70,12 +70,12 @@ def decode_block(dtype: str, raw: Bytes) -> Float64Array:
 def decode_into(dtype: str, raw: Bytes, out: Float64Array) -> None:
     """Write the exact float64 values of stored elements into ``out``, ``(n,)``. For buffers used again."""
     stored = np.frombuffer(raw, np.dtype(_STORED[_checked(dtype)]))
+    accelerator = current()
+    if accelerator is not None and accelerator.decode(dtype, stored, out):
+        return
     if dtype != "BF16":
         with np.errstate(invalid="ignore"):  # Widening a signalling NaN raises a flag; admission judges it.
             np.copyto(out, stored)
-        return
-    accelerator = current()
-    if accelerator is not None and accelerator.widen(stored, out):
         return
     widened = np.zeros((min(CHUNK_ELEMENTS, stored.size), 2), "<u2")
     values = widened.reshape(-1).view("<f4")

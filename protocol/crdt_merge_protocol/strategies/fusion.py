@@ -223,7 +223,7 @@ def _tallies(
         if not search.is_done and search.prefix not in found:
             parts = (importance for _, _, importance in _importances(context, block, i, rows))
             found[search.prefix] = tally(search, parts)
-    nothing = Tally(np.empty(0, np.int64), np.empty(0, np.int64), is_exact=True)
+    nothing = Tally(np.empty(0, np.int64), None, is_exact=True)
     return tuple(nothing if search.is_done else found[search.prefix] for search in searches)
 
 

@@ -288,7 +288,7 @@ def _gather(
     for (tensor_index, _), columns in partials:
         for column, counts in columns.items():
             found.setdefault((scope_of(context, tensor_index), column), []).append(counts)
-    return {key: tallies for key, tallies in found.items() if any(part.counts.size for part in tallies)}
+    return {key: tallies for key, tallies in found.items() if any(part.values.size for part in tallies)}
 
 
 def _find_places(

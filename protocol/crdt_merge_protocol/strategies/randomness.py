@@ -41,6 +41,10 @@ def words(key: bytes, start: int, count: int) -> Words:
 
 def uniform(key: bytes, start: int, count: int) -> Float64Array:
     """Return exact uniforms in [0, 1) with 53 bits, ``(count,)`` float64."""
+    accelerator = current()
+    drawn = np.empty(count, np.float64) if accelerator is not None else None
+    if accelerator is not None and drawn is not None and accelerator.uniform(key, start, drawn):
+        return drawn
     high: Float64Array = (words(key, start, count) >> (64 - _MANTISSA_BITS)).astype(np.float64)
     high *= 2.0**-_MANTISSA_BITS
     return high

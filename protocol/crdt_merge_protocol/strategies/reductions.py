@@ -13,12 +13,16 @@ import numpy as np
 
 from crdt_merge_protocol.errors import ResolveError
 
+from .acceleration import current
 from .contract import LEAF_ELEMENTS, Float64Array
 
 
 def leaf_sums(values: Float64Array) -> Float64Array:
     """Return the sum of each leaf of ``values``, ``(ceil(n / 65536),)`` float64."""
     out = np.empty(-(-values.size // LEAF_ELEMENTS), np.float64)
+    accelerator = current()
+    if accelerator is not None and accelerator.leaf_sums(values, None, out):
+        return out
     scratch = np.empty(LEAF_ELEMENTS // 2, np.float64)
     for leaf in range(out.size):
         out[leaf] = _halve(values[leaf * LEAF_ELEMENTS : (leaf + 1) * LEAF_ELEMENTS], scratch)
@@ -28,6 +32,9 @@ def leaf_sums(values: Float64Array) -> Float64Array:
 def leaf_products(first: Float64Array, second: Float64Array) -> Float64Array:
     """Return the sum over each leaf of the elementwise products, ``(ceil(n / 65536),)`` float64."""
     out = np.empty(-(-first.size // LEAF_ELEMENTS), np.float64)
+    accelerator = current()
+    if accelerator is not None and accelerator.leaf_sums(first, second, out):
+        return out
     product = np.empty(LEAF_ELEMENTS, np.float64)
     for leaf in range(out.size):
         part = slice(leaf * LEAF_ELEMENTS, (leaf + 1) * LEAF_ELEMENTS)

@@ -16,20 +16,19 @@ from typing import Final
 
 import numpy as np
 
-from .acceleration import Patterns
+from .acceleration import Patterns, current
 from .contract import Float64Array
 
-_SHIFTS: Final = (49, 36, 24, 12, 0)
-_WIDTHS: Final = (14, 13, 12, 12, 12)
+_SHIFTS: Final = (48, 36, 24, 12, 0)
+_WIDTHS: Final = (15, 12, 12, 12, 12)
 _NO_SHIFT: Final = 63
+_NO_PATTERNS: Final = np.empty(0, np.int64)
 LEVELS: Final = len(_SHIFTS)
 """Passes that a selection needs at most."""
-_GATHERED_MAX: Final = 4_096
-"""Candidates of one block that are worth sorting to find how few different values they have."""
-_DISTINCT_MAX: Final = 4_096
-"""Different values that one block reports; beyond it, counts of digits are smaller."""
+_GATHERED_MAX: Final = 16_384
+"""Candidates that one block reports one by one; beyond it, counts of digits are smaller."""
 _MERGED_MAX: Final = 262_144
-"""Different values over all blocks, 4 MiB."""
+"""Values over all blocks, 2 MiB; beyond it equal ones are counted, and where that is not enough, digits."""
 
 
 class Countable(ABC):
@@ -51,8 +50,9 @@ class Tally:
     """Counts of candidates: by value if ``is_exact``, else by digit of the level."""
 
     values: Patterns
-    """Ascending and distinct: bit patterns of magnitudes, or digits."""
-    counts: Patterns
+    """Bit patterns of magnitudes in any order, or digits, ascending and distinct."""
+    counts: Patterns | None
+    """Of each value; None: one each."""
     is_exact: bool
 
 
@@ -92,54 +92,85 @@ def tally(selection: Selection, parts: Iterable[Float64Array]) -> Tally:
     """Return the counts of one block's candidates. ``parts`` are its magnitudes, each below 2^17 elements."""
     shift, width = _SHIFTS[selection.level], _WIDTHS[selection.level]
     histogram = np.zeros(1 << width, np.int64)
-    if isinstance(parts, Countable):
-        first = np.empty(_GATHERED_MAX, np.int64)
-        above = _SHIFTS[selection.level - 1] if selection.level else _NO_SHIFT
-        found = parts.counted((selection.prefix, above, shift), histogram, first)
-        if found is not None:
-            return _tally_of(found, first[:found] if found <= _GATHERED_MAX else None, histogram)
-    gathered: list[Patterns] = []
+    first = np.empty(_GATHERED_MAX, np.int64)
+    count = _count_compiled(selection, shift, parts, histogram, first)
+    if count is not None:
+        return _tally_of(count, first, histogram)
     count = 0
     for part in parts:
         candidates = _candidates(selection, part.view(np.int64))
-        histogram += np.bincount((candidates >> shift) & ((1 << width) - 1), minlength=1 << width)
-        count += candidates.size
-        if count <= _GATHERED_MAX and (selection.level > 0 or count <= _DISTINCT_MAX):
-            gathered.append(candidates.copy())
-        else:
-            gathered.clear()
-    if gathered and sum(part.size for part in gathered) == count:
-        return _tally_of(count, np.concatenate(gathered), histogram)
-    return _tally_of(count, None, histogram)
+        before, count = count, count + candidates.size
+        if count <= _GATHERED_MAX:
+            first[before:count] = candidates
+            continue
+        if before <= _GATHERED_MAX:
+            _count_digits(first[:before], shift, histogram)
+        _count_digits(candidates, shift, histogram)
+    return _tally_of(count, first, histogram)
 
 
-def _tally_of(count: int, gathered: Patterns | None, histogram: Patterns) -> Tally:
+def _count_compiled(
+    selection: Selection, shift: int, parts: Iterable[Float64Array], histogram: Patterns, first: Patterns
+) -> int | None:
+    """Return the number of candidates, counted and the first of them gathered; None: nobody did."""
+    accelerator = current()
+    if accelerator is None:
+        return None
+    above = _SHIFTS[selection.level - 1] if selection.level else _NO_SHIFT
+    digits = selection.prefix, above, shift
+    found = parts.counted(digits, histogram, first) if isinstance(parts, Countable) else None
+    if found is not None:
+        return found
+    count = 0
+    for part in parts:
+        room = first[min(count, first.size) :]
+        count += accelerator.count_values(np.ascontiguousarray(part), digits, histogram, room)
+    return count
+
+
+def _count_digits(candidates: Patterns, shift: int, histogram: Patterns) -> None:
+    """Add the counts of the digits of some candidates."""
+    digits = candidates >> shift
+    digits &= histogram.size - 1
+    found = np.bincount(digits)
+    histogram[: found.size] += found
+
+
+def _tally_of(count: int, gathered: Patterns, histogram: Patterns) -> Tally:
     """Return the candidates themselves if all of them were gathered, else the counts of their digits."""
-    if gathered is not None:
-        values, counts = np.unique(gathered, return_counts=True)
-        if values.size <= _DISTINCT_MAX:
-            return Tally(values, counts.astype(np.int64), is_exact=True)
+    if count <= _GATHERED_MAX:
+        return Tally(gathered[:count].copy(), None, is_exact=True)
     digits = np.flatnonzero(histogram)
-    return Tally(digits, histogram[digits], is_exact=count == 0)
+    return Tally(digits, histogram[digits], is_exact=False)
 
 
 def merge_tallies(level: int, tallies: Sequence[Tally]) -> Tally:
     """Return the counts of several blocks together; the order does not matter."""
-    if all(part.is_exact for part in tallies):
-        merged = _add_values(tallies)
-        if merged.values.size <= _MERGED_MAX:
-            return merged
-        tallies = [merged]
-    return _add_digits(level, tallies)
+    if not all(part.is_exact for part in tallies):
+        return _add_digits(level, tallies)
+    values = np.concatenate([_NO_PATTERNS, *(part.values for part in tallies)])
+    if any(part.counts is not None for part in tallies):
+        counts = np.concatenate([_counts_of(part) for part in tallies])
+        merged = Tally(values, counts, is_exact=True)
+    else:
+        merged = Tally(values, None, is_exact=True)
+    if values.size > _MERGED_MAX:
+        merged = _distinct(merged)
+        if merged.values.size > _MERGED_MAX:
+            return _add_digits(level, [merged])
+    return merged
 
 
 def advance(selection: Selection, tallies: Sequence[Tally]) -> Selection:
     """Return the selection after a pass over all elements."""
     merged = merge_tallies(selection.level, tallies)
-    from_top = np.cumsum(merged.counts[::-1])
+    if merged.is_exact:
+        merged = _distinct(merged)
+    counts = _counts_of(merged)
+    from_top = np.cumsum(counts[::-1])
     position = int(np.searchsorted(from_top, selection.rank))
     index = merged.values.size - 1 - position
-    found, equal = int(merged.values[index]), int(merged.counts[index])
+    found, equal = int(merged.values[index]), int(counts[index])
     rank = selection.rank - (int(from_top[position]) - equal)
     if merged.is_exact:
         return replace(selection, rank=rank, threshold=found, equal=equal)
@@ -156,19 +187,31 @@ def _candidates(selection: Selection, patterns: Patterns) -> Patterns:
     return found
 
 
-def _add_values(tallies: Sequence[Tally]) -> Tally:
-    values = np.concatenate([part.values for part in tallies])
-    counts = np.concatenate([part.counts for part in tallies])
-    distinct, inverse = np.unique(values, return_inverse=True)
-    totals = np.zeros(distinct.size, np.int64)
-    np.add.at(totals, inverse, counts)
-    return Tally(distinct, totals, is_exact=True)
+def _counts_of(part: Tally) -> Patterns:
+    return np.ones(part.values.size, np.int64) if part.counts is None else part.counts
+
+
+def _distinct(part: Tally) -> Tally:
+    """Return the same counts with each value once, ascending."""
+    if part.counts is None:
+        values, counts = np.unique(part.values, return_counts=True)
+        return Tally(values, counts.astype(np.int64), is_exact=True)
+    order = np.argsort(part.values)
+    values = part.values[order]
+    first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: values.size])
+    sums = np.add.reduceat(part.counts[order], first) if first.size else part.counts
+    return Tally(values[first], sums, is_exact=True)
 
 
 def _add_digits(level: int, tallies: Sequence[Tally]) -> Tally:
     totals = np.zeros(1 << _WIDTHS[level], np.int64)
     for part in tallies:
-        digits = (part.values >> _SHIFTS[level]) & (totals.size - 1) if part.is_exact else part.values
-        np.add.at(totals, digits, part.counts)
+        if not part.is_exact:
+            assert part.counts is not None, "digits are counted"
+            totals[part.values] += part.counts
+        elif part.counts is None:
+            _count_digits(part.values, _SHIFTS[level], totals)
+        else:
+            np.add.at(totals, (part.values >> _SHIFTS[level]) & (totals.size - 1), part.counts)
     present = np.flatnonzero(totals)
     return Tally(present, totals[present], is_exact=False)

@@ -59,7 +59,7 @@ def test_equal_magnitudes_are_counted(k):
 
 def test_every_level_is_exact_where_values_share_all_but_the_last_bits(monkeypatch):
     """With no room to list values, the search must walk all 63 bits."""
-    monkeypatch.setattr(module, "_DISTINCT_MAX", 0)
+    monkeypatch.setattr(module, "_GATHERED_MAX", 0)
     magnitudes = np.nextafter(1.5, 2.0, dtype=np.float64) + np.arange(400) % 37 * np.spacing(1.5)
 
     selection, passes = select(magnitudes, 77, block=100, part=50)

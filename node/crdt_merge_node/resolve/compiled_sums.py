@@ -1,0 +1,255 @@
+"""Decoding, encoding, weighted sums and sums over leaves as loops: the operations of numpy, in its order."""
+
+# ruff: noqa: PLR0917 - compiled functions take their arguments by position.
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from .compiled_emitted import (
+    CHUNK,
+    Array,
+    brain,
+    compiled,
+    doubles,
+    entry,
+    entry_for,
+    halves,
+    integers,
+    larger,
+    load_bf16,
+    load_f16,
+    load_f32,
+    load_f64,
+    single,
+    single_of_half,
+    upper,
+    words,
+)
+
+AS_F64, AS_F32, AS_BF16, AS_F16 = 0, 1, 2, 3
+HAS_HALF: Final = llvm.get_default_triple().startswith("aarch64") or bool(
+    llvm.get_host_cpu_features().get("f16c")
+)
+"""Whether the processor converts float16 itself; else the compiler would call a library that is not there."""
+LOADS: Final[dict[str, Any]] = {"F64": load_f64, "F32": load_f32, "BF16": load_bf16} | (
+    {"F16": load_f16} if HAS_HALF else {}
+)
+LEAF: Final = 65_536
+
+
+@compiled
+def round_to_single(values: Array, start: int, size: int, out: Array) -> bool:
+    """Write ``values[:size]``, rounded to float32, as bits to ``out[start:]``; tell if all is finite."""
+    target = out[start : start + size]  # Indices that start at zero need no check for negative ones.
+    worst = np.int32(0)
+    for i in range(size):
+        found = single(values[i])
+        worst = larger(worst, found)
+        target[i] = found
+    return bool(worst != 0x7F800000)
+
+
+@compiled
+def round_to_brain(values: Array, start: int, size: int, out: Array) -> bool:
+    """Write ``values[:size]``, rounded to float32, then bfloat16, as bits; tell if all is finite."""
+    target = out[start : start + size]
+    worst = np.int32(0)
+    for i in range(size):
+        found = single(values[i])
+        rounded = brain(found)
+        worst = larger(larger(worst, found), rounded)
+        target[i] = upper(rounded)
+    return bool(worst != 0x7F800000)
+
+
+if HAS_HALF:
+    from .compiled_emitted import half
+
+    @compiled
+    def round_to_half(values: Array, start: int, size: int, out: Array) -> bool:
+        """Write ``values[:size]``, rounded to float32, then float16, as bits; tell if all is finite."""
+        target = out[start : start + size]
+        worst = np.int32(0)
+        for i in range(size):
+            rounded = half(values[i])
+            worst = larger(worst, single_of_half(rounded))
+            target[i] = rounded
+        return bool(worst != 0x7F800000)
+
+else:
+
+    @compiled
+    def round_to_half(values: Array, start: int, size: int, out: Array) -> bool:  # noqa: ARG001
+        """Decline: this processor does not convert float16."""
+        return False
+
+
+@compiled
+def store(values: Array, start: int, size: int, kind: int, out: int, total: int) -> bool:
+    """Write ``values[:size]`` to elements of a kind at ``out``, from ``start`` on; tell if all is finite."""
+    if kind == AS_F32:
+        return round_to_single(values, start, size, words(out, total))
+    if kind == AS_BF16:
+        return round_to_brain(values, start, size, halves(out, total))
+    if kind == AS_F16:
+        return round_to_half(values, start, size, halves(out, total))
+    target = doubles(out, total)[start : start + size]
+    for i in range(size):
+        target[i] = values[i]
+    return True
+
+
+@entry("iiii")
+def encode(values: int, size: int, kind: int, out: int) -> int:
+    """Round ``size`` float64 into elements of a kind; tell whether all of it is finite."""
+    return 1 if store(doubles(values, size), 0, size, kind, out, size) else 0
+
+
+def _make_decode(load: Any) -> Callable[..., int]:
+    def decode(stored: int, size: int, out: int) -> int:
+        target = doubles(out, size)
+        for i in range(size):
+            target[i] = load(stored, i)
+        return 0
+
+    return decode
+
+
+def _make_adders(load: Any) -> tuple[Any, Any]:
+    """Return the loops that write a row's terms, with or without a base, and that add them."""
+
+    @compiled
+    def begin(a: int, base: int, e: float, start: int, n: int, total: Array) -> None:
+        if base == 0:
+            for i in range(n):
+                total[i] = load(a, start + i) * e
+        else:
+            for i in range(n):
+                total[i] = (load(a, start + i) - load(base, start + i)) * e
+
+    @compiled
+    def add(a: int, base: int, e: float, start: int, n: int, total: Array) -> None:
+        if base == 0:
+            for i in range(n):
+                total[i] += load(a, start + i) * e
+        else:
+            for i in range(n):
+                total[i] += (load(a, start + i) - load(base, start + i)) * e
+
+    return begin, add
+
+
+def _make_begin_with_four(load: Any) -> Any:
+    """Return the loop that writes the sums of the terms of four rows."""
+
+    @compiled
+    def begin_with_four(rows: Array, base: int, factors: Array, start: int, n: int, total: Array) -> None:
+        a, b, c, d = rows[0], rows[1], rows[2], rows[3]
+        e, f, g, h = factors[0], factors[1], factors[2], factors[3]
+        if base == 0:
+            for i in range(n):
+                at = start + i
+                value = load(a, at) * e
+                value = value + load(b, at) * f
+                value = value + load(c, at) * g
+                total[i] = value + load(d, at) * h
+        else:
+            for i in range(n):
+                at = start + i
+                origin = load(base, at)
+                value = (load(a, at) - origin) * e
+                value = value + (load(b, at) - origin) * f
+                value = value + (load(c, at) - origin) * g
+                total[i] = value + (load(d, at) - origin) * h
+
+    return begin_with_four
+
+
+def _make_combine(load: Any) -> Callable[..., int]:
+    """Return the loop that adds up rows of one element type, with or without a base of the same type."""
+    begin, add = _make_adders(load)
+    begin_with_four = _make_begin_with_four(load)
+
+    def combine(
+        rows: int, k: int, base: int, coefficients: int, size: int, kind: int, out: int, scratch: int
+    ) -> int:
+        addresses, factors = integers(rows, k), doubles(coefficients, k)
+        total = doubles(scratch, CHUNK)
+        is_finite = True
+        for start in range(0, size, CHUNK):
+            n = min(CHUNK, size - start)
+            first = 1
+            if k >= 4:
+                begin_with_four(addresses, base, factors, start, n, total)
+                first = 4
+            elif k:
+                begin(addresses[0], base, factors[0], start, n, total)
+            else:
+                for i in range(n):
+                    total[i] = 0.0
+            for number in range(first, k):
+                add(addresses[number], base, factors[number], start, n, total)
+            if base != 0:
+                for i in range(n):
+                    total[i] += load(base, start + i)
+            is_finite &= store(total, start, n, kind, out, size)
+        return 1 if is_finite else 0
+
+    return combine
+
+
+for _name, _load in LOADS.items():
+    entry_for(f"combine_{_name}", "iiiiiiii", _make_combine(_load))
+    entry_for(f"decode_{_name}", "iii", _make_decode(_load))
+
+
+@compiled
+def _fold(values: Array, width: int) -> None:
+    """Add the upper half to the lower, three times: ``8 * width`` values become ``width``."""
+    for i in range(width):
+        left = (values[i] + values[i + 4 * width]) + (values[i + 2 * width] + values[i + 6 * width])
+        right = (values[i + width] + values[i + 5 * width]) + (values[i + 3 * width] + values[i + 7 * width])
+        values[i] = left + right
+
+
+@compiled
+def _halve(values: Array, size: int) -> float:
+    """Return the sum of ``size`` values by repeated halving, in place."""
+    if size == 0:
+        return 0.0
+    half = 1
+    while half * 2 < size:
+        half *= 2
+    if size == 1:
+        return values[0]  # type: ignore[no-any-return]
+    for i in range(size - half):
+        values[i] += values[half + i]
+    while half >= 8:
+        half //= 8
+        _fold(values, half)
+    while half > 1:
+        half //= 2
+        for i in range(half):
+            values[i] += values[half + i]
+    return values[0]  # type: ignore[no-any-return]
+
+
+@entry("iiiii")
+def leaf_sums(first: int, second: int, size: int, out: int, scratch: int) -> int:
+    """Write the sum over each leaf of first * second, or of first alone if there is no second."""
+    product, sums = doubles(scratch, LEAF), doubles(out, size)
+    for leaf in range((size + LEAF - 1) // LEAF):
+        start = leaf * LEAF
+        n = min(LEAF, size - start)
+        if second == 0:
+            for i in range(n):
+                product[i] = load_f64(first, start + i)
+        else:
+            for i in range(n):
+                product[i] = load_f64(first, start + i) * load_f64(second, start + i)
+        sums[leaf] = _halve(product, n)
+    return 0
