@@ -203,8 +203,9 @@ class Hostile:
 class Siege:
     """One besieged node and everybody around it."""
 
-    def __init__(self, directory: Path, live: WholeNode, honest: WholeNode, authority: CertificateAuthority):
-        self.directory = directory
+    def __init__(self, site: Site, live: WholeNode, honest: WholeNode, authority: CertificateAuthority):
+        self.site = site
+        directory = self.directory = site.directory
         self.live = live
         self.honest = honest
         self.authority = authority
@@ -264,6 +265,11 @@ class Siege:
         finally:
             await hostile.close()
             await self.live.until(lambda: hostile.node not in self.live.services.driver.connections)
+
+    def shows(self, tag: str) -> bool:
+        """Tell whether a contribution is visible on the besieged node."""
+        view = self.state.view
+        return tag in {shown.tag.hex() for shown in (*view.visible, *view.pending)}
 
     # --- what must hold -------------------------------------------------------------------------------
 
@@ -330,6 +336,12 @@ class Siege:
         for _ in range(10):
             await asyncio.sleep(0)
 
+    async def until_logged(self, lines: list[Any], check: Callable[[Any], bool]) -> None:
+        """Return once one of the lines is such; something is logged from time to time by itself."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(check(line) for line in list(lines)):
+                await asyncio.sleep(0.005)
+
     async def settled(self) -> None:
         """Return once whatever was received has been dealt with, down to the disk."""
         await self.turns()
@@ -349,7 +361,7 @@ async def besieged(directory: Path) -> AsyncIterator[Siege]:
     async with site.nodes(2) as (live, honest):
         authority = load_authority(directory / "node-0", live.services.fs)
         assert authority is not None
-        siege = Siege(directory, live, honest, authority)
+        siege = Siege(site, live, honest, authority)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: siege._contexts.append(context))
         await live.create_group(GROUP_NAME, siege.model)
