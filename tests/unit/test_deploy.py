@@ -1,5 +1,6 @@
 """What `deploy/` ships says nothing that its reader does not understand, and names what exists."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -160,3 +161,59 @@ def test_the_compose_file_gives_options_that_exist() -> None:
         used = {option for line in lines for option in re.findall(r"(--[a-z-]+)", line)}
         assert used
         assert used <= _options(command)
+
+
+def _metrics() -> set[str]:
+    """Return the names that a node exposes, with those that Prometheus and its client add."""
+    table = (DEPLOY.parent / "node" / "README.md").read_text()
+    names = set(re.findall(r"^\| `(crdt_merge_\w+)`", table, re.MULTILINE))
+    assert len(names) > 20, "the table of metrics is where it was"
+    histograms = {name for name in names if name.endswith("_seconds")}
+    return names | {f"{name}_{end}" for name in histograms for end in ("bucket", "count", "sum")}
+
+
+OF_OTHERS = {"up", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+
+
+def _named(expression: str) -> set[str]:
+    return set(re.findall(r"\b(?:crdt_merge|process)_\w+", expression))
+
+
+def test_alerts_name_metrics_that_exist() -> None:
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+
+    assert len(rules) == 11
+    for rule in rules:
+        assert _named(rule["expr"]) <= _metrics(), rule["alert"]
+        assert set(rule["annotations"]) == {"summary", "remedy"}
+
+
+def test_the_board_names_metrics_that_exist() -> None:
+    board = json.loads((DEPLOY / "grafana" / "crdt-merge-node.json").read_text())
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+
+    assert len(panels) == 24
+    for panel in panels:
+        for target in panel["targets"]:
+            assert _named(target["expr"]) <= _metrics() | OF_OTHERS, panel["title"]
+
+
+def test_the_boards_panels_do_not_overlap() -> None:
+    board = json.loads((DEPLOY / "grafana" / "crdt-merge-node.json").read_text())
+    taken = [
+        (at["x"] + dx, at["y"] + dy)
+        for at in (panel["gridPos"] for panel in board["panels"])
+        for dx in range(at["w"])
+        for dy in range(at["h"])
+    ]
+
+    assert len(taken) == len(set(taken))
+    assert max(x for x, _ in taken) < 24
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed here")
+def test_alerts_fire_when_they_should() -> None:
+    done = _run("promtool", "test", "rules", DEPLOY / "prometheus" / "alerts_test.yaml")
+
+    assert done.returncode == 0, done.stdout + done.stderr

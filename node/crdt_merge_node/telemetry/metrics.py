@@ -245,6 +245,11 @@ def _store(services: Services) -> Iterator[Metric]:
         "Free bytes on the file system of the data directory.",
         services.fs.disk_space(path).free_bytes,
     )
+    yield _gauge(
+        "store_reserve_bytes",
+        "Free bytes below which the node accepts nothing new.",
+        float(services.config.storage.reserve_bytes),
+    )
     yield _gauge("effects_queue_length", "Changes that wait for the disk.", services.driver.queued_effects)
 
 
