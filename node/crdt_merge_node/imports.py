@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec
 from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
+from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX
 from crdt_merge_protocol.packing import Packing
 
 from .background import Done, IsCancelled, Report, run_with_progress
-from .checkpoints.reading import read_checkpoint
+from .checkpoints.reading import Checkpoint, CheckpointTensor, read_checkpoint
 from .contents import MODEL
 from .control.model import Progress
 from .errors import ControlError, StorageError
@@ -28,7 +29,7 @@ from .judging import is_artefact, scan_artefact
 from .keeper import ContentKeeper
 from .ports import Fs
 from .resolve import scan_finite
-from .storage import BlobStore
+from .storage import BlobStore, Kept
 
 if TYPE_CHECKING:
     from .services import Services
@@ -52,8 +53,12 @@ class ModelImport:
     """Once every tensor is durable."""
     packing: Packing | None = None
     """Then too: how the files are to be written again; None if as we would write them anyway."""
+    may_link: bool = False
+    """Whether a hard link to the files will do where they cannot share blocks."""
     copied_bytes: int = 0
-    """Of tensors that were not there already."""
+    """Of tensors that were not there already and were copied."""
+    placed_bytes: int = 0
+    """Of those that are kept without a copy."""
     fresh: set[bytes] = field(default_factory=set)
     """The blobs that were not there already."""
     is_kept: bool = False
@@ -82,43 +87,101 @@ class ModelImport:
         await services.keeper.note_finite(self.manifest.content, self.kind, is_finite=True)
 
     def _run(self, fs: Fs, blobs: BlobStore, report: Report, is_cancelled: IsCancelled) -> Manifest:
-        """Copy every tensor of the file into the blob store, and its manifest beside them. Blocks."""
+        """Bring every tensor of the files into the blob store, and the manifest beside them. Blocks."""
         header = read_checkpoint(fs, self.path)
-        total = header.nbytes
-        before = 0
-        entries = []
-
-        def note(nbytes: int) -> None:
-            if is_cancelled():
-                raise ImportCancelledError(f"the import of {self.path} was cancelled.")
-            report(before + nbytes, total, "copying tensors")
-
+        reading = _Reading(self.path, header.nbytes, report, is_cancelled)
         present = set(blobs.digests())
+        found: dict[str, bytes] = {}
+        by_file: dict[Path, list[CheckpointTensor]] = {path: [] for path in header.files}
         for entry in header.entries:
-            spec = entry.spec
-            scan = _Scan(self.kind, spec)
-            digest, is_finite = blobs.import_tensor(
-                entry.path, entry.begin, spec.nbytes, scan=scan.look, progress=note
-            )
-            if digest not in present and digest not in self.fresh:
-                self.fresh.add(digest)
-                self.copied_bytes += spec.nbytes
-            if scan.problem:
-                raise ArtefactInvalidError(
-                    f"{entry.path}: {scan.problem}.", hint="Every node would set such an artefact aside."
-                )
-            if not is_finite:
-                raise NonFiniteError(
-                    f"{entry.path}: tensor {spec.name} holds NaN or infinity.",
-                    hint="Every node would set such a contribution aside. Repair the checkpoint first.",
-                )
-            before += spec.nbytes
-            entries.append(ManifestEntry(spec=spec, blob=digest))
-        note(0)
-        manifest = Manifest.of(entries)
+            by_file[entry.path].append(entry)
+        for path, tensors in by_file.items():
+            with self._source(fs, blobs, path, tensors, header) as kept:
+                for entry in sorted(tensors, key=lambda entry: entry.begin):
+                    found[entry.spec.name] = self._take(blobs, entry, kept, reading, present)
+        reading.note(0)
+        manifest = Manifest.of(
+            ManifestEntry(spec=entry.spec, blob=found[entry.spec.name]) for entry in header.entries
+        )
         blobs.put_object(manifest.content, manifest.encode())
         self.packing = None if header.is_plain else header.packing
         return manifest
+
+    @contextmanager
+    def _source(
+        self, fs: Fs, blobs: BlobStore, path: Path, tensors: Sequence[CheckpointTensor], header: Checkpoint
+    ) -> Iterator[Kept | None]:
+        """Yield the file as the store keeps it; None if its tensors have to be copied."""
+        if all(entry.spec.nbytes <= INLINE_BLOB_BYTES_MAX for entry in tensors):
+            yield None  # They become rows.
+            return
+        with blobs.keeping(path, may_link=self.may_link) as kept:
+            if kept is not None and not header.is_still(fs, path, kept.path):
+                raise StorageError(f"{path} was changed while it was read.", hint="Is it being written?")
+            yield kept
+
+    def _take(
+        self,
+        blobs: BlobStore,
+        entry: CheckpointTensor,
+        kept: Kept | None,
+        reading: _Reading,
+        present: set[bytes],
+    ) -> bytes:
+        """Make one tensor a blob and return its digest."""
+        spec = entry.spec
+        scan = _Scan(self.kind, spec)
+        options: _Options = {"scan": scan.look, "progress": reading.note}
+        if kept is None:
+            digest, is_finite = blobs.import_tensor(entry.path, entry.begin, spec.nbytes, **options)
+        else:
+            digest, is_finite = blobs.keep_tensor(kept, entry.begin, spec.nbytes, **options)
+        if digest not in present and digest not in self.fresh:
+            self.fresh.add(digest)
+            if blobs.is_kept(digest):
+                self.placed_bytes += spec.nbytes
+            else:
+                self.copied_bytes += spec.nbytes
+        if scan.problem:
+            raise ArtefactInvalidError(
+                f"{entry.path}: {scan.problem}.", hint="Every node would set such an artefact aside."
+            )
+        if not is_finite:
+            raise NonFiniteError(
+                f"{entry.path}: tensor {spec.name} holds NaN or infinity.",
+                hint="Every node would set such a contribution aside. Repair the checkpoint first.",
+            )
+        reading.before += spec.nbytes
+        return digest
+
+
+class _Options(TypedDict):
+    """What whoever reads a tensor into the store is told."""
+
+    scan: Callable[[memoryview], bool]
+    progress: Callable[[int], None]
+
+
+@dataclass(slots=True)
+class _Reading:
+    """How far an import has come."""
+
+    path: Path
+    total: int
+    report: Report
+    is_cancelled: IsCancelled
+    before: int = 0
+    """Bytes of the tensors that are done."""
+
+    def note(self, nbytes: int) -> None:
+        """Report bytes of the present tensor.
+
+        Raises:
+            ImportCancelledError: Nobody wants the import any more.
+        """
+        if self.is_cancelled():
+            raise ImportCancelledError(f"the import of {self.path} was cancelled.")
+        self.report(self.before + nbytes, self.total, "reading tensors")
 
 
 class _Scan:
@@ -150,9 +213,11 @@ class ImportDesk:
         self._leftovers: set[bytes] = set()
 
     @asynccontextmanager
-    async def importing(self, path: Path, kind: str = MODEL) -> AsyncIterator[ModelImport]:
+    async def importing(
+        self, path: Path, kind: str = MODEL, *, may_link: bool = False
+    ) -> AsyncIterator[ModelImport]:
         """Yield an import; unless it was kept, its blobs go when the block ends."""
-        model = ModelImport(path, kind)
+        model = ModelImport(path, kind, may_link=may_link)
         self._running += 1
         try:
             yield model

@@ -14,6 +14,7 @@ from crdt_merge_node.control.model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    ContributionWritten,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -32,6 +33,7 @@ from crdt_merge_node.control.model import (
     VersionInfo,
     WhyGroup,
     WhyReport,
+    WrittenFile,
 )
 from crdt_merge_node.errors import NotFoundError
 from crdt_merge_protocol.errors import CrdtMergeError
@@ -283,6 +285,20 @@ class FakeNode:
         )
         yield Progress(step="copying tensors", done_bytes=1 << 19, total_bytes=1 << 20)
         yield ContributionAdded(contribution=OWN, copied_bytes=1 << 20, duration_s=0.5)
+
+    async def contribution_get(
+        self, group: str, contribution: str, **kwargs: Any
+    ) -> AsyncIterator[Progress | ContributionWritten]:
+        self._note("contribution_get", group=group, contribution=contribution, **kwargs)
+        yield Progress(step="writing tensors", done_bytes=1 << 19, total_bytes=1 << 20)
+        yield ContributionWritten(
+            contribution=OWN,
+            path=kwargs["output_path"],
+            files=(WrittenFile(name="model.safetensors", nbytes=1 << 20, sha256=KEY),),
+            nbytes=1 << 20,
+            is_exact=not kwargs["plain"],
+            duration_s=0.5,
+        )
 
     async def contribution_list(self, group: str) -> tuple[ContributionInfo, ...]:
         self._note("contribution_list", group=group)

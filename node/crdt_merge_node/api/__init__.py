@@ -18,6 +18,7 @@ from crdt_merge_node.control.model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    ContributionWritten,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -41,7 +42,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 from crdt_merge_node.transport import create_invite
 from crdt_merge_node.version import VERSION
 
-from . import adding, contributions, groups, reports, resolving
+from . import adding, contributions, getting, groups, reports, resolving
 from . import events as happenings
 from .binding import in_own_name
 from .measuring import measured
@@ -202,8 +203,9 @@ class LocalNode(Upkeep):
         meta: Mapping[str, str],
         wait_holds: int,
         type: str = MODEL,  # noqa: A002 - the word of the operations.
+        link: bool = False,
     ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
-        """Check a safetensors file against the group, then import, sign, store and announce it."""
+        """Check a file, or a directory of shards, against the group, then import and announce it."""
         return adding.add_contribution(
             self._services,
             group,
@@ -214,6 +216,15 @@ class LocalNode(Upkeep):
             weight=weight,
             meta=meta,
             wait_holds=wait_holds,
+            may_link=link,
+        )
+
+    def contribution_get(
+        self, group: str, contribution: str, *, output_path: str, plain: bool = False
+    ) -> AsyncIterator[Progress | ContributionWritten]:
+        """Write the files of a contribution, byte for byte as its author had them."""
+        return getting.get_contribution(
+            self._services, group, contribution, output_path=output_path, is_plain=plain
         )
 
     async def contribution_list(self, group: str) -> tuple[ContributionInfo, ...]:
@@ -241,8 +252,9 @@ class LocalNode(Upkeep):
         plan_only: bool = False,
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
+        shard_bytes: int = 0,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
-        """Merge the used contributions into one safetensors file."""
+        """Merge the used contributions into one safetensors file, or a directory of shards."""
         request = resolving.ResolveRequest(
             output_path=output_path,
             wait_s=wait_s,
@@ -251,6 +263,7 @@ class LocalNode(Upkeep):
             is_plan_only=plan_only,
             report_paths=report_paths,
             card_path=card_path,
+            shard_bytes=shard_bytes,
         )
         steps = resolving.resolve_group(self._services, group, request)
         return steps if plan_only else measured(self._services, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from crdt_merge_protocol.errors import (
     ShapeMismatchError,
     TensorMissingError,
 )
-from crdt_merge_protocol.limits import PAYLOAD_BYTES_MAX, WEIGHT_ONE
+from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX, PAYLOAD_BYTES_MAX, WEIGHT_ONE
 from crdt_merge_protocol.operations import Add, Kind
 from crdt_merge_protocol.packing import Packing, packing_id
 from crdt_merge_protocol.quarantine import schema_problems
@@ -27,7 +28,7 @@ from crdt_merge_protocol.strategies.artefacts import SCOPES
 from crdt_merge_node.background import finish
 from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
 from crdt_merge_node.contents import ID_BYTES, MODEL, GroupContents, write_payload
-from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Progress
+from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Placement, Progress
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
@@ -51,11 +52,13 @@ async def add_contribution(
     weight: int,
     meta: Mapping[str, str],
     wait_holds: int,
+    may_link: bool = False,
 ) -> AsyncGenerator[ContributionPlan | Progress | ContributionAdded]:
     """Check a file against the group before a byte is copied, then import, sign, store and announce it."""
     group = find_group(services, group_name)
     contents = await services.keeper.current(group)
     plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)
+    plan = await asyncio.to_thread(_placed, services, plan, may_link=may_link)
     _check_payload(meta)
     if wait_holds and contents.view.policy.holders == 0:
         raise InvalidRequestError(
@@ -66,7 +69,7 @@ async def add_contribution(
         await _check_base(contents, base_path)
     yield plan
     began = services.clock.monotonic()
-    async with services.imports.importing(Path(path), kind) as model:
+    async with services.imports.importing(Path(path), kind, may_link=may_link) as model:
         async with aclosing(model.steps(services)) as steps:
             async for step in steps:
                 yield step
@@ -78,6 +81,7 @@ async def add_contribution(
     yield ContributionAdded(
         contribution=await contribution_show(services, group, tag.hex()),
         copied_bytes=model.copied_bytes,
+        placed_bytes=model.placed_bytes,
         holds=holds,
         duration_s=services.clock.monotonic() - began,
     )
@@ -125,7 +129,7 @@ async def _plan(
     name, policy = services.engine.replicas[group].state.genesis.name, contents.view.policy
     if not is_name(slot):
         raise InvalidRequestError(
-            f'"{slot}" is no name of a slot.',
+            f"{quoted(slot)} is no name of a slot.",
             hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
         )
     if not 0 < weight <= policy.weight_cap:
@@ -173,6 +177,18 @@ async def _plan(
         fetching_peers=len(services.driver.connections),
         replaces=replaced[0] if replaced else "",
     )
+
+
+def _placed(services: Services, plan: ContributionPlan, *, may_link: bool) -> ContributionPlan:
+    """Return a plan that says whether the bytes are copied, which only trying tells."""
+    checkpoint = read_checkpoint(services.fs, Path(plan.path))
+    small = sum(e.spec.nbytes for e in checkpoint.entries if e.spec.nbytes <= INLINE_BLOB_BYTES_MAX)
+    if small == checkpoint.nbytes:
+        return plan  # Rows of the database, all of it.
+    placement = services.store.blobs.kept.probe(checkpoint.files[0], may_link=may_link)
+    if placement is Placement.COPIED:
+        return plan
+    return replace(plan, placement=placement.value, new_bytes=small)
 
 
 async def _check_artefact(

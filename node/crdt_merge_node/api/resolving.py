@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,14 @@ class ResolveRequest:
     """Where to write the report of the layers: JSON if the name ends so, else an HTML page."""
     card_path: str = ""
     """Where to write a model card; empty: none."""
+    shard_bytes: int = 0
+    """Size of tensors in one file of a directory; 0: the output is one file."""
 
 
 async def resolve_group(
     services: Services, group_name: str, request: ResolveRequest
 ) -> AsyncGenerator[ResolvePlan | Progress | ResolveReport]:
-    """Merge the used contributions into one safetensors file.
+    """Merge the used contributions into one safetensors file, or a directory of shards.
 
     Yields:
         How the waiting goes, the plan, how the work goes, and last the report.
@@ -98,6 +100,7 @@ async def resolve_group(
             hint=f"See: crdt-merge-node contribution list {name}",
         )
     job = _job(services, group, contents, selection, task=_task(selection, name, request.task))
+    job = replace(job, shard_bytes=request.shard_bytes)
     plan = await _plan(services, group, contents, job, selection)
     yield plan
     if request.is_plan_only:

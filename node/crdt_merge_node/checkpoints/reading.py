@@ -61,6 +61,12 @@ class Checkpoint:
             return (self.path,)
         return tuple(self.path / file.name for file in self.packing.files)
 
+    def is_still(self, fs: Fs, path: Path, copy: Path) -> bool:
+        """Tell whether a copy of one of the files begins as the file did when it was read."""
+        file = self.packing.files[self.files.index(path)]
+        with naming(copy, "read"), fs.open_read(copy) as opened:
+            return opened.size() == file.nbytes and opened.read_at(0, len(file.start)) == file.start
+
     @property
     def is_plain(self) -> bool:
         """Whether it is one file as we would write it, so that its packing need not be kept."""

@@ -1,4 +1,4 @@
-"""``contribution add|list|show|remove``."""
+"""``contribution add|get|list|show|remove``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import sys
 
 import click
 
-from crdt_merge_node.control.model import ContributionAdded, ContributionInfo, ContributionPlan
+from crdt_merge_node.control.model import (
+    ContributionAdded,
+    ContributionInfo,
+    ContributionPlan,
+    ContributionWritten,
+)
 from crdt_merge_node.errors import NotFoundError
 
 from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size, table, weight
 from .progress import follow as watch
-from .values import MODEL, Weight, absolute, parse_pairs
+from .values import MODEL, PLACE, Weight, absolute, parse_pairs
 
 
 @click.group(cls=SuggestingGroup)
@@ -32,6 +37,11 @@ def contribution() -> None:
 @click.option(
     "--wait", "wait_holds", type=click.IntRange(0), default=0, help="Wait until K other nodes hold it."
 )
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Where no blocks can be shared: keep PATH by another name. Do not change it afterwards.",
+)
 @command
 def add(
     invocation: Invocation,
@@ -44,6 +54,7 @@ def add(
     weight: int,
     meta: tuple[str, ...],
     wait_holds: int,
+    link: bool,
 ) -> None:
     """Contribute PATH to GROUP: a safetensors file, or a directory of shards with their index.
 
@@ -62,6 +73,7 @@ def add(
             meta=parse_pairs(meta, option="--meta"),
             wait_holds=wait_holds,
             type=kind,
+            link=link,
         )
         added: ContributionAdded = watch(invocation, "contribution-add/1", events, show_plan=_show_plan)
     if invocation.is_json:
@@ -70,9 +82,41 @@ def add(
     held = f", held by {count(added.holds, 'other node')}" if added.holds else ""
     say(f"contributed {added.contribution.tag}")
     say(
-        f"  {size(added.copied_bytes)} copied in {duration(added.duration_s)}, durable here{held}; "
+        f"  {_brought(added)} in {duration(added.duration_s)}, durable here{held}; "
         f"digest {short(added.contribution.digest)}"
     )
+
+
+@contribution.command()
+@click.argument("group")
+@click.argument("contribution")
+@click.option("-o", "--output", type=PLACE, required=True, help="The file, or the directory, to write.")
+@click.option(
+    "--plain", is_flag=True, help="One file in the layout of this program, however its author had it."
+)
+@command
+def get(invocation: Invocation, *, group: str, contribution: str, output: str, plain: bool) -> None:
+    """Write a CONTRIBUTION of GROUP, named by its tag, its digest or one's own slot.
+
+    The files are byte for byte those that its author added: one file, or a directory of shards with their
+    index. They appear whole or not at all.
+    """
+    with invocation.client() as client:
+        events = client.contribution_get(
+            group, contribution, output_path=str(absolute(output) or ""), plain=plain
+        )
+        written: ContributionWritten = watch(invocation, "contribution-get/1", events)
+    if invocation.is_json:
+        say_json("contribution-get/1", written, event="result")
+        return
+    say(
+        f"wrote {clean(written.path)}: {count(len(written.files), 'file')}, {size(written.nbytes)} in "
+        f"{duration(written.duration_s)}"
+    )
+    same = "byte for byte as its author had it" if written.is_exact else "the same tensors in a plain file"
+    rows = [(file.name, size(file.nbytes), file.sha256) for file in written.files]
+    say(facts((("contribution", written.contribution.tag), ("files", same))))
+    say(table(("FILE", "SIZE", "SHA-256"), rows))
 
 
 @contribution.command("list")
@@ -163,6 +207,19 @@ def _confirm(found: tuple[ContributionInfo, ...], group: str, target: str) -> No
     click.confirm("Remove?", abort=True, err=True)
 
 
+def _brought(added: ContributionAdded) -> str:
+    """Say how the bytes got in."""
+    if not added.placed_bytes:
+        return f"{size(added.copied_bytes)} copied"
+    return f"{size(added.placed_bytes)} kept without a copy, {size(added.copied_bytes)} copied"
+
+
+_PLACEMENTS = {
+    "shared": "the file system shares the blocks of the files: no second copy",
+    "linked": "another name of the files, no second copy: what is written to them damages what is here",
+}
+
+
 def _show_plan(plan: ContributionPlan) -> None:
     say(f"{clean(plan.path)} fits group {clean(plan.group_name)}")
     fetch = f"{count(plan.fetching_peers, 'live peer')} will fetch what they lack"
@@ -170,6 +227,7 @@ def _show_plan(plan: ContributionPlan) -> None:
         facts(
             (
                 (plan.type, f"{count(plan.tensors, 'tensor')}, {size(plan.nbytes)}"),
+                ("kept as", _PLACEMENTS.get(plan.placement, "")),
                 ("to copy", f"at most {size(plan.new_bytes)}, {size(plan.free_bytes)} free"),
                 ("slot", f"{plan.slot}, weight {weight(plan.weight)}"),
                 ("replaces", plan.replaces),

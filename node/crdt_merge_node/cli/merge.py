@@ -13,7 +13,7 @@ from crdt_merge_node.control.model import Progress
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
-from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, PLACE, READABLE, ByteSize, parse_pairs, parse_weight, shard_bytes_of
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ MIB = 1 << 20
 
 @click.command()
 @click.argument("files", nargs=-1, type=MODEL, metavar="FILE...")
-@click.option("-o", "--output", type=OUTPUT, help="The safetensors file to write.")
+@click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
+@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
 @click.option("--strategy", default="weight_average", show_default=True, help="How the files are merged.")
 @click.option("--base", type=MODEL, help="The model that the others were trained from.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
@@ -52,6 +53,7 @@ def merge(
     *,
     files: tuple[str, ...],
     output: str | None,
+    shard_size: int | None,
     strategy: str,
     base: str | None,
     params: tuple[str, ...],
@@ -104,6 +106,7 @@ def merge(
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    options["shard_bytes"] = shard_bytes_of(output, shard_size)
     result = _merge(invocation, inputs, Path(output), options, task=task, reports=reports, card=card)
     if invocation.is_json:
         _say_json(result, strategy, len(files))

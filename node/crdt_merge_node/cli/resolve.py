@@ -13,7 +13,7 @@ from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, Resolve
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
-from .values import MODEL, OUTPUT, absolute
+from .values import MODEL, OUTPUT, PLACE, ByteSize, absolute, shard_bytes_of
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("group")
-@click.option("-o", "--output", type=OUTPUT, help="The safetensors file to write.")
+@click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
+@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
 @click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
 @click.option("--timeout", type=click.FloatRange(min=0.0), default=600.0, show_default=True, help="Seconds.")
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
@@ -38,6 +39,7 @@ def resolve(
     *,
     group: str,
     output: str | None,
+    shard_size: int | None,
     wait: bool,
     timeout: float,
     without: tuple[str, ...],
@@ -48,10 +50,12 @@ def resolve(
     verify: str | None,
     verify_with: str | None,
 ) -> None:
-    """Merge the contributions of GROUP into one safetensors file.
+    """Merge the contributions of GROUP into one safetensors file, or into a directory of shards.
 
-    Nodes with the same resolve key write the same bytes. Beside the file goes its provenance, as JSON. Exit
-    status 6 if bytes are missing, 7 if another node computed another output for the same key.
+    Nodes with the same resolve key write the same tensors, and the same bytes if they cut them alike. With
+    the output goes its provenance, as JSON. An output that is a directory, or ends with a slash, is written
+    as Hugging Face lays it out. Exit status 6 if bytes are missing, 7 if another node computed another output
+    for the same key.
     """
     if output is None and not is_plan and verify is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
@@ -68,6 +72,7 @@ def resolve(
             plan_only=is_plan,
             report_paths=tuple(str(absolute(path)) for path in reports),
             card_path=str(absolute(card) or ""),
+            shard_bytes=0 if expected is not None else shard_bytes_of(output or "", shard_size),
         )
         if is_plan:
             _say_plan(invocation, events)

@@ -101,3 +101,44 @@ READABLE = _Readable(exists=True, dir_okay=False, readable=True)
 MODEL = _Readable(exists=True, dir_okay=True, readable=True)
 """A safetensors file, or a directory of shards with its index."""
 OUTPUT = click.Path(dir_okay=False)
+PLACE = click.Path()
+"""Where a model goes: a file, or a directory."""
+SHARD_BYTES: Final = 5 * 10**9
+"""Size of tensors in one shard if nobody says another: what Hugging Face writes."""
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes such as ``5GB`` (10^9) or ``512MiB`` (2^20)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read one size."""
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no size: write 5GB, or 512MiB.", param, ctx)
+        nbytes = int(Decimal(found[1]) * _UNITS[found[2].upper()])
+        if not 0 < nbytes < 1 << 62:
+            self.fail(f"{value!r} is no size that a file has.", param, ctx)
+        return nbytes
+
+
+_SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMGT]?i?B?)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "B": 1} | {
+    f"{prefix}{infix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for infix, base in (("", 1000), ("I", 1024))
+    for suffix in ("", "B")
+}
+
+
+def shard_bytes_of(output: str, shard_bytes: int | None) -> int:
+    """Return the size of shards if the output is to be a directory, else 0.
+
+    It is one if a size is given, if the path ends with a slash, and if it is a directory that is there.
+    """
+    if shard_bytes is not None:
+        return shard_bytes
+    return SHARD_BYTES if output.endswith("/") or Path(output).is_dir() else 0

@@ -21,6 +21,7 @@ from .model import (
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
+    ContributionWritten,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -145,8 +146,9 @@ class NodeApi(Protocol):
         meta: Mapping[str, str],
         wait_holds: int,
         type: str = "model",  # noqa: A002 - the word of the operations.
+        link: bool = False,
     ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
-        """Check a safetensors file against the group, then import, sign, store and announce it.
+        """Check a safetensors file or a directory of shards against the group, then import and announce it.
 
         The plan comes first; all that can be refused is refused before it, without copying a byte.
 
@@ -156,6 +158,20 @@ class NodeApi(Protocol):
             meta: Notes for people; erasable, never part of an output.
             wait_holds: Nodes that must confirm that they hold it before the final value (PROTOCOL R21).
             type: ``model``, or what kind of artefact the file is; its header says of which contribution.
+            link: Where blocks cannot be shared, keep the files by another name instead of copying them:
+                whatever is written to them later damages what is here.
+        """
+        ...
+
+    def contribution_get(
+        self, group: str, contribution: str, *, output_path: str, plain: bool = False
+    ) -> AsyncIterator[Progress | ContributionWritten]:
+        """Write the files of a contribution, byte for byte as its author had them.
+
+        Args:
+            contribution: Tag, digest, or one's own slot.
+            output_path: A file, or a directory if its author had one. Appears whole or not at all.
+            plain: One file in the layout of this program instead.
         """
         ...
 
@@ -179,8 +195,9 @@ class NodeApi(Protocol):
         plan_only: bool = False,
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
+        shard_bytes: int = 0,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
-        """Merge the used contributions into one safetensors file.
+        """Merge the used contributions into one safetensors file, or a directory of shards.
 
         Args:
             wait_s: How long to wait for missing bytes; 0: fail at once with ``MissingBlobError``.
@@ -190,5 +207,6 @@ class NodeApi(Protocol):
             plan_only: End after the plan, having read no tensor.
             report_paths: Where to write what the layers look like: JSON if the name ends so, else a page.
             card_path: Where to write a model card; empty: none.
+            shard_bytes: Size of tensors in one file of the output, which is a directory then; 0: one file.
         """
         ...

@@ -196,6 +196,7 @@ class AsyncClient:
         meta: Mapping[str, str] | None = None,
         wait_holds: int = 0,
         type: str = "model",  # noqa: A002 - the word of the operations.
+        link: bool = False,
     ) -> AsyncIterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
         request = pb.ContributionAddRequest(
             group=group,
@@ -206,8 +207,17 @@ class AsyncClient:
             meta=meta,
             wait_holds=wait_holds,
             type=type,
+            link=link,
         )
         return self._events(self._stub.ContributionAdd(request))
+
+    def contribution_get(
+        self, group: str, contribution: str, *, output_path: str, plain: bool = False
+    ) -> AsyncIterator[model.Progress | model.ContributionWritten]:
+        request = pb.ContributionGetRequest(
+            group=group, contribution=contribution, output_path=output_path, plain=plain
+        )
+        return self._events(self._stub.ContributionGet(request))
 
     async def contribution_list(self, group: str) -> tuple[model.ContributionInfo, ...]:
         return await self._answer(calls.contribution_list(group))
@@ -229,6 +239,7 @@ class AsyncClient:
         plan_only: bool = False,
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
+        shard_bytes: int = 0,
     ) -> AsyncIterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
         request = pb.ResolveRequest(
             group=group,
@@ -239,6 +250,7 @@ class AsyncClient:
             plan_only=plan_only,
             report_paths=report_paths,
             card_path=card_path,
+            shard_bytes=shard_bytes,
         )
         return self._events(self._stub.Resolve(request))
 
@@ -388,6 +400,7 @@ class Client:
         meta: Mapping[str, str] | None = None,
         wait_holds: int = 0,
         type: str = "model",  # noqa: A002 - the word of the operations.
+        link: bool = False,
     ) -> Iterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
         request = pb.ContributionAddRequest(
             group=group,
@@ -398,8 +411,17 @@ class Client:
             meta=meta,
             wait_holds=wait_holds,
             type=type,
+            link=link,
         )
         return self._events(self._stub.ContributionAdd(request))
+
+    def contribution_get(
+        self, group: str, contribution: str, *, output_path: str, plain: bool = False
+    ) -> Iterator[model.Progress | model.ContributionWritten]:
+        request = pb.ContributionGetRequest(
+            group=group, contribution=contribution, output_path=output_path, plain=plain
+        )
+        return self._events(self._stub.ContributionGet(request))
 
     def contribution_list(self, group: str) -> tuple[model.ContributionInfo, ...]:
         return self._answer(calls.contribution_list(group))
@@ -421,6 +443,7 @@ class Client:
         plan_only: bool = False,
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
+        shard_bytes: int = 0,
     ) -> Iterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
         request = pb.ResolveRequest(
             group=group,
@@ -431,5 +454,6 @@ class Client:
             plan_only=plan_only,
             report_paths=report_paths,
             card_path=card_path,
+            shard_bytes=shard_bytes,
         )
         return self._events(self._stub.Resolve(request))

@@ -220,8 +220,20 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 meta=dict(request.meta),
                 wait_holds=request.wait_holds,
                 type=request.type or MODEL,
+                link=request.link,
             )
             async for response in _stream(events, pb.ContributionAddResponse):
+                yield response
+
+    async def ContributionGet(
+        self, request: pb.ContributionGetRequest, context: _Context
+    ) -> AsyncIterator[pb.ContributionGetResponse]:
+        """Stream ``contribution_get``."""
+        async with _answer_errors(context, "contribution_get"):
+            events = self._api.contribution_get(
+                request.group, request.contribution, output_path=request.output_path, plain=request.plain
+            )
+            async for response in _stream(events, pb.ContributionGetResponse):
                 yield response
 
     async def ContributionList(
@@ -264,6 +276,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 plan_only=request.plan_only,
                 report_paths=tuple(request.report_paths),
                 card_path=request.card_path,
+                shard_bytes=request.shard_bytes,
             )
             async for response in _stream(events, pb.ResolveResponse):
                 yield response

@@ -8,6 +8,7 @@ passes by itself, a failed write is :class:`StoreFailedError` and ends the proce
 
 from .blobs import BlobStore
 from .health import Health, Room
+from .kept import Kept
 from .layout import DataDir
 from .operations import OpRow
 from .partial import Partial
@@ -18,6 +19,7 @@ __all__ = [
     "BlobStore",
     "DataDir",
     "Health",
+    "Kept",
     "OpRow",
     "Partial",
     "RecoveryReport",

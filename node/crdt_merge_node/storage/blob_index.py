@@ -6,7 +6,7 @@ The index changes after COMMIT and never before it, so that whoever finds a blob
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from crdt_merge_protocol.blobs import blob_digest, chunk_count
 from .database import Database
 
 DIGEST_BYTES: Final = 32
+KEPT_NAME_DIGITS: Final = 32
 CACHED_LISTS: Final = 64
 """Chunk lists kept in memory: 32 bytes per MiB of blob, for the blobs being served or fetched."""
 
@@ -28,6 +29,10 @@ class Entry:
 
     nbytes: int
     is_inline: bool
+    file: str = ""
+    """The kept file that holds it; empty: it has a file of its own, or is a row."""
+    offset: int = 0
+    """Where in that file it begins."""
 
 
 class BlobIndex:
@@ -38,17 +43,23 @@ class BlobIndex:
         self._lock = threading.Lock()
         self._entries: dict[bytes, Entry] = {}
         self._lists: OrderedDict[bytes, list[bytes]] = OrderedDict()
+        self._kept: Counter[str] = Counter()
+        """Kept file -> how many blobs it holds."""
         self.total_bytes = 0
         """Size of all blobs that are here."""
 
     def load(self) -> int:
         """Read the rows; drop those that are damaged and return how many they were."""
         dropped = 0
-        query = "SELECT key, digest, nbytes, inline IS NOT NULL FROM blobs"
-        for key, digest, nbytes, is_inline in self._database.query(query):
-            if type(digest) is bytes and len(digest) == DIGEST_BYTES and type(nbytes) is int and nbytes >= 0:
-                self._entries[digest] = Entry(nbytes, bool(is_inline))
-                self.total_bytes += nbytes
+        query = (
+            "SELECT key, digest, nbytes, inline IS NOT NULL, file, position "
+            "FROM blobs LEFT JOIN kept USING (digest)"
+        )
+        for key, digest, nbytes, is_inline, file, position in self._database.query(query):
+            is_placed = file is None or (_is_kept_name(file) and type(position) is int and position >= 0)
+            is_sound = type(digest) is bytes and len(digest) == DIGEST_BYTES and type(nbytes) is int
+            if is_sound and is_placed and nbytes >= 0:
+                self._add(digest, Entry(nbytes, bool(is_inline), file or "", position or 0))
             else:
                 self._database.delete("DELETE FROM blobs WHERE key = ?", key)
                 dropped += 1
@@ -63,10 +74,28 @@ class BlobIndex:
         with self._lock:
             return sorted(self._entries)
 
+    def is_kept(self, file: str) -> bool:
+        """Tell whether a kept file holds a blob."""
+        return self._kept[file] > 0
+
     def register(
-        self, digest: bytes, nbytes: int, chunks: Sequence[bytes], *, inline: bytes | None
+        self,
+        digest: bytes,
+        nbytes: int,
+        chunks: Sequence[bytes],
+        *,
+        inline: bytes | None = None,
+        kept: tuple[str, int] | None = None,
     ) -> Future[None]:
-        """Note a blob, durably once the future completes; its file, if any, must be durable already."""
+        """Note a blob, durably once the future completes; its file, if any, must be durable already.
+
+        Args:
+            digest: Of the blob.
+            nbytes: Its size.
+            chunks: Digests of its chunks.
+            inline: Its bytes, if they are to be a row.
+            kept: The kept file that holds it, and where it begins there; None: a file of its own.
+        """
 
         def change(connection: apsw.Connection) -> None:
             connection.execute(
@@ -74,13 +103,16 @@ class BlobIndex:
                 "ON CONFLICT (digest) DO NOTHING",
                 (digest, nbytes, b"".join(chunks), inline),
             )
+            if kept is not None and connection.changes():
+                connection.execute(
+                    "INSERT OR REPLACE INTO kept (digest, file, position) VALUES (?, ?, ?)", (digest, *kept)
+                )
             connection.execute("DELETE FROM condemned WHERE digest = ?", (digest,))
 
         def note() -> None:
             with self._lock:
                 if digest not in self._entries:
-                    self._entries[digest] = Entry(nbytes, inline is not None)
-                    self.total_bytes += nbytes
+                    self._add(digest, Entry(nbytes, inline is not None, *(kept or ("", 0))))
 
         return self._database.write_then(change, note)
 
@@ -88,6 +120,8 @@ class BlobIndex:
         """Drop a blob whose bytes are damaged, durably; return what was known of it."""
         entry = self._drop(digest)
         self._database.delete("DELETE FROM blobs WHERE digest = ?", digest)
+        if entry is not None and entry.file:
+            self._database.delete("DELETE FROM kept WHERE digest = ?", digest)
         return entry
 
     def condemn(self, digest: bytes) -> Entry | None:
@@ -98,7 +132,9 @@ class BlobIndex:
 
         def change(connection: apsw.Connection) -> None:
             connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-            if not entry.is_inline:
+            if entry.file:
+                connection.execute("DELETE FROM kept WHERE digest = ?", (digest,))
+            elif not entry.is_inline:
                 connection.execute("INSERT OR REPLACE INTO condemned (digest) VALUES (?)", (digest,))
 
         self._database.write(change, needs_room=False).result()
@@ -133,12 +169,26 @@ class BlobIndex:
                 self._lists.popitem(last=False)
         return chunks
 
+    def _add(self, digest: bytes, entry: Entry) -> None:
+        self._entries[digest] = entry
+        self.total_bytes += entry.nbytes
+        if entry.file:
+            self._kept[entry.file] += 1
+
     def _drop(self, digest: bytes) -> Entry | None:
         with self._lock:
             self._lists.pop(digest, None)
             entry = self._entries.pop(digest, None)
-            self.total_bytes -= entry.nbytes if entry else 0
+            if entry is not None:
+                self.total_bytes -= entry.nbytes
+                if entry.file:
+                    self._kept[entry.file] -= 1
             return entry
+
+
+def _is_kept_name(file: object) -> bool:
+    """Tell whether a row names a file as we name them: it becomes a path."""
+    return type(file) is str and len(file) == KEPT_NAME_DIGITS and set(file) <= set("0123456789abcdef")
 
 
 def _split_digests(joined: object, nbytes: int) -> list[bytes] | None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from .blob_index import BlobIndex, Entry
 from .database import Database, done
 from .files import BlobFiles, RangeReader, UnreadableError
 from .health import Health, Room
+from .kept import Kept, KeptFiles
 from .layout import DataDir
 from .objects import ObjectTable
 from .partial import Partial, PartialPorts
@@ -52,6 +54,7 @@ class BlobStore:
         on_corrupt: Callable[[bytes, str], None] | None = None,
     ) -> None:
         self.files = BlobFiles(data, rng=rng, health=health)
+        self.kept = KeptFiles(data, rng=rng, health=health)
         self._fs = data.fs
         self._health = health
         self._room = room
@@ -63,6 +66,8 @@ class BlobStore:
         # fetched again at once must not lose its new file. Many, so that imports still share commits.
         self._name_locks = [threading.RLock() for _ in range(NAME_LOCKS)]
         self._partials: dict[bytes, Partial] = {}
+        self._keeping: set[str] = set()
+        """Kept files that are being read in."""
         self._partial_ports = PartialPorts(
             fs=self._fs,
             health=health,
@@ -113,11 +118,27 @@ class BlobStore:
         entry = self._entry(digest)
         if entry.is_inline:
             return None, 0, entry.nbytes, self._read_inline(digest)
-        path = self.files.path_of(digest)
-        found = self._fs.stat(path)
-        if found is None or not found.is_file or found.nbytes != entry.nbytes:
+        if not self.is_in_place(digest):
             raise self.quarantine(digest, "its file is gone or has another size")
-        return path, 0, entry.nbytes, None
+        return self._path(digest, entry), entry.offset, entry.nbytes, None
+
+    def is_in_place(self, digest: bytes) -> bool:
+        """Tell whether a blob is a row, or its file is there and as long as it has to be."""
+        entry = self._entry(digest)
+        if entry.is_inline:
+            return True
+        found = self._fs.stat(self._path(digest, entry))
+        if found is None or not found.is_file:
+            return False
+        return found.nbytes >= entry.offset + entry.nbytes if entry.file else found.nbytes == entry.nbytes
+
+    def is_kept(self, digest: bytes) -> bool:
+        """Tell whether the blob stands in a user's file."""
+        entry = self._index.get(digest)
+        return entry is not None and bool(entry.file)
+
+    def _path(self, digest: bytes, entry: Entry) -> Path:
+        return self.kept.path_of(entry.file) if entry.file else self.files.path_of(digest)
 
     def chunk_digests(self, digest: bytes) -> list[bytes] | None:
         """Return the chunk digests of a blob that is here or being fetched, or None.
@@ -227,6 +248,58 @@ class BlobStore:
                 digest = self._import_file(reader, nbytes)
         return digest, reader.is_finite
 
+    @contextmanager
+    def keeping(self, path: Path, *, may_link: bool) -> Iterator[Kept | None]:
+        """Keep a user's file for :meth:`keep_tensor`; it goes if no blob of it is left when the block ends.
+
+        Yields:
+            None if the file can only be copied.
+        """
+        kept = self.kept.take(path, may_link=may_link)
+        if kept is None:
+            yield None
+            return
+        self._keeping.add(kept.name)
+        try:
+            yield kept
+        finally:
+            self._keeping.discard(kept.name)
+            self._release(kept.name)
+
+    def keep_tensor(
+        self,
+        kept: Kept,
+        offset: int,
+        nbytes: int,
+        *,
+        scan: Callable[[memoryview], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[bytes, bool]:
+        """Make a range of a kept file a blob, as :meth:`import_tensor` does with a copy of it."""
+        if nbytes <= INLINE_BLOB_BYTES_MAX:
+            return self.import_tensor(kept.path, offset, nbytes, scan=scan, progress=progress)
+        try:
+            source = self._fs.open_read(kept.path)
+        except OSError as error:
+            raise StorageError(f"{kept.path} cannot be read: {error.strerror}.") from error
+        with source:
+            reader = RangeReader(
+                source, kept.path, offset=offset, nbytes=nbytes, scan=scan, progress=progress
+            )
+            for _chunk in reader:
+                pass
+        digest = blob_digest(nbytes, reader.digests)
+        with self._name_locks[digest[0] % NAME_LOCKS]:
+            if not self.has(digest):
+                place = (kept.name, offset)
+                self._index.register(digest, nbytes, reader.digests, kept=place).result()
+        return digest, reader.is_finite
+
+    def _release(self, name: str) -> None:
+        """Remove a kept file if no blob of it is left and none is being read in."""
+        if name not in self._keeping and not self._index.is_kept(name):
+            self.kept.drop(name)
+
     def put_inline(self, digest: bytes, data: bytes) -> None:
         """Store a small blob as a row; durable on return. Raises like :meth:`put_inline_soon`."""
         self.put_inline_soon(digest, data).result()
@@ -251,8 +324,17 @@ class BlobStore:
         """Remove a blob; once this has returned it cannot come back by itself."""
         with self._name_locks[digest[0] % NAME_LOCKS]:
             entry = self._index.condemn(digest)
-            if entry is not None and not entry.is_inline:
+            if entry is not None and entry.file:
+                self._release(entry.file)
+            elif entry is not None and not entry.is_inline:
                 self._remove_file(digest)
+
+    def sweep_kept(self) -> int:
+        """Remove the kept files that hold no blob; return how many they were. Called once, at the start."""
+        unused = [name for name in self.kept.names() if not self._index.is_kept(name)]
+        for name in unused:
+            self.kept.drop(name)
+        return len(unused)
 
     def finish_deletions(self) -> None:
         """Remove the files that the last process had no time to remove."""
@@ -351,8 +433,11 @@ class BlobStore:
     def quarantine(self, digest: bytes, reason: str) -> CorruptError:
         """Forget a damaged blob and move its file out of the way; return the error to raise."""
         with self._name_locks[digest[0] % NAME_LOCKS]:
-            self._index.forget(digest)
-            self.files.set_aside(self.files.path_of(digest), digest.hex())
+            entry = self._index.forget(digest)
+            if entry is not None and entry.file:
+                self._release(entry.file)
+            else:
+                self.files.set_aside(self.files.path_of(digest), digest.hex())
         return self._report(digest, reason)
 
     def _report(self, digest: bytes, reason: str) -> CorruptError:
@@ -387,10 +472,10 @@ class BlobStore:
         return data
 
     def _read_file(self, digest: bytes, entry: Entry, index: int) -> bytes | None:
-        path = self.files.path_of(digest)
+        path = self._path(digest, entry)
         try:
             with self._fs.open_read(path) as file:
-                return file.read_at(index * CHUNK_BYTES, chunk_bytes(entry.nbytes, index))
+                return file.read_at(entry.offset + index * CHUNK_BYTES, chunk_bytes(entry.nbytes, index))
         except OSError as error:
             if not self.has(digest):  # Deleted between the look into the index and here.
                 return None

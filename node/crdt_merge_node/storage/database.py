@@ -27,7 +27,7 @@ import apsw
 from crdt_merge_node.errors import CorruptError, SchemaTooNewError, StorageError
 
 from .health import Health, Room, full_error
-from .schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
+from .schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, UPGRADES
 
 T = TypeVar("T")
 Work = Callable[[apsw.Connection], T]
@@ -353,6 +353,11 @@ def _check_version(connection: apsw.Connection, path: Path, *, is_new: bool) -> 
             f"{path} has schema {version}, this release reads up to {SCHEMA_VERSION}.",
             hint="Run the release that wrote it, or a newer one.",
         )
+    elif version in UPGRADES:
+        with connection:
+            for step in range(version, SCHEMA_VERSION):
+                connection.execute(UPGRADES[step])
+            connection.pragma("user_version", SCHEMA_VERSION)
 
 
 def _check_content(connection: apsw.Connection, path: Path) -> None:

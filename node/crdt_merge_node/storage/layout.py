@@ -6,6 +6,7 @@ identity/   the node's key and certificates          ca/   the cluster CA, where
 ops.db      operations, small objects, small blobs, small facts
 blobs/ab/…  larger blobs, named by the rest of their digest; never by anything a peer or user chose (T21)
 partial/    blobs being fetched       tmp/   files being written       quarantine/   what was damaged
+RESTORED    after ``restore``, until a peer has told what happened since     LEFT   after ``leave``
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .health import NO_ROOM, full_error
 
 FORMAT_VERSION: Final = 1
 FORMAT_BYTES_MAX: Final = 4096
-DIRECTORIES: Final = ("identity", "ca", "blobs", "partial", "tmp", "quarantine")
+DIRECTORIES: Final = ("identity", "ca", "blobs", "kept", "partial", "tmp", "quarantine")
 
 
 class DataDir:
@@ -34,6 +35,7 @@ class DataDir:
         self.identity = path / "identity"
         self.ca = path / "ca"
         self.blobs = path / "blobs"
+        self.kept = path / "kept"
         self.partial = path / "partial"
         self.tmp = path / "tmp"
         self.quarantine = path / "quarantine"
@@ -90,11 +92,18 @@ class DataDir:
         if self.fs.stat(self.path / "FORMAT") is None:
             replace_file(self.fs, self.path / "FORMAT", _encode_format(has_store=False))
         self.fs.sync_dir(self.path)
-        self.has_store = self._read_format()
+        self.has_store = self.read_format(self.path, self.fs)
 
-    def _read_format(self) -> bool:
-        path = self.path / "FORMAT"
-        with self.fs.open_read(path) as file:
+    @staticmethod
+    def read_format(directory: Path, fs: Fs) -> bool:
+        """Return whether a database was ever made in a directory, whose format must be known.
+
+        Raises:
+            SchemaTooNewError: A newer release wrote it.
+            CorruptError: Its FORMAT file is not readable.
+        """
+        path = directory / "FORMAT"
+        with fs.open_read(path) as file:
             text = file.read_at(0, FORMAT_BYTES_MAX)
         try:
             document = json.loads(text)
@@ -105,7 +114,7 @@ class DataDir:
             ) from None
         if version > FORMAT_VERSION:
             raise SchemaTooNewError(
-                f"{self.path} has format {version}, this release reads {FORMAT_VERSION}.",
+                f"{directory} has format {version}, this release reads {FORMAT_VERSION}.",
                 hint="Run the release that wrote it, or a newer one.",
             )
         return has_store

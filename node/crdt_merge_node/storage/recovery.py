@@ -219,9 +219,10 @@ def _compare_files(data: DataDir, blobs: BlobStore, report: RecoveryReport) -> N
                 seen.add(digest)
                 _compare_file(data, blobs, digest, report)
     for digest in blobs.digests():
-        if digest not in seen and not blobs.is_stored_inline(digest):
-            blobs.quarantine(digest, "its file is gone")
+        if digest not in seen and not blobs.is_in_place(digest):
+            blobs.quarantine(digest, "its file is gone or too short")
             report.blobs_lost.append(digest)
+    report.files_swept += blobs.sweep_kept()
 
 
 def _compare_file(data: DataDir, blobs: BlobStore, digest: bytes, report: RecoveryReport) -> None:

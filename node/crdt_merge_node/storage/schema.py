@@ -6,7 +6,7 @@ from typing import Final
 
 APPLICATION_ID: Final = 0x43524D4E
 """Written into the header of the file ("CRMN"): another program's database is never mistaken for ours."""
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # No CHECK: quick_check would refuse the whole file for one damaged row, which its reader sets aside (T52).
 TABLES: Final = """
@@ -40,6 +40,12 @@ CREATE TABLE blobs (
 );
 -- Blob files that are being deleted: one found at boot is removed, not taken in again.
 CREATE TABLE condemned (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+-- Blobs that stand in a user's file as it is: which one in kept/, and where in it.
+CREATE TABLE kept (
+    digest BLOB PRIMARY KEY,
+    file TEXT NOT NULL,
+    position INTEGER NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 -- Rows that could not be read. They are kept for a person, and never again in the way of a start (T52).
 CREATE TABLE quarantine (
@@ -51,3 +57,14 @@ CREATE TABLE quarantine (
     wall_time REAL NOT NULL
 );
 """
+
+UPGRADES: Final = {
+    1: """
+CREATE TABLE kept (
+    digest BLOB PRIMARY KEY,
+    file TEXT NOT NULL,
+    position INTEGER NOT NULL
+) WITHOUT ROWID;
+""",
+}
+"""From version -> what makes the next one of it."""

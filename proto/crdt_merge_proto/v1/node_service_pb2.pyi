@@ -783,6 +783,7 @@ class ContributionAddRequest(google.protobuf.message.Message):
     META_FIELD_NUMBER: builtins.int
     WAIT_HOLDS_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
+    LINK_FIELD_NUMBER: builtins.int
     group: builtins.str
     path: builtins.str
     slot: builtins.str
@@ -792,6 +793,8 @@ class ContributionAddRequest(google.protobuf.message.Message):
     """How many other nodes must confirm that they hold the contribution."""
     type: builtins.str
     """Of the contribution; empty: model."""
+    link: builtins.bool
+    """If blocks cannot be shared, keep the files by another name instead of copying them."""
     @property
     def meta(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
@@ -805,9 +808,10 @@ class ContributionAddRequest(google.protobuf.message.Message):
         meta: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         wait_holds: builtins.int = ...,
         type: builtins.str = ...,
+        link: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path", "group", b"group", "meta", b"meta", "path", b"path", "slot", b"slot", "type", b"type", "wait_holds", b"wait_holds", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "base_path", b"base_path", "group", b"group", "link", b"link", "meta", b"meta", "path", b"path", "slot", b"slot", "type", b"type", "wait_holds", b"wait_holds", "weight", b"weight"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_base_path", b"_base_path"]) -> typing.Literal["base_path"] | None: ...
 
 Global___ContributionAddRequest: typing_extensions.TypeAlias = ContributionAddRequest
@@ -837,6 +841,55 @@ class ContributionAddResponse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["plan", "progress", "added"] | None: ...
 
 Global___ContributionAddResponse: typing_extensions.TypeAlias = ContributionAddResponse
+
+@typing.final
+class ContributionGetRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    CONTRIBUTION_FIELD_NUMBER: builtins.int
+    OUTPUT_PATH_FIELD_NUMBER: builtins.int
+    PLAIN_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    contribution: builtins.str
+    """Tag, digest, or one's own slot."""
+    output_path: builtins.str
+    """Absolute, on the daemon's machine: a file, or a directory if its author had one."""
+    plain: builtins.bool
+    """One file in the layout of this program, however its author had it."""
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        contribution: builtins.str = ...,
+        output_path: builtins.str = ...,
+        plain: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contribution", b"contribution", "group", b"group", "output_path", b"output_path", "plain", b"plain"]) -> None: ...
+
+Global___ContributionGetRequest: typing_extensions.TypeAlias = ContributionGetRequest
+
+@typing.final
+class ContributionGetResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    WRITTEN_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> crdt_merge_proto.v1.types_pb2.Progress: ...
+    @property
+    def written(self) -> crdt_merge_proto.v1.types_pb2.ContributionWritten: ...
+    def __init__(
+        self,
+        *,
+        progress: crdt_merge_proto.v1.types_pb2.Progress | None = ...,
+        written: crdt_merge_proto.v1.types_pb2.ContributionWritten | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event", "progress", b"progress", "written", b"written"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event", "progress", b"progress", "written", b"written"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["progress", "written"] | None: ...
+
+Global___ContributionGetResponse: typing_extensions.TypeAlias = ContributionGetResponse
 
 @typing.final
 class ContributionListRequest(google.protobuf.message.Message):
@@ -952,6 +1005,7 @@ class ResolveRequest(google.protobuf.message.Message):
     PLAN_ONLY_FIELD_NUMBER: builtins.int
     REPORT_PATHS_FIELD_NUMBER: builtins.int
     CARD_PATH_FIELD_NUMBER: builtins.int
+    SHARD_BYTES_FIELD_NUMBER: builtins.int
     group: builtins.str
     output_path: builtins.str
     wait_s: builtins.float
@@ -962,6 +1016,8 @@ class ResolveRequest(google.protobuf.message.Message):
     """End after the plan."""
     card_path: builtins.str
     """Where to write a model card; empty: none."""
+    shard_bytes: builtins.int
+    """Size of tensors in one file of a directory; 0: the output is one file."""
     @property
     def without(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Tags to leave out."""
@@ -981,8 +1037,9 @@ class ResolveRequest(google.protobuf.message.Message):
         plan_only: builtins.bool = ...,
         report_paths: collections.abc.Iterable[builtins.str] | None = ...,
         card_path: builtins.str = ...,
+        shard_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["card_path", b"card_path", "group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "report_paths", b"report_paths", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["card_path", b"card_path", "group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "report_paths", b"report_paths", "shard_bytes", b"shard_bytes", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
 
 Global___ResolveRequest: typing_extensions.TypeAlias = ResolveRequest
 

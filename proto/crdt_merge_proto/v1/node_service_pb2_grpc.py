@@ -144,6 +144,11 @@ class NodeServiceStub(object):
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListRequest.SerializeToString,
                 response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListResponse.FromString,
                 _registered_method=True)
+        self.ContributionGet = channel.unary_stream(
+                '/crdt_merge_proto.v1.NodeService/ContributionGet',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetResponse.FromString,
+                _registered_method=True)
         self.ContributionShow = channel.unary_unary(
                 '/crdt_merge_proto.v1.NodeService/ContributionShow',
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionShowRequest.SerializeToString,
@@ -296,6 +301,12 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ContributionGet(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ContributionShow(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -426,6 +437,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.ContributionList,
                     request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListRequest.FromString,
                     response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListResponse.SerializeToString,
+            ),
+            'ContributionGet': grpc.unary_stream_rpc_method_handler(
+                    servicer.ContributionGet,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetResponse.SerializeToString,
             ),
             'ContributionShow': grpc.unary_unary_rpc_method_handler(
                     servicer.ContributionShow,
@@ -1037,6 +1053,33 @@ class NodeService(object):
             '/crdt_merge_proto.v1.NodeService/ContributionList',
             crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListRequest.SerializeToString,
             crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ContributionGet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ContributionGet',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionGetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -384,6 +384,22 @@ _NodeServiceContributionListType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeServiceContributionGetType = typing_extensions.TypeVar(
+    '_NodeServiceContributionGetType',
+    grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
+    ],
+)
+
 _NodeServiceContributionShowType = typing_extensions.TypeVar(
     '_NodeServiceContributionShowType',
     grpc.UnaryUnaryMultiCallable[
@@ -432,7 +448,7 @@ _NodeServiceResolveType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
+class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionGetType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
     @typing.overload
     def __init__(self: NodeServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -522,6 +538,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ContributionListRequest,
             crdt_merge_proto.v1.node_service_pb2.ContributionListResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+            crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ContributionShowRequest,
@@ -627,6 +647,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
             crdt_merge_proto.v1.node_service_pb2.ContributionListRequest,
             crdt_merge_proto.v1.node_service_pb2.ContributionListResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+            crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ContributionShowRequest,
             crdt_merge_proto.v1.node_service_pb2.ContributionShowResponse,
@@ -684,6 +708,8 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
     ContributionAdd: _NodeServiceContributionAddType
 
     ContributionList: _NodeServiceContributionListType
+
+    ContributionGet: _NodeServiceContributionGetType
 
     ContributionShow: _NodeServiceContributionShowType
 
@@ -779,6 +805,10 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.ContributionListRequest,
         crdt_merge_proto.v1.node_service_pb2.ContributionListResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+        crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.ContributionShowRequest,
@@ -948,6 +978,13 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request: crdt_merge_proto.v1.node_service_pb2.ContributionListRequest,
         context: _ServicerContext,
     ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ContributionListResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ContributionListResponse]]: ...
+
+    @abc.abstractmethod
+    def ContributionGet(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ContributionGetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse], collections.abc.AsyncIterator[crdt_merge_proto.v1.node_service_pb2.ContributionGetResponse]]: ...
 
     @abc.abstractmethod
     def ContributionShow(

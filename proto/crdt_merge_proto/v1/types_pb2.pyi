@@ -747,6 +747,7 @@ class ContributionPlan(google.protobuf.message.Message):
     FETCHING_PEERS_FIELD_NUMBER: builtins.int
     REPLACES_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
+    PLACEMENT_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     path: builtins.str
@@ -762,6 +763,8 @@ class ContributionPlan(google.protobuf.message.Message):
     replaces: builtins.str
     """Tag of our visible contribution in this slot, superseded by the new one."""
     type: builtins.str
+    placement: builtins.str
+    """How the bytes get in: copied, shared (the blocks of the files), linked (another name of the files)."""
     def __init__(
         self,
         *,
@@ -777,8 +780,9 @@ class ContributionPlan(google.protobuf.message.Message):
         fetching_peers: builtins.int = ...,
         replaces: builtins.str = ...,
         type: builtins.str = ...,
+        placement: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fetching_peers", b"fetching_peers", "free_bytes", b"free_bytes", "group", b"group", "group_name", b"group_name", "nbytes", b"nbytes", "new_bytes", b"new_bytes", "path", b"path", "replaces", b"replaces", "slot", b"slot", "tensors", b"tensors", "type", b"type", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fetching_peers", b"fetching_peers", "free_bytes", b"free_bytes", "group", b"group", "group_name", b"group_name", "nbytes", b"nbytes", "new_bytes", b"new_bytes", "path", b"path", "placement", b"placement", "replaces", b"replaces", "slot", b"slot", "tensors", b"tensors", "type", b"type", "weight", b"weight"]) -> None: ...
 
 Global___ContributionPlan: typing_extensions.TypeAlias = ContributionPlan
 
@@ -792,10 +796,13 @@ class ContributionAdded(google.protobuf.message.Message):
     COPIED_BYTES_FIELD_NUMBER: builtins.int
     HOLDS_FIELD_NUMBER: builtins.int
     DURATION_S_FIELD_NUMBER: builtins.int
+    PLACED_BYTES_FIELD_NUMBER: builtins.int
     copied_bytes: builtins.int
     holds: builtins.int
     """Other nodes that held it when we stopped waiting; as asked for, or the call fails."""
     duration_s: builtins.float
+    placed_bytes: builtins.int
+    """Of tensors that are kept without a copy."""
     @property
     def contribution(self) -> Global___ContributionInfo: ...
     def __init__(
@@ -805,11 +812,71 @@ class ContributionAdded(google.protobuf.message.Message):
         copied_bytes: builtins.int = ...,
         holds: builtins.int = ...,
         duration_s: builtins.float = ...,
+        placed_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["contribution", b"contribution"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["contribution", b"contribution", "copied_bytes", b"copied_bytes", "duration_s", b"duration_s", "holds", b"holds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contribution", b"contribution", "copied_bytes", b"copied_bytes", "duration_s", b"duration_s", "holds", b"holds", "placed_bytes", b"placed_bytes"]) -> None: ...
 
 Global___ContributionAdded: typing_extensions.TypeAlias = ContributionAdded
+
+@typing.final
+class WrittenFile(google.protobuf.message.Message):
+    """One file that was written."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    nbytes: builtins.int
+    sha256: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        nbytes: builtins.int = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "nbytes", b"nbytes", "sha256", b"sha256"]) -> None: ...
+
+Global___WrittenFile: typing_extensions.TypeAlias = WrittenFile
+
+@typing.final
+class ContributionWritten(google.protobuf.message.Message):
+    """A contribution that is on disk as files again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTRIBUTION_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    IS_EXACT_FIELD_NUMBER: builtins.int
+    DURATION_S_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    nbytes: builtins.int
+    is_exact: builtins.bool
+    """Whether they are byte for byte what the author had."""
+    duration_s: builtins.float
+    @property
+    def contribution(self) -> Global___ContributionInfo: ...
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WrittenFile]: ...
+    def __init__(
+        self,
+        *,
+        contribution: Global___ContributionInfo | None = ...,
+        path: builtins.str = ...,
+        files: collections.abc.Iterable[Global___WrittenFile] | None = ...,
+        nbytes: builtins.int = ...,
+        is_exact: builtins.bool = ...,
+        duration_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["contribution", b"contribution"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["contribution", b"contribution", "duration_s", b"duration_s", "files", b"files", "is_exact", b"is_exact", "nbytes", b"nbytes", "path", b"path"]) -> None: ...
+
+Global___ContributionWritten: typing_extensions.TypeAlias = ContributionWritten
 
 @typing.final
 class ContributionsRemoved(google.protobuf.message.Message):

@@ -32,6 +32,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "policy-set/1": ("policy", "set", "digits", "--holders", "1"),
     "policy-import/1": ("policy", "import", "digits", str(Path(__file__).with_name("recipe.yaml"))),
     "contribution-add/1": ("contribution", "add", "digits", str(SCHEMAS)),
+    "contribution-get/1": ("contribution", "get", "digits", "main", "-o", "/tmp/model"),
     "contribution-list/1": ("contribution", "list", "digits"),
     "contribution-show/1": ("contribution", "show", "digits", "main"),
     "contribution-remove/1": ("contribution", "remove", "digits", "main", "--yes"),

@@ -78,6 +78,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         meta={"k": "v"},
         wait_holds=1,
         type="fisher_diag",
+        link=True,
+    ),
+    "contribution_get": lambda client: client.contribution_get(
+        "digits", "main", output_path="/o", plain=True
     ),
     "contribution_list": lambda client: client.contribution_list("digits"),
     "contribution_show": lambda client: client.contribution_show("digits", "main"),
@@ -91,6 +95,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         plan_only=True,
         report_paths=("/r.html", "/r.json"),
         card_path="/c",
+        shard_bytes=7,
     ),
 }
 

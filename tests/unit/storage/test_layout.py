@@ -18,7 +18,7 @@ def test_a_new_directory_has_every_room_and_is_private(tmp_path):
 
     assert data.path.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in data.path.iterdir()} == {
-        "LOCK", "FORMAT", "identity", "ca", "blobs", "partial", "tmp", "quarantine",
+        "LOCK", "FORMAT", "identity", "ca", "blobs", "kept", "partial", "tmp", "quarantine",
     }  # fmt: skip
     assert data.has_store is False
     data.close()

@@ -216,7 +216,7 @@ def change_header(path, pragma: str) -> None:
 
 @pytest.mark.parametrize(
     ("pragma", "expected"),
-    [("PRAGMA user_version = 2", SchemaTooNewError), ("PRAGMA application_id = 1", CorruptError)],
+    [("PRAGMA user_version = 3", SchemaTooNewError), ("PRAGMA application_id = 1", CorruptError)],
 )
 @pytest.mark.asyncio
 async def test_a_newer_schema_and_a_foreign_database_are_refused(tmp_path, pragma, expected):

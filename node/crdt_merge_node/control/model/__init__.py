@@ -15,6 +15,9 @@ from .contributions import (
     ContributionPlan,
     ContributionsRemoved,
     ContributionState,
+    ContributionWritten,
+    Placement,
+    WrittenFile,
 )
 from .events import EventsMissed, LogEvent, LogLevel
 from .groups import (
@@ -59,6 +62,7 @@ __all__ = [
     "ContributionInfo",
     "ContributionPlan",
     "ContributionState",
+    "ContributionWritten",
     "ContributionsRemoved",
     "EventsMissed",
     "GroupDetail",
@@ -73,6 +77,7 @@ __all__ = [
     "PeerInfo",
     "PeerState",
     "PeerView",
+    "Placement",
     "PolicyChanges",
     "PolicyInfo",
     "Progress",
@@ -84,4 +89,5 @@ __all__ = [
     "VersionInfo",
     "WhyGroup",
     "WhyReport",
+    "WrittenFile",
 ]

@@ -24,6 +24,16 @@ class ContributionState(StrEnum):
     """Superseded, removed, or its author forked; ``reason`` says which."""
 
 
+class Placement(StrEnum):
+    """How the bytes of a user's files get into the store."""
+
+    COPIED = "copied"
+    SHARED = "shared"
+    """The file system shares the blocks until one side writes: no copy, and no dependence on the files."""
+    LINKED = "linked"
+    """Another name of the same files, as asked for: no copy; what is written to them damages what is here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContributionInfo:
     """One contribution as this node sees it."""
@@ -74,6 +84,8 @@ class ContributionPlan:
     replaces: str = ""
     """Tag of our visible contribution in this slot, superseded by the new one."""
     type: str = "model"
+    placement: str = "copied"
+    """How the bytes get in: a :class:`Placement`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +94,33 @@ class ContributionAdded:
 
     contribution: ContributionInfo
     copied_bytes: int = 0
+    """Of tensors that were not here already and were copied."""
     holds: int = 0
     """Other nodes that held it when we stopped waiting; as asked for, or the call fails."""
+    duration_s: float = 0.0
+    placed_bytes: int = 0
+    """Of tensors that were not here already and are kept without a copy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenFile:
+    """One file that was written."""
+
+    name: str
+    nbytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionWritten:
+    """A contribution that is on disk as files again."""
+
+    contribution: ContributionInfo
+    path: str
+    files: tuple[WrittenFile, ...] = ()
+    nbytes: int = 0
+    is_exact: bool = False
+    """Whether they are byte for byte what the author had."""
     duration_s: float = 0.0
 
 
