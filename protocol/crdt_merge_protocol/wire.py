@@ -24,6 +24,9 @@ PLACE_BYTES_MIN: Final = 64 * KIB
 PLACE_SHARE: Final = 64
 """The memory for such a body is taken once 1/64 of it is here: a claim alone takes none (SCENARIOS T14)."""
 
+PLACES_MAX: Final = 4
+"""Such memory kept for the next body, by each decoder."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -49,6 +52,7 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._skip = 0
+        self._places = Places()
         self._place = bytearray()
         """A large body that has begun to arrive."""
         self._placed = 0
@@ -119,7 +123,7 @@ class FrameDecoder:
         return position + step
 
     def _give_place(self, begin: int, length: int, message_class: type[Message]) -> None:
-        self._place, self._place_class = bytearray(length), message_class
+        self._place, self._place_class = self._places.take(length), message_class
         self._placed = len(self._buffer) - begin
         with memoryview(self._buffer) as view:
             self._place[: self._placed] = view[begin:]
@@ -135,3 +139,32 @@ class FrameDecoder:
         if message_class is None and flags & FLAG_CRITICAL:
             raise MalformedMessageError(f"frame type {kind} is unknown and critical.")
         return message_class
+
+
+class Places:
+    """Memory for bodies, taken again once no message has a view of it: zeroing and faulting it in is dear."""
+
+    def __init__(self) -> None:
+        self._kept: list[bytearray] = []
+
+    def take(self, nbytes: int) -> bytearray:
+        """Return ``nbytes`` of memory with whatever was in it."""
+        for place in self._kept:
+            if len(place) == nbytes and _is_unused(place):
+                return place
+        place = bytearray(nbytes + 1)
+        place.pop()  # Leaves room for the byte that _is_unused appends.
+        if len(self._kept) >= PLACES_MAX:
+            del self._kept[0]
+        self._kept.append(place)
+        return place
+
+
+def _is_unused(place: bytearray) -> bool:
+    """Tell whether no view of a bytearray exists: only then Python lets its size change."""
+    try:
+        place.append(0)
+    except BufferError:
+        return False
+    place.pop()
+    return True

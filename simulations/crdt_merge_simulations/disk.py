@@ -284,6 +284,9 @@ class SimulatedFile:
         _resize(self._node.data, nbytes)
         self._node.pending.append((nbytes, None))
 
+    def begin_sync(self, offset: int, nbytes: int) -> None:
+        """Do nothing: when the disk begins is up to it."""
+
     def sync(self) -> None:
         """Make the contents durable; not the name."""
         self._disk.tick("sync", self._path)

@@ -200,6 +200,7 @@ class Partial:
         assert self._file is not None
         with self._ports.health.writing(self.path):
             self._file.write_at(offset, chunk)
+            self._file.begin_sync(offset, len(chunk))
         self._unsynced += len(chunk)
         if self._unsynced >= SYNC_BYTES:
             self._sync()

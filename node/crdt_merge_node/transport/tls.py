@@ -287,11 +287,11 @@ class TlsPump(asyncio.BufferedProtocol):
 
     def _decrypt(self, view: memoryview) -> tuple[int, ssl.SSLError | None]:
         """Return how many bytes of plaintext were put into ``view``, and why there are no more."""
+        read: Any = self._tls.read  # typeshed knows only a bytearray here, and that bytes come back.
         nbytes, room = 0, len(view)
         try:
             while nbytes < room:
-                # typeshed knows only a bytearray here, and says that bytes come back in any case.
-                count: Any = self._tls.read(room - nbytes, cast(bytearray, view[nbytes:]))
+                count = read(room - nbytes, view[nbytes:])
                 if not count:  # close_notify, which OpenSSL reports as an end of file here.
                     return nbytes, ssl.SSLZeroReturnError()
                 nbytes += count
