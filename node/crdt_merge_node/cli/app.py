@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "demo": f"{_CLI}.demo:demo",
     "config": f"{_CLI}.config:config",
     "errors": f"{_CLI}.errors:errors",
+    "fsck": f"{_CLI}.fsck:fsck",
     "version": f"{_CLI}.version:version",
 }
 """In the order in which a newcomer meets them."""
