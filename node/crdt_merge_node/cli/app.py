@@ -21,6 +21,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ca": f"{_CLI}.ca:ca",
     "status": f"{_CLI}.status:status",
     "why": f"{_CLI}.why:why",
+    "events": f"{_CLI}.events:events",
+    "log": f"{_CLI}.log:log",
     "check": f"{_CLI}.check:check",
     "peer": f"{_CLI}.peer:peer",
     "group": f"{_CLI}.group:group",

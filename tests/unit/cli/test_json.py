@@ -18,6 +18,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "status/1": ("status",),
     "why/1": ("why",),
     "invite/1": ("invite",),
+    "events/1": ("events",),
+    "log-level/1": ("log", "level", "debug"),
     "peer-list/1": ("peer", "list"),
     "peer-block/1": ("peer", "block", "beta"),
     "peer-unblock/1": ("peer", "unblock", "beta"),
@@ -44,7 +46,7 @@ LINES: dict[str, tuple[str, ...]] = {
 def _paths(value: Any, prefix: str = "") -> set[str]:
     """Return the paths of all leaves with their JSON types; ``[]`` is any element, ``*`` any key of a map."""
     if isinstance(value, dict):
-        is_map = prefix.endswith((".params", ".meta"))
+        is_map = prefix.endswith((".params", ".meta", ".fields", ".numbers"))
         parts = [_paths(item, f"{prefix}.{'*' if is_map else key}") for key, item in value.items()]
         return set().union(*parts) if parts else {f"{prefix}: object"}
     if isinstance(value, list):
