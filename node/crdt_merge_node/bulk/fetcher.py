@@ -15,23 +15,21 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Executor, Future
-from typing import Any, Final, TypeVar
+from concurrent.futures import Executor
+from typing import Any, Final
 
-from crdt_merge_protocol.blobs import blob_digest, blob_digest_of, chunk_count
+from crdt_merge_protocol.blobs import blob_digest_of
 from crdt_merge_protocol.errors import LimitExceededError, MalformedMessageError
 from crdt_merge_protocol.fetch import Item, ItemKind, RandomLike
-from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, FETCH_BYTES_MAX, INLINE_BLOB_BYTES_MAX
+from crdt_merge_protocol.limits import BLOB_BYTES_MAX, FETCH_BYTES_MAX
 
 from crdt_merge_node.errors import FullError
 from crdt_merge_node.telemetry.logging import get_logger
 
 from .exchange import Exchange
-from .landing import Landing, check_size, is_stored, known_digests, proves_size, store_chunk
+from .pickup import NothingYetError, Pickup
 from .ports import BlobStoreLike, ClockLike, ConnectionLike
-from .wants import Land, Missing, Progress, Stage, Step, Want
-
-T = TypeVar("T")
+from .wants import Missing, Progress, Stage, Want
 
 log = get_logger(__name__)
 
@@ -40,8 +38,6 @@ ACTIVE_BYTES: Final = 2 * FETCH_BYTES_MAX
 """Further wants become active while less than this is missing of those that are."""
 QUEUE_CHOICE: Final = 32
 """The next want is a random one of so many: nodes that fetch the same set then hold different parts early."""
-OBJECT_GUESS_BYTES: Final = 256 * 1024
-DIGEST_BYTES: Final = 32
 PARK_RETRY_S: Final = 1.0
 PARK_RETRY_S_MAX: Final = 15.0
 FULL_RETRY_S: Final = 30.0
@@ -49,10 +45,6 @@ NO_PROGRESS_S: Final = 3.0
 """A want that nobody advances for this long makes room for others."""
 LINK_IDLE_S: Final = 15.0
 """A handshake costs a few milliseconds on both sides, an idle link memory and now and then a ping."""
-
-
-class _NothingYetError(Exception):
-    """Parked with nothing on disk: begin again instead of keeping a file open."""
 
 
 class Fetcher:
@@ -77,11 +69,9 @@ class Fetcher:
             open: Opens a bulk connection to a peer, on which nothing has been read yet.
             executor: For what blocks: disk and hashing. Default: the loop's.
         """
-        self._blobs = blobs
         self._peers = peers
         self._clock = clock
         self._rng = rng
-        self._executor = executor
         self._exchange = Exchange(
             node=node,
             open_connection=open,
@@ -90,11 +80,11 @@ class Fetcher:
             executor=executor,
             on_change=self._pump_soon,
         )
+        self._pickup = Pickup(blobs, self._exchange, executor)
         self._wants: dict[Item, Want] = {}
         self._queues: dict[ItemKind, deque[Want]] = {ItemKind.OBJECT: deque(), ItemKind.BLOB: deque()}
         self._active: dict[Want, None] = {}
         self._parked: dict[Want, None] = {}
-        self._owners: dict[Step, Want] = {}
         self._ending: dict[Item, asyncio.Task[Any]] = {}
         """Wants that were given up and still have a file open."""
         self._next_retry = math.inf
@@ -315,13 +305,11 @@ class Fetcher:
             if step.has_advanced:
                 step.has_advanced, want.retry_s = False, PARK_RETRY_S
             if step.count > 1 and not step.present and not step.done.done():
-                step.done.set_exception(_NothingYetError())
+                step.done.set_exception(NothingYetError())
         want.retry_at = now + (want.retry_s if retry_s is None else retry_s)
         want.retry_s = min(PARK_RETRY_S_MAX, want.retry_s * 2)
         self._next_retry = min(self._next_retry, want.retry_at)
         self._pump_soon()  # There is room for another.
-
-    # --- the steps of a want ------------------------------------------------------------------------------
 
     async def _fetch(self, want: Want) -> Any:
         began = self._clock.monotonic()
@@ -330,114 +318,17 @@ class Fetcher:
         while True:
             try:
                 if want.key.kind is ItemKind.OBJECT:
-                    return await self._fetch_object(want)
-                await self._fetch_blob(want)
+                    return await self._pickup.take_object(want)
+                await self._pickup.take_blob(want)
             except FullError as error:
                 self._park(want, str(error), now=self._clock.monotonic(), retry_s=FULL_RETRY_S)
-            except _NothingYetError:
+            except NothingYetError:
                 pass
             else:
                 duration_s = self._clock.monotonic() - began
                 log.debug("blob.fetched", blob=want.key.id, bytes=want.nbytes, duration_s=duration_s)
                 return None
             await want.is_admitted.wait()
-
-    async def _fetch_object(self, want: Want) -> bytes:
-        object_id = want.key.id
-        data = None
-        if self._blobs.has_object(object_id):
-            data = await self._in_executor(self._blobs.get_object, object_id)
-        if data is None:
-            data = bytes(await self._take_one(want, want.key, OBJECT_GUESS_BYTES, want.verify))
-            await _durable(self._blobs.put_object_soon(object_id, data))
-        return data
-
-    async def _fetch_blob(self, want: Want) -> None:
-        digest, nbytes = want.key.id, want.nbytes
-        if is_stored(self._blobs, digest, nbytes):
-            return
-        if nbytes == 0:
-            if blob_digest(0, ()) != digest:
-                raise MalformedMessageError(
-                    f"blob {digest.hex()[:12]} is not empty, as a manifest says it is."
-                )
-            await _durable(self._blobs.put_inline_soon(digest, b""))
-        elif nbytes <= CHUNK_BYTES:
-            data = await self._take_one(want, want.key, nbytes, want.verify)
-            if len(data) <= INLINE_BLOB_BYTES_MAX:
-                # No thread waits for each: those that come together share a transaction.
-                await _durable(self._blobs.put_inline_soon(digest, bytes(data)))
-            else:
-                await self._in_executor(store_chunk, self._blobs, digest, data)
-        else:
-            await self._fetch_chunks(want)
-
-    async def _fetch_chunks(self, want: Want) -> None:
-        digest, nbytes = want.key.id, want.nbytes
-        digests = known_digests(self._blobs, digest, nbytes)
-        if digests is None:
-            found = await self._take_one(
-                want,
-                Item(ItemKind.CHUNK_LIST, digest),
-                DIGEST_BYTES * chunk_count(nbytes),
-                lambda answer: proves_size(digest, answer.nbytes, answer.digests),
-            )
-            check_size(digest, claimed=nbytes, actual=found.nbytes)
-            digests = found.digests
-        landing = await self._in_executor(Landing.begin, self._blobs, digest, nbytes, digests)
-        try:
-            await self._take(
-                want, want.key, nbytes, landing.write, count=len(digests), present=landing.present
-            )
-            await self._in_executor(landing.finish)
-        finally:
-            # In the executor, since a write may still hold the file when the want was cancelled.
-            await asyncio.gather(self._in_executor(landing.abandon), return_exceptions=True)
-
-    async def _take_one(self, want: Want, item: Item, nbytes: int, verify: Callable[[Any], bool]) -> Any:
-        """Return the single piece of an item, verified."""
-        found: list[Any] = []
-
-        def land(pieces: list[tuple[int, Any]]) -> list[tuple[int, ...] | None]:
-            right = [verify(value) for _, value in pieces]
-            found.extend(value for (_, value), is_right in zip(pieces, right, strict=True) if is_right)
-            return [(0,) if is_right else None for is_right in right]
-
-        await self._take(want, item, nbytes, land)
-        return found[0]
-
-    async def _take(
-        self, want: Want, item: Item, nbytes: int, land: Land, *, count: int = 1, present: int = 0
-    ) -> None:
-        """Return once all pieces of an item have landed."""
-        if present == (1 << count) - 1:
-            return
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        step = Step(
-            item=item,
-            nbytes=nbytes,
-            count=count,
-            present=present,
-            land=land,
-            done=done,
-            likely=want.likely,
-        )
-        want.step = step
-        self._owners[step] = want
-        try:
-            if want.stage is Stage.ACTIVE:
-                self._exchange.enter(step)
-            await done
-        finally:
-            want.step = None
-            del self._owners[step]
-            self._exchange.leave(step)
-            if step.lander is not None:
-                # The thread that writes cannot be cancelled, and the file must not change under it.
-                await asyncio.gather(step.lander, return_exceptions=True)
-
-    async def _in_executor(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     # --- driving ------------------------------------------------------------------------------------------
 
@@ -456,11 +347,13 @@ class Fetcher:
         self._admit(now)
         wakeup = self._exchange.turn(now=now)
         for step in self._exchange.stuck(now=now):
-            self._park(self._owners[step], self._exchange.describe_stuck(now=now), now=now)
+            self._park(self._pickup.owners[step], self._exchange.describe_stuck(now=now), now=now)
         if any(self._queues.values()):
             for step in self._exchange.idle(now=now, idle_s=NO_PROGRESS_S):
                 self._park(
-                    self._owners[step], "the peers that have a part of it wait for the rest too", now=now
+                    self._pickup.owners[step],
+                    "the peers that have a part of it wait for the rest too",
+                    now=now,
                 )
         self._close_idle(now)
         self._arm(now, wakeup)
@@ -485,11 +378,3 @@ class Fetcher:
             times.append(self._idle_since + LINK_IDLE_S)
         if times:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, min(times) - now), self._pump_soon)
-
-
-async def _durable(stored: Future[None]) -> None:
-    """Return once something is stored."""
-    if stored.done():
-        stored.result()
-    else:
-        await asyncio.wrap_future(stored)
