@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from crdt_merge_protocol.errors import CrdtMergeError
+from crdt_merge_protocol.limits import NAME_CHARS_MAX
+
+SHOWN_CHARS: Final = 64
+"""Of text that is too long to be a name."""
 
 
 class ConfigError(CrdtMergeError):
@@ -136,8 +141,17 @@ class AlreadyRunningError(ControlError):
     exit_code = 73
 
 
+def quoted(text: str) -> str:
+    """Return what somebody gave for a name, in quotes, for a message: shortened where it can be none."""
+    return (
+        f'"{text}"' if len(text) <= NAME_CHARS_MAX else f'"{text[:SHOWN_CHARS]}…" of {len(text)} characters'
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean "…"?`` for the most similar of ``known``, or nothing if none is similar."""
+    if len(word) > NAME_CHARS_MAX:
+        return ""  # Comparing costs time and memory that grow with it, and nothing is like it.
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f'Did you mean "{close[0]}"?' if close else ""
 

@@ -29,7 +29,7 @@ from crdt_merge_node.background import finish
 from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
 from crdt_merge_node.contents import ID_BYTES, MODEL, GroupContents, write_payload
 from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Placement, Progress
-from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean
+from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean, quoted
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
 from crdt_merge_node.resolve import describe_file, read_artefact_file

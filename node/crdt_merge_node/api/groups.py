@@ -29,7 +29,7 @@ from crdt_merge_node.control.model import (
     PolicyInfo,
     Progress,
 )
-from crdt_merge_node.errors import InvalidRequestError
+from crdt_merge_node.errors import InvalidRequestError, quoted
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
@@ -138,7 +138,7 @@ async def create_group(
     """Create a group of which this node is the one admin."""
     if not is_name(name):
         raise InvalidRequestError(
-            f'"{name}" is no name of a group.',
+            f"{quoted(name)} is no name of a group.",
             hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
         )
     if base_path is None and like_path is None:

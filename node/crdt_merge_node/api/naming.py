@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from crdt_merge_node.errors import AmbiguousNameError, NotFoundError, did_you_mean
+from crdt_merge_node.errors import AmbiguousNameError, NotFoundError, did_you_mean, quoted
 from crdt_merge_node.services import Services
 
 PREFIX_DIGITS_MIN = 4
@@ -33,10 +33,10 @@ def find(text: str, names: Mapping[bytes, str], *, what: str, listing: str) -> b
     if not found:
         known = [name for name in names.values() if name]
         hint = did_you_mean(text, known) or f"`{listing}` shows what there is."
-        raise NotFoundError(f'there is no {what} "{text}".', hint=hint)
+        raise NotFoundError(f"there is no {what} {quoted(text)}.", hint=hint)
     ids = ", ".join(sorted(key.hex()[:12] for key in found))
     raise AmbiguousNameError(
-        f'"{text}" is {len(found)} {what}s: {ids}.', hint="Name one by more digits of its id."
+        f"{quoted(text)} is {len(found)} {what}s: {ids}.", hint="Name one by more digits of its id."
     )
 
 
