@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "events": f"{_CLI}.events:events",
     "log": f"{_CLI}.log:log",
     "check": f"{_CLI}.check:check",
+    "doctor": f"{_CLI}.doctor:doctor",
     "peer": f"{_CLI}.peer:peer",
     "group": f"{_CLI}.group:group",
     "policy": f"{_CLI}.policy:policy",
@@ -35,9 +36,11 @@ COMMANDS: Final[Mapping[str, str]] = {
     "strategy": f"{_CLI}.strategy:strategy",
     "dev": f"{_CLI}.dev:dev",
     "demo": f"{_CLI}.demo:demo",
+    "bundle": f"{_CLI}.bundle:bundle",
     "config": f"{_CLI}.config:config",
     "errors": f"{_CLI}.errors:errors",
     "fsck": f"{_CLI}.fsck:fsck",
+    "completion": f"{_CLI}.completion:completion",
     "version": f"{_CLI}.version:version",
 }
 """In the order in which a newcomer meets them."""

@@ -27,6 +27,7 @@ FLAGS: Final[Mapping[str, str]] = {
     "listen.port": "--port",
     "listen.advertise": "--advertise",
     "peers.seeds": "--seed",
+    "http.port": "--http-port",
     "log.level": "--log-level",
     "log.format": "--log-format",
 }
