@@ -259,27 +259,43 @@ def crumb_differences(context: MergeContext, state: CrumbState, block: Block) ->
     return write
 
 
-def top_of_rows(magnitudes: Float64Array, count: int) -> npt.NDArray[np.bool_]:
-    """Return which elements are the ``count`` largest of their row, of equal ones the first.
+def top_of_rows(magnitudes: Float64Array, *counts: int) -> list[npt.NDArray[np.bool_]]:
+    """Return, per count, which elements are so many of the largest of their row, of equal ones the first.
 
     Args:
         magnitudes: ``(rows, n)`` float64, not negative.
+        counts: How many.
 
     Returns:
-        ``(rows, n)`` bool, exactly ``count`` true in each row.
+        ``(rows, n)`` bool each, exactly ``count`` true in each row.
     """
     width = magnitudes.shape[1]
-    if not 0 < count < width:
-        return np.full(magnitudes.shape, count > 0)
-    place = width - count
-    threshold = np.partition(magnitudes, place, axis=1)[:, place, None]
-    is_top: npt.NDArray[np.bool_] = magnitudes > threshold
-    is_equal = magnitudes == threshold
-    missing = count - np.count_nonzero(is_top, axis=1)
-    tied = np.flatnonzero(np.count_nonzero(is_equal, axis=1) != missing)
+    thresholds: dict[int, Float64Array] = {}
+    rest, first = (
+        magnitudes.view(np.int64),
+        0,
+    )  # What is not negative orders like its bits, which part sooner.
+    for place in sorted({width - count for count in counts if 0 < count < width}):
+        rest = np.partition(rest, place - first, axis=1)[:, place - first :]
+        first = place
+        thresholds[width - place] = np.ascontiguousarray(rest[:, :1]).view(np.float64)
+    return [
+        _above(magnitudes, thresholds[count], count)
+        if count in thresholds
+        else np.full(magnitudes.shape, count > 0)
+        for count in counts
+    ]
+
+
+def _above(magnitudes: Float64Array, threshold: Float64Array, count: int) -> npt.NDArray[np.bool_]:
+    """Return which elements are at least the threshold of their row, of equal ones so that ``count`` are."""
+    is_top: npt.NDArray[np.bool_] = magnitudes >= threshold
+    tied = np.flatnonzero(is_top.sum(axis=1, dtype=np.int32) != count)
     if tied.size:
-        is_equal[tied] &= np.cumsum(is_equal[tied], axis=1) <= missing[tied, None]
-    is_top |= is_equal
+        is_larger = magnitudes[tied] > threshold[tied]
+        is_equal = is_top[tied] & ~is_larger
+        missing = count - np.count_nonzero(is_larger, axis=1)
+        is_top[tied] = is_larger | (is_equal & (np.cumsum(is_equal, axis=1) <= missing[:, None]))
     return is_top
 
 
@@ -295,10 +311,9 @@ def _row_mask(context: MergeContext, block: Block, contribution: int) -> npt.NDA
     values, base = block.inputs[contribution].reshape(-1, width), block.base.reshape(-1, width)
     mask = out.reshape(-1, width)
     for part in row_chunks(mask.shape[0], width):
-        magnitudes = np.abs(values[part] - base[part])
-        mask[part] = top_of_rows(magnitudes, both)
-        if removed:
-            mask[part] &= ~top_of_rows(magnitudes, removed)
+        difference = np.subtract(values[part], base[part])
+        top, outliers = top_of_rows(np.abs(difference, out=difference), both, removed)
+        np.greater(top, outliers, out=mask[part])  # Outliers are at the top.
     return out
 
 

@@ -25,7 +25,7 @@ from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import MERGEKIT, Parameter, Value, possible, profile_parameter
 from .randomness import uniform
 from .reductions import tree_sum
-from .rows import row_chunks, row_length, row_sums
+from .rows import order_of_rows, row_chunks, row_length, row_sums
 from .task_vectors import LAMBDA
 from .ties import ELECTION_PARAMETERS, SignElection, Stage
 from .trimming import Differences, ElectionState, voters
@@ -276,8 +276,9 @@ def prune(strategy: str, context: MergeContext, block: Block, contribution: int)
     for part in row_chunks(matrix.shape[0], width):
         rows = matrix[part]
         keep = np.empty_like(rows)
-        order = np.argsort(np.abs(rows), axis=1, kind="stable")
-        np.put_along_axis(keep, order, np.broadcast_to(by_rank, rows.shape), axis=1)
+        order = order_of_rows(np.abs(rows))
+        order += np.arange(len(rows))[:, None] * width
+        keep.reshape(-1)[order] = by_rank
         kept = draws[part] < keep
         rows *= kept
         if is_divided:

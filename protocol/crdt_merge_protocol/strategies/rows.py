@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from .contract import LEAF_ELEMENTS, Float64Array
 from .kernels import CHUNK_ELEMENTS
@@ -32,6 +33,26 @@ def row_sums(matrix: Float64Array) -> Float64Array:
         total = total[:, :half] + total[:, half : 2 * half]
     sums: Float64Array = total[:, 0].copy()
     return sums
+
+
+def order_of_rows(magnitudes: Float64Array) -> npt.NDArray[np.int64]:
+    """Return what ``np.argsort(magnitudes, axis=1, kind="stable")`` does, mostly in a quarter of the time.
+
+    The bits of what is not negative order like the numbers. Where the last bits of a row are zero, as those
+    of differences of float32 are, they have room for the positions, and numbers sort faster than they rank.
+
+    Args:
+        magnitudes: ``(rows, columns)`` float64, not negative.
+    """
+    low = (1 << max(magnitudes.shape[1] - 1, 0).bit_length()) - 1
+    keys = magnitudes.view(np.int64)
+    crowded = np.flatnonzero(np.bitwise_or.reduce(keys, axis=1) & low)
+    packed: npt.NDArray[np.int64] = keys | np.arange(magnitudes.shape[1])
+    packed.sort(axis=1)
+    packed &= low
+    if crowded.size:
+        packed[crowded] = np.argsort(magnitudes[crowded], axis=1, kind="stable")
+    return packed
 
 
 def row_products(first: Float64Array, second: Float64Array) -> Float64Array:

@@ -11,6 +11,7 @@ from crdt_merge_protocol.strategies.magnitude_sampling import keep_probabilities
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get
+from crdt_merge_protocol.strategies.rows import order_of_rows
 from support import vectors
 
 RNG = np.random.default_rng(17)
@@ -260,3 +261,14 @@ def test_densities_and_windows_may_differ_by_tensor_and_contribution(strategy):
     assert out["m"].tobytes() == plain["m"].tobytes()
     assert out["v"].tolist() == BASE["v"].tolist()
     np.testing.assert_allclose(out["conv"], MODELS[0]["conv"], rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 1_000])
+def test_rows_are_ranked_as_a_stable_sort_does(dtype, width):
+    """Differences of float32 take the short way, float64 the long one, ties and zeros both."""
+    values = np.abs(np.subtract(*RNG.standard_normal((2, 20, width)).astype(dtype).astype(float)))
+    values[:, : width // 2] = np.round(values[:, : width // 2], 1).astype(dtype)
+    values[0] = 0.0
+
+    assert np.array_equal(order_of_rows(values), np.argsort(values, axis=1, kind="stable"))
