@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from crdt_merge_node.api import LocalNode
 from crdt_merge_node.api.naming import find_group
@@ -17,6 +16,7 @@ from crdt_merge_node.documents import document
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError
 from crdt_merge_node.report.kept import read_kept
 from crdt_merge_node.services import Services
+from crdt_merge_node.telemetry.metrics import CONTENT_TYPE, render
 
 from . import health
 from .history import History
@@ -29,10 +29,8 @@ Asked: TypeAlias = Callable[[Request], Awaitable[Mapping[str, Any]]]
 INDEX: Final = "index.html"
 
 
-def application(
-    services: Services, api: LocalNode, history: History, more: Sequence[Route] = ()
-) -> Starlette:
-    """Return what answers requests to a running node."""
+def application(services: Services, api: LocalNode, history: History) -> Router:
+    """Return what answers requests to a running node; errors leave it as exceptions."""
     documents = {
         "status": _status(api),
         "why": _why(api),
@@ -55,13 +53,16 @@ def application(
         found = health.readiness(services)
         return json_response(found, status=200 if found["is_ready"] else 503)
 
+    async def metrics(_request: Request) -> Response:
+        return Response(render(services), headers={"content-type": CONTENT_TYPE})
+
     routes += [
+        _route("/metrics", metrics),
         _route("/api/events", event_stream(services)),
         _route("/healthz", healthz),
         _route("/readyz", readyz),
-        *more,
     ]
-    return Starlette(routes=[*routes, _route("/{name:path}", _file)])
+    return Router([*routes, _route("/{name:path}", _file)], redirect_slashes=False)
 
 
 async def _file(request: Request) -> Response:

@@ -23,6 +23,8 @@ from crdt_merge_node.errors import ControlError, InvalidRequestError
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.events import LEVELS
 
+from .guard import RefusalError
+
 HEARTBEAT_S: Final = 15.0
 STREAMS_MAX: Final = 16
 """At a time: each is a line that stays open."""
@@ -45,9 +47,8 @@ def event_stream(services: Services) -> Callable[[Request], Awaitable[Response]]
         if request.method == "HEAD":
             return Response(media_type=_KIND)
         if readers >= STREAMS_MAX:
-            raise ControlError(
-                f"{STREAMS_MAX} readers follow the events already.", hint="Close one, or use the CLI."
-            )
+            message = f"{STREAMS_MAX} readers follow the events already."
+            raise RefusalError(503, ControlError(message, hint="Close one, or use the CLI."))
         found = services.events.follow(after=after, last=LAST, level=level)
         return StreamingResponse(counted(frames(found)), media_type=_KIND)
 

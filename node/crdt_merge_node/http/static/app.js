@@ -89,7 +89,7 @@ function answered(status) {
       ["version", status.version],
       ["up", age(status.now, status.started)],
     ]),
-    h("p", {}, "Read-only. `crdt-merge-node` changes things."),
+    h("p", {}, "Read-only: ", h("code", {}, "crdt-merge-node"), " changes things."),
   ]);
 }
 

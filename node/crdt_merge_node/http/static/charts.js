@@ -5,11 +5,15 @@ import { h } from "./dom.js";
 import { grouped, size } from "./format.js";
 
 const HEIGHT = 120;
+// Steps of an axis: whole numbers, and for bytes powers of two, so that the labels are round.
+const STEPS = Array.from({ length: 13 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
+const BYTE_STEPS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 
 const CHARTS = [
   { key: "operations", title: "Operations", format: grouped, lines: [["stored", "ink-1", (now) => now.operations]] },
   {
     key: "traffic",
+    isBytes: true,
     title: "On the wire",
     format: (value) => `${size(value)}/s`,
     lines: [
@@ -17,7 +21,7 @@ const CHARTS = [
       ["out", "ink-2", (now, before) => rate(now, before, "bytes_out")],
     ],
   },
-  { key: "missing", title: "Missing bytes", format: size, lines: [["missing", "ink-3", (now) => now.missing_bytes]] },
+  { key: "missing", isBytes: true, title: "Missing bytes", format: size, lines: [["missing", "ink-3", (now) => now.missing_bytes]] },
   { key: "peers", title: "Connected peers", format: grouped, lines: [["peers", "ink-1", (now) => now.peers]] },
 ];
 
@@ -144,16 +148,19 @@ function options(chart, canvas) {
         font,
         grid,
         ticks: { show: false },
+        incrs: chart.isBytes ? BYTE_STEPS : STEPS,
         size: 62,
         space: 34,
-        values: (_plot, values) => values.map((value) => (Number.isInteger(value) || value >= 10 ? chart.format(value) : "")),
+        values: (_plot, values) => values.map(chart.format),
       },
     ],
   };
 }
 
 function times(_plot, values) {
-  return values.map((value) => new Date(value * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false }));
+  const isClose = values.length > 1 && values[1] - values[0] < 60;
+  const parts = { hour: "2-digit", minute: "2-digit", second: isClose ? "2-digit" : undefined, hour12: false };
+  return values.map((value) => new Date(value * 1000).toLocaleTimeString([], parts));
 }
 
 /** From nothing up: a flat line must not look like a mountain. */

@@ -33,11 +33,14 @@ let chosen = "";
 let observer = null;
 
 export const graph = {
-  legend() {
+  /** The key to what occurs, and no more. */
+  legend(peers) {
+    const words = Object.keys(WORDS).filter((word) => peers.some((peer) => peer.state === word));
     return h("ul", { role: "list" },
-      Object.entries(WORDS).map(([word, text]) => h("li", { class: `key key-${word}` }, text)),
-      h("li", { class: "key key-connected" }, "whole line: connected"),
-      h("li", { class: "key key-apart" }, "dotted line: not connected"),
+      h("li", { class: "key key-self", "data-key": "self" }, "this node"),
+      words.map((word) => h("li", { class: `key key-${word}`, "data-key": word }, WORDS[word])),
+      peers.some((peer) => peer.direction) && h("li", { class: "key key-connected", "data-key": "connected" }, "whole line: connected"),
+      peers.some((peer) => !peer.direction) && h("li", { class: "key key-apart", "data-key": "apart" }, "dotted line: not connected"),
     );
   },
 
@@ -93,12 +96,13 @@ function build() {
 }
 
 function update() {
-  const shown = [...last.peers].sort((a, b) => ring(b) - ring(a) || (a.id < b.id ? -1 : 1)).slice(0, DRAWN_MAX);
+  const shown = [...last.peers].sort((a, b) => !a.direction - !b.direction || (a.id < b.id ? -1 : 1)).slice(0, DRAWN_MAX);
   const wanted = new Map();
-  wanted.set(last.node, { id: last.node, label: `${last.name || short(last.node)}\nthis node`, ring: 3, kind: "self" });
-  for (const peer of shown) {
-    wanted.set(peer.id, { id: peer.id, label: `${peer.name || short(peer.id)}\n${peer.state}`, ring: ring(peer), kind: peer.state });
-  }
+  wanted.set(last.node, { id: last.node, label: `${last.name || short(last.node)}\nthis node`, kind: "self" });
+  shown.forEach((peer, order) => {
+    const label = `${peer.name || short(peer.id)}\n${peer.state}`;
+    wanted.set(peer.id, { id: peer.id, label, order, isNear: Boolean(peer.direction), kind: peer.state });
+  });
   cy.batch(() => {
     cy.nodes().forEach((node) => {
       if (!wanted.has(node.id())) node.remove();
@@ -110,7 +114,7 @@ function update() {
     }
   });
   graph.choose(chosen);
-  const now = [...wanted.values()].map((one) => `${one.id}${one.ring}`).sort().join();
+  const now = [...wanted.values()].map((one) => `${one.id}${one.isNear}`).sort().join();
   if (now !== members) {
     members = now;
     arrange();
@@ -127,25 +131,23 @@ function put(element, kind) {
   if (element.group === "nodes") present.data(element.data);
 }
 
-function ring(peer) {
-  return peer.direction ? 2 : 1;
-}
-
+/** This node in the middle, the others evenly around it, so that no line runs through a node. */
 function arrange() {
-  cy.layout({
-    name: "concentric",
-    animate: false,
-    padding: 28,
-    minNodeSpacing: 64,
-    startAngle: -Math.PI / 2,
-    concentric: (node) => node.data("ring"),
-    levelWidth: () => 1,
-  }).run();
+  const others = cy.nodes().filter((node) => node.id() !== last.node).sort((a, b) => a.data("order") - b.data("order"));
+  const wide = Math.min(Math.max(container.clientWidth / container.clientHeight, 1), 2.2);
+  const radius = Math.max(105, (others.length * 62) / (2 * Math.PI));
+  const places = new Map([[last.node, { x: 0, y: 0 }]]);
+  others.forEach((node, i) => {
+    const angle = Math.PI + (2 * Math.PI * i) / others.length;
+    const reach = radius * (node.data("isNear") ? 1 : 1.3);
+    places.set(node.id(), { x: reach * wide * Math.cos(angle), y: reach * Math.sin(angle) });
+  });
+  cy.layout({ name: "preset", positions: (node) => places.get(node.id()), fit: true, padding: 34 }).run();
 }
 
 function look() {
   const ink = colour("ink");
-  const page = colour("page");
+  const panel = colour("panel");
   const quiet = colour("quiet");
   const states = Object.entries(SHAPES).map(([word, [shape, border, name]]) => ({
     selector: `node.${word}`,
@@ -159,8 +161,8 @@ function look() {
         "text-wrap": "wrap",
         "text-valign": "bottom",
         "text-margin-y": 6,
-        "text-background-color": page,
-        "text-background-opacity": 0.8,
+        "text-background-color": panel,
+        "text-background-opacity": 0.9,
         "text-background-padding": 2,
         "font-family": "system-ui, sans-serif",
         "font-size": 12,
@@ -176,7 +178,7 @@ function look() {
     ...states,
     {
       selector: "node.self",
-      style: { shape: "round-rectangle", width: 42, height: 42, "background-color": colour("accent"), "border-color": colour("accent"), "font-weight": 600 },
+      style: { shape: "round-rectangle", width: 34, height: 34, "background-color": colour("accent"), "border-color": colour("accent"), "font-weight": 600 },
     },
     { selector: "node.chosen", style: { "border-width": 5, "border-color": ink, width: 36, height: 36 } },
     { selector: "edge", style: { width: 1.25, "line-color": quiet, "curve-style": "straight", "overlay-opacity": 0 } },

@@ -79,7 +79,7 @@ export const group = {
       h("section", { "data-key": "contributions", "aria-labelledby": "h-contributions" },
         h("h2", { id: "h-contributions" }, "Contributions"),
         contributions.length
-          ? table("Contributions", ["State", "Tag", "Author", "Slot", "Type", "Weight", "Size", "Missing", "Reason"], contributions.map(contributionRow))
+          ? table("Contributions", ["State", "Tag", "Author", "Slot", "Type", number("Weight"), number("Size"), number("Missing"), "Reason"], contributions.map(contributionRow))
           : h("p", { class: "quiet" }, "no contributions: `contribution add` makes one"),
       ),
       h("section", { "data-key": "resolve", "aria-labelledby": "h-resolve" },
@@ -155,7 +155,7 @@ function rootsTable(roots, status) {
       one.is_connected ? "connected" : "not connected",
     ],
   }));
-  return table("Roots", ["Node", "Root", "Operations", "Compared", ""], [{ key: status.node, cells: own }, ...rows]);
+  return table("Roots", ["Node", "Root", number("Operations"), "Compared", ""], [{ key: status.node, cells: own }, ...rows]);
 }
 
 function lastResolve(kept, info, contributions) {
@@ -167,7 +167,8 @@ function lastResolve(kept, info, contributions) {
   return h("div", {},
     facts([
       ["when", `${day(when)}, in ${duration(resolve.duration_s)}`],
-      ["is it current", isCurrent ? state("yes: the group would resolve to the same bytes now", "good", "●") : state("no: the group or its policy changed since, or something was left out", "calm", "○")],
+      ["is it current", h("span", {}, isCurrent ? state("yes", "good", "●") : state("no", "calm", "○"),
+        isCurrent ? ": the group would resolve to the same bytes now" : ": the group or its policy changed since, or something was left out")],
       ["file", `${resolve.path}, ${size(resolve.nbytes)}`],
       ["output digest", id(resolve.output_digest, 64)],
       ["strategy", `${resolve.effective_strategy || resolve.strategy} ${resolve.strategy_version}`],

@@ -51,7 +51,7 @@ export const overview = {
 
 function sentence(groups, waiting) {
   if (!groups.length) return "It knows no group yet.";
-  if (!waiting.length) return `${groups.length === 1 ? "Its one group is" : `All ${groups.length} groups are`} converged.`;
+  if (!waiting.length) return `${["", "Its one group is", "Both groups are"][groups.length] ?? `All ${groups.length} groups are`} converged.`;
   const names = waiting.map((one) => one.name).join(", ");
   return `${waiting.length} of ${count(groups.length, "group")} not converged: ${names}.`;
 }
@@ -103,9 +103,15 @@ export function reason(one, now, position) {
     facts([
       ["missing", shown.length ? h("span", {}, shown, rest > 0 ? `and ${rest} more` : "") : ""],
       ["waits", one.waiting],
-      ["remedy", one.remedy && h("span", { class: "remedy" }, one.remedy)],
+      ["remedy", remedy(one.remedy)],
     ]),
   );
+}
+
+/** The commands in a remedy set apart from its words. */
+function remedy(text) {
+  const [, before, command] = text.match(/^(.*?)(crdt-merge-node .*)?$/s);
+  return text && h("span", {}, before, command && h("code", { class: "remedy" }, command));
 }
 
 function nodeFacts(status) {

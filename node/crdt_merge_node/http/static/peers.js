@@ -1,11 +1,12 @@
 // Who is there and how this node stands with each: as a graph, and as a table that says the same.
 
 import { h, id, table } from "./dom.js";
-import { age, size } from "./format.js";
+import { age } from "./format.js";
 import { graph } from "./graph.js";
 import { byState, peerState, peersText, yesNo } from "./words.js";
 
-const HEADS = ["State", "View", "Peer", "Name", "Address", "Direction", "Since", "Sync", "Converged", "In", "Out", "Reason"];
+const number = (text) => ({ cell: text, attributes: { class: "number" } });
+const HEADS = ["State", "View", "Peer", "Name", "Address", "Direction", number("Since"), number("Sync"), "Converged", "Reason"];
 let chosen = "";
 
 export const peers = {
@@ -23,7 +24,7 @@ export const peers = {
       ),
       h("section", { "data-key": "graph", class: "graph-box", "aria-label": "Graph" },
         h("div", { class: "graph", "data-keep": "graph", role: "img", "aria-label": "This node and its peers as a graph; the table below says the same." }),
-        h("div", { class: "legend" }, graph.legend()),
+        h("div", { class: "legend" }, graph.legend(found)),
       ),
       h("section", { "data-key": "table", "aria-label": "Table" },
         found.length ? h("p", { class: "quiet small" }, "Arrow keys move from row to row and show the peer in the graph.") : null,
@@ -61,14 +62,10 @@ function row(peer, now, position, all) {
       number(age(now, peer.since)),
       number(age(now, peer.last_sync)),
       yesNo(peer.is_converged),
-      number(size(peer.bytes_in)),
-      number(size(peer.bytes_out)),
       h("span", { class: "reason" }, peer.state !== "alive" ? peer.last_error : ""),
     ],
   };
 }
-
-const number = (text) => ({ cell: text, attributes: { class: "number" } });
 
 function choose(peer) {
   if (chosen === peer) return;

@@ -1,7 +1,7 @@
 // The command line's words for the same facts (cli/status.py, cli/contribution.py, cli/policy.py).
 
 import { count, params, short, size, weight } from "./format.js";
-import { state } from "./dom.js";
+import { id, state } from "./dom.js";
 
 export const PEER_STATES = ["alive", "suspect", "failed", "known", "left", "blocked"];
 const SEVERITIES = { damage: 0, error: 1, warning: 2 };
@@ -76,7 +76,7 @@ export function policyFacts(policy) {
     ["version", String(policy.version)],
     ["strategy", `${policy.strategy} ${policy.strategy_version}`.trim()],
     ["parameters", params(policy.params)],
-    ["base", policy.base || "none"],
+    ["base", policy.base ? id(policy.base, 64) : "none"],
     ["schema", `${short(policy.schema)}: ${model}`],
     ["output type", policy.dtype || "that of the base, else the widest input"],
     ["weight cap", weight(policy.weight_cap)],
