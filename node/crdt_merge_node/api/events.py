@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import cast
 
 from crdt_merge_node.control.model import EventsMissed, LogEvent, LogLevel
@@ -23,8 +24,9 @@ async def events(
     found = services.events
     level = _known(level or "info")
     if follow:
-        async for event in found.follow(after=after, age_s=age_s, last=last, level=level):
-            yield event
+        async with aclosing(found.follow(after=after, age_s=age_s, last=last, level=level)) as following:
+            async for event in following:
+                yield event
     else:
         for kept in found.read(after=after, age_s=age_s, last=last, level=level):
             yield kept
