@@ -95,6 +95,8 @@ class Network:
         """The ends of all connections that are not lost, by number."""
         self.bytes_sent: dict[int, int] = {}
         """By machine."""
+        self.socket_bytes = 0
+        """What may be under way on a connection beside what its protocol lets wait: TCP's window."""
         self.connects = 0
         self.resets = 0
         self.is_content_traced = True
@@ -256,7 +258,7 @@ class SimulatedTransport(asyncio.Transport):
             self._send(content[:cut])
             content = content[cut:]
         self._send(content)
-        if self._unread > self._high and not self._is_full:
+        if self._unread > self._high + self._network.socket_bytes and not self._is_full:
             self._is_full = True
             assert self.protocol is not None, "nobody writes before connection_made"
             self.protocol.pause_writing()
@@ -359,7 +361,7 @@ class SimulatedTransport(asyncio.Transport):
     def was_read(self, nbytes: int) -> None:
         """Note that the other end has read so much."""
         self._unread -= nbytes
-        if self._is_full and self._unread <= self._high // 4:
+        if self._is_full and self._unread <= self._high // 4 + self._network.socket_bytes:
             self._loop.call_soon(self._resume, context=self._context)
 
     def _resume(self) -> None:
