@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from crdt_merge_protocol.errors import CrdtMergeError, RemoteProtocolError
+from crdt_merge_protocol.errors import CrdtMergeError, LimitExceededError, RemoteProtocolError
+from crdt_merge_protocol.limits import CONTROL_BODY_BYTES_MAX, FRAME_HEADER_BYTES
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Refuse
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
@@ -85,6 +86,9 @@ class Dialogue:
         """Queue what is complete."""
         try:
             messages = self._decoder.feed(data)
+            if self._decoder.buffered_bytes > CONTROL_BODY_BYTES_MAX + FRAME_HEADER_BYTES:
+                # Who is not known yet must not make this node keep more (SCENARIOS T16).
+                raise LimitExceededError("a frame that is longer than any that belongs here")
         except RemoteProtocolError as error:
             self._messages.put_nowait(error)
             self.refuse(error)

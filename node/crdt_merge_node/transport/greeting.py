@@ -16,11 +16,18 @@ from typing import Final
 
 from crdt_merge_protocol.errors import (
     ClusterMismatchError,
+    LimitExceededError,
     MalformedMessageError,
     RemoteProtocolError,
     VersionMismatchError,
 )
-from crdt_merge_protocol.limits import HELLO_TIMEOUT_S, WIRE_VERSION_MAX, WIRE_VERSION_MIN
+from crdt_merge_protocol.limits import (
+    CONTROL_BODY_BYTES_MAX,
+    FRAME_HEADER_BYTES,
+    HELLO_TIMEOUT_S,
+    WIRE_VERSION_MAX,
+    WIRE_VERSION_MIN,
+)
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Hello, Refuse
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
@@ -117,6 +124,8 @@ class Greeting:
             messages = self._decoder.feed(data)
             if messages:
                 self._receive(messages[0], messages[1:])
+            elif self._decoder.buffered_bytes > CONTROL_BODY_BYTES_MAX + FRAME_HEADER_BYTES:
+                raise LimitExceededError("a frame that is longer than any hello, before a hello")
         except RemoteProtocolError as error:
             self._refuse(error)
 
