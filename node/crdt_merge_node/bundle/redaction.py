@@ -74,7 +74,9 @@ class Redactor:
 
     def lines(self, text: str) -> str:
         """Return a log: each line that is a JSON object is treated as one."""
-        return "\n".join(self._line(line) for line in text.splitlines()) + ("\n" if text else "")
+        # A key that was printed stands on several lines.
+        whole = _PRIVATE_PEM.sub("<private key>", text)
+        return "\n".join(self._line(line) for line in whole.splitlines()) + ("\n" if text else "")
 
     def text(self, text: str) -> str:
         """Return ``text`` without secrets, paths and, if asked to, names and addresses."""

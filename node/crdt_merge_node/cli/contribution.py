@@ -15,6 +15,7 @@ from crdt_merge_node.control.model import (
 from crdt_merge_node.errors import NotFoundError
 
 from .app import SuggestingGroup
+from .completing import GROUP
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size, table, weight
 from .progress import follow as watch
@@ -27,7 +28,7 @@ def contribution() -> None:
 
 
 @contribution.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.argument("file", type=MODEL, metavar="PATH")
 @click.option("--type", "kind", default="model", show_default=True, help="Or what kind of artefact PATH is.")
 @click.option("--slot", default="main", show_default=True, help="Replaces what this node has in the slot.")
@@ -88,7 +89,7 @@ def add(
 
 
 @contribution.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.argument("contribution")
 @click.option("-o", "--output", type=PLACE, required=True, help="The file, or the directory, to write.")
 @click.option(
@@ -120,7 +121,7 @@ def get(invocation: Invocation, *, group: str, contribution: str, output: str, p
 
 
 @contribution.command("list")
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @command
 def list_(invocation: Invocation, group: str) -> None:
     """List the contributions of GROUP."""
@@ -133,7 +134,7 @@ def list_(invocation: Invocation, group: str) -> None:
 
 
 @contribution.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.argument("contribution")
 @command
 def show(invocation: Invocation, group: str, contribution: str) -> None:
@@ -167,7 +168,7 @@ def show(invocation: Invocation, group: str, contribution: str) -> None:
 
 
 @contribution.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.argument("target")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @command

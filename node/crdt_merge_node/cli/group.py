@@ -8,6 +8,7 @@ from crdt_merge_protocol.blobs import FLOAT_DTYPES
 from crdt_merge_node.control.model import GroupDetail, GroupInfo
 
 from .app import SuggestingGroup
+from .completing import GROUP
 from .contribution import show_contributions
 from .options import Invocation, command
 from .output import clean, count, facts, note, say, say_json, short, table
@@ -85,7 +86,7 @@ def list_(invocation: Invocation) -> None:
 
 
 @group.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @command
 def show(invocation: Invocation, group: str) -> None:
     """Show GROUP: its roots, its policy and its contributions."""
@@ -98,7 +99,7 @@ def show(invocation: Invocation, group: str) -> None:
 
 
 @group.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.option("--off", is_flag=True, help="Stop fetching; operations are still relayed.")
 @command
 def follow(invocation: Invocation, group: str, off: bool) -> None:

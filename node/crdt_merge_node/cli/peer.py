@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .app import SuggestingGroup
+from .completing import PEER
 from .options import Invocation, command
 from .output import clean, say, say_json, short
 from .status import show_peers
@@ -29,7 +30,7 @@ def list_(invocation: Invocation) -> None:
 
 
 @peer.command()
-@click.argument("peer")
+@click.argument("peer", type=PEER)
 @command
 def block(invocation: Invocation, peer: str) -> None:
     """Disconnect PEER and refuse it until `peer unblock`, also after a restart."""
@@ -42,7 +43,7 @@ def block(invocation: Invocation, peer: str) -> None:
 
 
 @peer.command()
-@click.argument("peer")
+@click.argument("peer", type=PEER)
 @command
 def unblock(invocation: Invocation, peer: str) -> None:
     """Let PEER in again and dial it."""
@@ -55,7 +56,7 @@ def unblock(invocation: Invocation, peer: str) -> None:
 
 
 @peer.command()
-@click.argument("peer")
+@click.argument("peer", type=PEER)
 @command
 def forget(invocation: Invocation, peer: str) -> None:
     """Give up PEER, a node that will not come back: it is not dialled any more and counts as left.

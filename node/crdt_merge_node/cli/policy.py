@@ -11,6 +11,7 @@ from crdt_merge_protocol.blobs import FLOAT_DTYPES
 from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
 
 from .app import SuggestingGroup
+from .completing import GROUP
 from .options import Invocation, command
 from .output import clean, count, facts, note, params, say, say_json, short, size, weight
 from .progress import follow as watch
@@ -23,7 +24,7 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @command
 def show(invocation: Invocation, group: str) -> None:
     """Show the current policy of GROUP."""
@@ -37,7 +38,7 @@ def show(invocation: Invocation, group: str) -> None:
 
 
 @policy.command("set")
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.option("--strategy", help="How contributions are merged.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter; an empty value removes it.")
 @click.option("--base", type=MODEL, help="Base model, a file or shards.")
@@ -80,7 +81,7 @@ def set_(
 
 
 @policy.command("import")
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.argument("file", type=READABLE)
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=CONTRIBUTION", help="Which contribution NAME is."

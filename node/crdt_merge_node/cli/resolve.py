@@ -10,6 +10,7 @@ import click
 
 from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, ResolveReport
 
+from .completing import GROUP, PEER
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("group")
+@click.argument("group", type=GROUP)
 @click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
 @click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
 @click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
-@click.option("--verify-with", metavar="PEER", help="Fail unless this node announced the same output.")
+@click.option(
+    "--verify-with", type=PEER, metavar="PEER", help="Fail unless this node announced the same output."
+)
 @command
 def resolve(
     invocation: Invocation,

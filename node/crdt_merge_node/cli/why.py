@@ -6,6 +6,7 @@ import click
 
 from crdt_merge_node.control.model import Reason, WhyGroup, WhyReport
 
+from .completing import GROUP
 from .options import Invocation, command
 from .output import age, clean, count, facts, say, say_json, short
 from .status import show_alarms
@@ -14,7 +15,7 @@ IDS_SHOWN_MAX = 8
 
 
 @click.command()
-@click.argument("group", required=False)
+@click.argument("group", type=GROUP, required=False)
 @command
 def why(invocation: Invocation, group: str | None) -> None:
     """Say why GROUP (default: any group) is not converged.
