@@ -148,6 +148,13 @@ def quoted(text: str) -> str:
     )
 
 
+class NotReadyError(ControlError):
+    """The node holds back for now: it was restored and has not caught up, or it is leaving."""
+
+    code = "E1708"
+    exit_code = 6
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean "…"?`` for the most similar of ``known``, or nothing if none is similar."""
     if len(word) > NAME_CHARS_MAX:

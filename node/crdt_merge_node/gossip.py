@@ -51,6 +51,7 @@ from crdt_merge_protocol.reconciler import Ended
 from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
 from .ports import Clock
 from .repeats import Repeats
+from .standing import Standing
 from .storage import Store
 from .telemetry.counters import Counters
 from .telemetry.logging import get_logger
@@ -97,6 +98,7 @@ class GossipDriver:
         self.clock = clock
         self.own_name = own_name
         self.callbacks = Callbacks()
+        self.standing = Standing()
         self.counters = Counters()
         self.endpoint: Endpoint | None = None
         """Set before :meth:`start`."""
@@ -132,13 +134,23 @@ class GossipDriver:
     # --- what other parts of the node ask ---------------------------------------------------------------
 
     async def create_group(self, genesis: Genesis) -> None:
-        """Begin a group; return once it is durable."""
+        """Begin a group; return once it is durable.
+
+        Raises:
+            NotReadyError: The node holds back.
+        """
+        self.standing.check()
         await self._store_and_wait(self.engine.create_group(genesis))
 
     async def author(
         self, group: bytes, kind: int, body: bytes, refs: Iterable[bytes] = ()
     ) -> SignedOperation:
-        """Sign an operation of this node; return once it is durable (PROTOCOL R21) and announced."""
+        """Sign an operation of this node; return once it is durable (PROTOCOL R21) and announced.
+
+        Raises:
+            NotReadyError: The node holds back.
+        """
+        self.standing.check()
         signed, effects = self.engine.author(group, kind, body, refs)
         await self._store_and_wait(effects)
         return signed
@@ -154,6 +166,10 @@ class GossipDriver:
             self._set_state(peer, "failed", "")
         elif peer not in self.connections:
             self._set_state(peer, "blocked", "blocked by the operator of this node")
+
+    def leave(self) -> None:
+        """Tell all connected peers that this node leaves for good."""
+        self._carry_out(self.engine.leave())
 
     async def forget(self, peer: bytes) -> None:
         """Give up a peer that will not come back; return once that is remembered."""

@@ -33,7 +33,7 @@ class Holds:
 
     async def tell(self, group: bytes, contents: GroupContents) -> None:
         """Sign what is whole here and was not signed before."""
-        if contents.view.policy.holders == 0:
+        if contents.view.policy.holders == 0 or not self._driver.standing.is_open:
             return
         if group not in self._held:
             self._held[group] = self._held_before(group)

@@ -29,12 +29,14 @@ from .bulk import BulkServer, Fetcher
 from .config import Config
 from .control.service import ControlServer
 from .control.socket_path import control_socket
-from .errors import PeerUnreachableError
+from .dialling import open_bulk
 from .gossip import GossipDriver
 from .imports import ImportDesk
 from .keeper import ContentKeeper
+from .leaving import refuse_if_left
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .renewal import CA_FEATURE, CertificateKeeper
+from .restoring import Restoration
 from .services import Services
 from .storage import DataDir, Store
 from .systemd import ServiceManager
@@ -131,7 +133,8 @@ async def serve(
     try:
         async with running_node(config, world) as node:
             on_ready(node)
-            await asyncio.wait((stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
+            stopping = node.services.stopping
+            await asyncio.wait((stop, node.failed, stopping), return_when=asyncio.FIRST_COMPLETED)
     except CrdtMergeError as error:
         log.error("node.failed", error=error)  # noqa: TRY400 - a person reads it; no traceback.
         raise
@@ -235,6 +238,7 @@ async def _open_services(
 ) -> Services:
     data = DataDir.open(config.node.data_dir, fs=world.fs)
     stack.callback(data.close)
+    refuse_if_left(data.path, world.fs)
     identity = Identity.load(data.path, world.fs)
     keepers: list[ContentKeeper] = []
     store = await _open_store(config, world, data, fail, keepers)
@@ -269,7 +273,7 @@ async def _open_services(
     fetcher = Fetcher(
         store.blobs,
         peers=lambda: sorted(driver.connections),
-        open=lambda peer: _open_bulk(endpoint, driver, peer),
+        open=lambda peer: open_bulk(endpoint, driver, peer),
         clock=world.clock,
         rng=world.rng,
         node=engine.node,
@@ -338,6 +342,16 @@ async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[Base
     stack.push_async_callback(boot.save_roots, services.engine, services.store)
     stack.push_async_callback(driver.close)
     stack.push_async_callback(services.fetcher.close)
+    restoration = Restoration(
+        services.config.node.data_dir,
+        driver=driver,
+        keeper=keeper,
+        alarms=services.alarms,
+        clock=services.clock,
+        fs=services.fs,
+    )
+    restoration.start()
+    stack.push_async_callback(restoration.close)
     services.certificate.start()
     stack.push_async_callback(services.certificate.close)
     keeper.start()
@@ -356,7 +370,10 @@ def _make_endpoint(
     def connected(connection: Connection) -> None:
         if connection.alpn == ALPN_BULK:
             driver.watch(connection)
-            bulk_server.serve(connection)
+            if driver.standing.is_serving:
+                bulk_server.serve(connection)
+            else:
+                connection.close(driver.standing.reason)
         else:
             driver.connected(connection, dialled=None)
 
@@ -395,23 +412,9 @@ def _joining(
         clock=driver.clock,
         introducers=lambda: _introducers(driver),
         admit=lambda node: driver.engine.overlay.refusal(node, now=driver.clock.monotonic()),
+        closed=lambda: driver.standing.reason,
         on_joined=lambda node, remote: log.info("node.admitted", peer=node, remote=remote),
     )
-
-
-async def _open_bulk(endpoint: Endpoint, driver: GossipDriver, peer: bytes) -> Connection:
-    """Open a bulk connection to a peer with whom there is a gossip connection."""
-    target = driver.engine.overlay.peers.get(peer)
-    error: CrdtMergeError | None = None
-    for address in target.addresses if target else ():
-        try:
-            connection = await endpoint.dial(address, alpn=ALPN_BULK, expect=peer)
-        except CrdtMergeError as failed:
-            error = failed
-        else:
-            driver.watch(connection)
-            return connection
-    raise error or PeerUnreachableError(f"no address of {peer.hex()[:12]} is known.")
 
 
 def _introducers(driver: GossipDriver) -> tuple[str, ...]:

@@ -53,5 +53,12 @@ class Services:
     started: float
     """Wall time of the start."""
     web: Web = field(default_factory=Web)
+    stopping: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Resolved when the node is to stop by itself, in order."""
     merging: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One merge at a time: each may use the whole memory budget."""
+
+    def stop(self) -> None:
+        """Let the node stop, as SIGTERM does."""
+        if not self.stopping.done():
+            self.stopping.set_result(None)

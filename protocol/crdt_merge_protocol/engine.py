@@ -108,6 +108,10 @@ class Engine:
         replica = self.replicas.get(group)
         return replica.state if replica else None
 
+    def knows_more(self, peer: bytes) -> bool:
+        """Tell whether a peer has said that it has groups that are not here."""
+        return bool(self._storing) or self._strangers.has_named(peer)
+
     def deadline(self, *, now: float) -> float | None:
         """Return when :class:`Tick` is due, in the caller's seconds; None: not before another event."""
         due = self.overlay.next_due(now=now)

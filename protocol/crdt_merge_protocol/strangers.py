@@ -27,6 +27,10 @@ class Strangers:
         groups[group] = (root, count)
         return True
 
+    def has_named(self, peer: bytes) -> bool:
+        """Tell whether a peer has groups that are not here."""
+        return bool(self._roots.get(peer))
+
     def take(self, group: bytes) -> list[tuple[bytes, bytes, int]]:
         """Return (peer, root, count) as announced for a group that is here now, by peer."""
         return [(peer, *groups.pop(group)) for peer, groups in sorted(self._roots.items()) if group in groups]

@@ -9,6 +9,7 @@ from typing import Any
 
 from crdt_merge_node.control.model import (
     Alarm,
+    BackupReport,
     CertificateInfo,
     ContributionAdded,
     ContributionInfo,
@@ -19,6 +20,9 @@ from crdt_merge_node.control.model import (
     GroupDetail,
     GroupInfo,
     Invite,
+    LeaveItem,
+    LeavePlan,
+    LeaveReport,
     LogEvent,
     LogLevel,
     OutputInfo,
@@ -249,6 +253,22 @@ class FakeNode:
     async def certificate_renew(self) -> CertificateInfo:
         self._note("certificate_renew")
         return CERTIFICATE
+
+    async def leave(self, **kwargs: Any) -> AsyncIterator[LeavePlan | Progress | LeaveReport]:
+        self._note("leave", **kwargs)
+        item = LeaveItem(group=GROUP, group_name="digits", tag=OWN_TAG, slot="main", is_own=True, nbytes=9)
+        yield LeavePlan(
+            node=NODE, copies=2, peers=1, contributions=2, items=(item,), groups_behind=("digits",)
+        )
+        yield Progress(step="waiting until 2 others hold everything", detail="1 contribution")
+        yield LeaveReport(node=NODE, told=1, lost=(item,), groups_behind=("digits",), duration_s=0.5)
+
+    async def backup(self, **kwargs: Any) -> AsyncIterator[Progress | BackupReport]:
+        self._note("backup", **kwargs)
+        yield Progress(step="copying blobs", done_bytes=1, total_bytes=2)
+        yield BackupReport(
+            path=kwargs["path"], node=NODE, created=NOW, groups=1, operations=7, blobs=4, nbytes=9
+        )
 
     async def group_create(self, **kwargs: Any) -> AsyncIterator[Progress | GroupInfo]:
         self._note("group_create", **kwargs)

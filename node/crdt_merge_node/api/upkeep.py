@@ -1,9 +1,21 @@
-"""Looking after a running node: its certificate, and peers that will not come back."""
+"""Looking after a running node: its certificate, its backups, its leaving, peers that will not come back."""
 
 from __future__ import annotations
 
-from crdt_merge_node.control.model import CertificateInfo, PeerInfo
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from crdt_merge_node.backing_up import back_up
+from crdt_merge_node.control.model import (
+    BackupReport,
+    CertificateInfo,
+    LeavePlan,
+    LeaveReport,
+    PeerInfo,
+    Progress,
+)
 from crdt_merge_node.errors import InvalidRequestError
+from crdt_merge_node.leaving import leave
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
@@ -39,3 +51,13 @@ class Upkeep:
     async def certificate_renew(self) -> CertificateInfo:
         """Get a new certificate now, whether it is due or not."""
         return await self._services.certificate.renew()
+
+    def leave(
+        self, *, copies: int, wait_s: float, accept_loss: bool
+    ) -> AsyncIterator[LeavePlan | Progress | LeaveReport]:
+        """Leave the cluster for good, and stop."""
+        return leave(self._services, copies=copies, wait_s=wait_s, accept_loss=accept_loss)
+
+    def backup(self, *, path: str, with_keys: bool, copy: bool) -> AsyncIterator[Progress | BackupReport]:
+        """Write everything that this node stores to a new directory; an unfinished one is finished."""
+        return back_up(self._services, Path(path), with_keys=with_keys, is_copying=copy)

@@ -39,7 +39,10 @@ COMMANDS: Final[Mapping[str, str]] = {
     "bundle": f"{_CLI}.bundle:bundle",
     "config": f"{_CLI}.config:config",
     "errors": f"{_CLI}.errors:errors",
+    "backup": f"{_CLI}.backup:backup",
+    "restore": f"{_CLI}.backup:restore",
     "fsck": f"{_CLI}.fsck:fsck",
+    "leave": f"{_CLI}.leave:leave",
     "completion": f"{_CLI}.completion:completion",
     "version": f"{_CLI}.version:version",
 }

@@ -7,9 +7,9 @@ import datetime as dt
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from crdt_merge_protocol.errors import CrdtMergeError
@@ -38,6 +38,7 @@ FIRST_INVITE_S: Final = 86_400
     help="Join the cluster whose CA is in this file (see `ca export`), and hold the CA.",
 )
 @PASSPHRASE_FILE
+@click.option("--force", is_flag=True, help="With --join: come back, with keys and data, after `leave`.")
 @click.option("--cluster", default="default", show_default=True, help="Name of a new cluster.")
 @click.option("--name", help="What people call this node.")
 @click.option("--host", help="Address to listen on for peers.")
@@ -50,6 +51,7 @@ def init(
     token: str | None,
     ca: str | None,
     passphrase_file: str | None,
+    force: bool,
     cluster: str,
     name: str | None,
     host: str | None,
@@ -62,6 +64,8 @@ def init(
     again if it was interrupted; with --ca also if it was not. What is given of --name, --host, --port and
     --advertise is written to config.toml in the data directory.
     """
+    if force and not token:
+        raise click.UsageError("--force is for --join: coming back after `leave`.")
     given = {
         "node.name": name,
         "listen.host": host,
@@ -79,7 +83,7 @@ def init(
     if ca:
         identity = _certify(invocation.data_dir, Path(ca), read_passphrase(passphrase_file, is_new=False))
     else:
-        identity = _join(invocation.data_dir, token) if token else _create(invocation.data_dir, cluster)
+        identity = _join_or_create(invocation.data_dir, token, cluster, is_again=force)
     _write_settings(invocation.data_dir / "config.toml", settings)
     first = None if token or ca else _invite(invocation.data_dir, identity, config)
     written = sorted(_files(invocation.data_dir) - before)
@@ -98,6 +102,10 @@ def init(
         )
     else:
         _show(invocation, identity, written, first, has_ca=not token)
+
+
+def _join_or_create(data_dir: Path, token: str | None, cluster: str, *, is_again: bool) -> Identity:
+    return _join(data_dir, token, is_again=is_again) if token else _create(data_dir, cluster)
 
 
 def _check(invocation: Invocation, settings: Mapping[str, object]) -> Config:
@@ -139,13 +147,42 @@ def _certify(data_dir: Path, source: Path, passphrase: bytes) -> Identity:
     )
 
 
-def _join(data_dir: Path, token: str) -> Identity:
+def _join(data_dir: Path, token: str, *, is_again: bool) -> Identity:
     from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng, TcpNet
     from crdt_merge_node.transport.join import join
 
-    return asyncio.run(
-        join(token, data_dir, fs=SystemFs(), net=TcpNet(), clock=SystemClock(), rng=SystemRng())
+    work = join(
+        token,
+        data_dir,
+        fs=SystemFs(),
+        net=TcpNet(),
+        clock=SystemClock(),
+        rng=SystemRng(),
+        is_again=is_again,
     )
+    return _come_back(data_dir, work) if is_again else asyncio.run(work)
+
+
+def _come_back(data_dir: Path, work: Coroutine[Any, Any, Identity]) -> Identity:
+    """Join again with a node that has left; until that is done it has."""
+    from crdt_merge_node.errors import ConfigError
+    from crdt_merge_node.leaving import come_back, has_left
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.storage import DataDir
+
+    if not has_left(data_dir, SystemFs()):
+        work.close()
+        raise ConfigError(
+            f"the node in {data_dir} has not left its cluster.",
+            hint="Its certificate has expired? Then: crdt-merge-node cert renew --join TOKEN",
+        )
+    data = DataDir.open(data_dir)
+    try:
+        identity = asyncio.run(work)
+        come_back(data_dir, SystemFs())
+    finally:
+        data.close()
+    return identity
 
 
 def _invite(data_dir: Path, identity: Identity, config: Config) -> FirstInvite | None:

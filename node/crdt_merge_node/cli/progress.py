@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from crdt_merge_node.control.model import ContributionPlan, Progress, ResolvePlan
+from crdt_merge_node.control.model import ContributionPlan, LeavePlan, Progress, ResolvePlan
 from crdt_merge_node.errors import ControlError
 
 from .options import Invocation
@@ -203,7 +203,7 @@ def follow(
         for event in events:
             if isinstance(event, Progress):
                 view.show(event)
-            elif show_plan is not None and isinstance(event, ContributionPlan | ResolvePlan):
+            elif show_plan is not None and isinstance(event, ContributionPlan | LeavePlan | ResolvePlan):
                 if invocation.is_json:
                     say_json(schema, event="plan", plan=event)
                 else:

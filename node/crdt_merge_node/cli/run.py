@@ -25,6 +25,7 @@ _LOCAL = ("127.", "localhost", "[::1]", "0.0.0.0", "[::]")  # noqa: S104  Compar
 @click.option("--advertise", metavar="HOST:PORT", multiple=True, help="Address that peers should dial.")
 @click.option("--seed", "seeds", metavar="HOST:PORT", multiple=True, help="A peer to dial at start.")
 @click.option("--http-port", metavar="PORT", help="Of dashboard and probes; 0: any free one; '': none.")
+@click.option("--alone", is_flag=True, help="After a restore: do not wait for a peer, there is none.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]))
 @command
@@ -38,6 +39,7 @@ def run(
     advertise: tuple[str, ...],
     seeds: tuple[str, ...],
     http_port: str | None,
+    alone: bool,
     log_level: str | None,
     log_format: str | None,
 ) -> None:
@@ -62,6 +64,9 @@ def run(
     }
     loaded = load_config(Path(config) if config else None, flags, os.environ)
 
+    if alone:
+        _accept_alone(invocation.data_dir)
+
     def on_ready(found: Mapping[str, Any]) -> None:
         if invocation.is_json:
             say_json("run/1", event="ready", **found)
@@ -69,6 +74,14 @@ def run(
             say(banner(found))
 
     raise click.exceptions.Exit(run_daemon(loaded, on_ready=on_ready))
+
+
+def _accept_alone(data_dir: Path) -> None:
+    """Let a restored node be trusted to know all that happened, because nobody else can."""
+    from crdt_merge_node.ports import SystemFs
+    from crdt_merge_node.storage.restore import unmark
+
+    unmark(data_dir, SystemFs())
 
 
 def banner(found: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from .model import (
+    BackupReport,
     CertificateInfo,
     ContributionAdded,
     ContributionInfo,
@@ -26,6 +27,8 @@ from .model import (
     GroupDetail,
     GroupInfo,
     Invite,
+    LeavePlan,
+    LeaveReport,
     LogEvent,
     LogLevel,
     PeerInfo,
@@ -95,6 +98,28 @@ class NodeApi(Protocol):
 
     async def certificate_renew(self) -> CertificateInfo:
         """Get a new certificate now, whether it is due or not."""
+
+    def leave(
+        self, *, copies: int, wait_s: float, accept_loss: bool
+    ) -> AsyncIterator[LeavePlan | Progress | LeaveReport]:
+        """Leave the cluster for good, and stop.
+
+        Args:
+            copies: Other nodes that shall hold everything first; 0: two, or as many as there are.
+            wait_s: How long to wait for that; 0: not at all.
+            accept_loss: Leave even if something is lost.
+        """
+        ...
+
+    def backup(self, *, path: str, with_keys: bool, copy: bool) -> AsyncIterator[Progress | BackupReport]:
+        """Write everything that this node stores to a new directory; an unfinished one is finished.
+
+        Args:
+            path: The directory; its parent exists.
+            with_keys: Put the node's keys in, and the CA's where this node holds it.
+            copy: Copy every byte, instead of giving files a second name where that is possible.
+        """
+        ...
 
     def group_create(
         self,

@@ -144,6 +144,18 @@ class AsyncClient:
     async def certificate_renew(self) -> model.CertificateInfo:
         return await self._answer(calls.certificate_renew())
 
+    def leave(
+        self, *, copies: int = 0, wait_s: float = 0.0, accept_loss: bool = False
+    ) -> AsyncIterator[model.LeavePlan | model.Progress | model.LeaveReport]:
+        request = pb.LeaveRequest(copies=copies, wait_s=wait_s, accept_loss=accept_loss)
+        return self._events(self._stub.Leave(request))
+
+    def backup(
+        self, *, path: str, with_keys: bool = False, copy: bool = False
+    ) -> AsyncIterator[model.Progress | model.BackupReport]:
+        request = pb.BackupRequest(path=path, with_keys=with_keys, copy=copy)
+        return self._events(self._stub.Backup(request))
+
     def group_create(
         self,
         *,
@@ -347,6 +359,18 @@ class Client:
 
     def certificate_renew(self) -> model.CertificateInfo:
         return self._answer(calls.certificate_renew())
+
+    def leave(
+        self, *, copies: int = 0, wait_s: float = 0.0, accept_loss: bool = False
+    ) -> Iterator[model.LeavePlan | model.Progress | model.LeaveReport]:
+        request = pb.LeaveRequest(copies=copies, wait_s=wait_s, accept_loss=accept_loss)
+        return self._events(self._stub.Leave(request))
+
+    def backup(
+        self, *, path: str, with_keys: bool = False, copy: bool = False
+    ) -> Iterator[model.Progress | model.BackupReport]:
+        request = pb.BackupRequest(path=path, with_keys=with_keys, copy=copy)
+        return self._events(self._stub.Backup(request))
 
     def group_create(
         self,

@@ -153,6 +153,22 @@ class NodeService(pb_grpc.NodeServiceServicer):
             renewed = await self._api.certificate_renew()
             return pb.CertificateRenewResponse(certificate=encode(renewed, t.CertificateInfo))
 
+    async def Leave(self, request: pb.LeaveRequest, context: _Context) -> AsyncIterator[pb.LeaveResponse]:
+        """Stream ``leave``."""
+        async with _answer_errors(context, "leave"):
+            events = self._api.leave(
+                copies=request.copies, wait_s=request.wait_s, accept_loss=request.accept_loss
+            )
+            async for response in _stream(events, pb.LeaveResponse):
+                yield response
+
+    async def Backup(self, request: pb.BackupRequest, context: _Context) -> AsyncIterator[pb.BackupResponse]:
+        """Stream ``backup``."""
+        async with _answer_errors(context, "backup"):
+            events = self._api.backup(path=request.path, with_keys=request.with_keys, copy=request.copy)
+            async for response in _stream(events, pb.BackupResponse):
+                yield response
+
     async def GroupCreate(
         self, request: pb.GroupCreateRequest, context: _Context
     ) -> AsyncIterator[pb.GroupCreateResponse]:

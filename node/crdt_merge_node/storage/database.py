@@ -34,6 +34,8 @@ Work = Callable[[apsw.Connection], T]
 
 BATCH_MAX: Final = 256
 """Functions in one transaction. Bounds how long the first of them waits for the last."""
+BACKUP_PAGES: Final = 256
+"""Copied at a time: a MiB, for which the thread is away from other work."""
 CHECKPOINT_PAGES: Final = 1000
 """Pages in the write-ahead log that call for a checkpoint: 4 MB, SQLite's own default."""
 PRAGMAS: Final[tuple[tuple[str, object, tuple[object, ...]], ...]] = (
@@ -171,6 +173,49 @@ class Database:
     def delete(self, sql: str, *parameters: bytes | int | str) -> None:
         """Run one statement that frees space, durably, also on a full disk. Blocks."""
         self.write(lambda connection: connection.execute(sql, parameters), needs_room=False).result()
+
+    def back_up(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Copy the database, as it is when this ends, to a file. Blocks the caller; other work goes between.
+
+        Args:
+            target: The file; what is there is replaced.
+            progress: Hears (bytes copied, bytes in all).
+
+        Raises:
+            StorageError: The copy cannot be written.
+        """
+        copying: list[tuple[apsw.Connection, apsw.Backup]] = []
+
+        def begin(connection: apsw.Connection) -> None:
+            copy = apsw.Connection(str(target))
+            copying.append((copy, copy.backup("main", connection, "main")))
+
+        def step(connection: apsw.Connection) -> tuple[int, int]:
+            _, backup = copying[0]
+            # Locked: a write of this very connection is under way. Whatever it changes is in the copy, too.
+            with suppress(apsw.LockedError, apsw.BusyError):
+                backup.step(BACKUP_PAGES)
+            page_bytes = int(connection.pragma("page_size"))
+            return backup.page_count * page_bytes, backup.remaining * page_bytes
+
+        def end(_connection: apsw.Connection) -> None:
+            for copy, backup in copying:
+                is_done = backup.done
+                backup.finish()
+                if is_done:
+                    copy.pragma("journal_mode", "delete")  # One file, without a log beside it.
+                copy.close()
+
+        try:
+            self.read(begin)
+            total, left = 1, 1
+            while left or not copying[0][1].done:
+                total, left = self.read(step)
+                progress(total - left, total)
+        except apsw.Error as error:
+            raise StorageError(f"{target} cannot be written: {error}.") from error
+        finally:
+            self.read(end)
 
     def close(self) -> None:
         """Finish what is queued and close the file. Idempotent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import apsw
@@ -192,6 +193,19 @@ class Store:
     def quarantined(self) -> list[tuple[str, bytes | None, str]]:
         """Return (kind, id, reason) of every row that was set aside, oldest first. Blocks."""
         return self._log.quarantined()
+
+    def copy_database(self, target: Path, report: Callable[[int, int, str], None]) -> None:
+        """Copy the database, as it is when this ends, to a file, durably. Blocks.
+
+        Raises:
+            StorageError: The copy cannot be written.
+        """
+        fs = self.data.fs
+        if fs.stat(target) is not None:
+            fs.unlink(target)
+        self._database.back_up(target, lambda done, total: report(done, total, "copying the database"))
+        with fs.open_write(target) as file:
+            file.sync()
 
     # --- small facts --------------------------------------------------------------------------------
 

@@ -45,6 +45,12 @@ EVENTS: Final[Mapping[str, Event]] = {
     "certificate.delayed": Event(
         "warning", ("error", "error_code"), "Nobody signs a new certificate; it is tried again."
     ),
+    "node.left": Event("info", ("node", "count"), "This node has left its cluster, and told so many peers."),
+    "leave.waited": Event("debug", ("bytes",), "Others do not hold everything yet that is here."),
+    "restore.completed": Event(
+        "info", ("peer", "duration_s"), "A restored node holds what a peer held; it is like any other now."
+    ),
+    "backup.completed": Event("info", ("path", "bytes", "duration_s"), "A backup is on disk, whole."),
     "library.warned": Event("warning", ("logger", "message"), "A library that we use wrote to its own log."),
     # peers
     "peer.joined": Event("info", ("peer", "address"), "A connection to a peer is up and both said hello."),

@@ -75,6 +75,7 @@ class JoinService:
         introducers: Callable[[], tuple[str, ...]],
         on_joined: Callable[[bytes, str], None] = lambda _node, _remote: None,
         admit: Callable[[bytes], str | None] = lambda _node: None,
+        closed: Callable[[], str] = str,
     ) -> None:
         """Take what admitting needs.
 
@@ -82,6 +83,7 @@ class JoinService:
             introducers: Addresses of members for a new node to dial, this node's own first.
             on_joined: Gets (node id, remote ``host:port``) of every node admitted.
             admit: Node id to the reason why that member gets no new certificate, or None.
+            closed: Returns why nobody is admitted at the moment; empty: somebody may be.
         """
         self.authority = authority
         """May be replaced by one with a newer certificate."""
@@ -91,6 +93,7 @@ class JoinService:
         self._introducers = introducers
         self._on_joined = on_joined
         self._admit = admit
+        self._closed = closed
 
     async def serve(self, dialogue: Dialogue, on_refused: Callable[[str, str], None]) -> None:
         """Admit or refuse one joiner."""
@@ -98,6 +101,8 @@ class JoinService:
         dialogue.send(JoinOffer(ca=ca, cluster_name=self._cluster_name))
         try:
             message = await dialogue.receive(timeout_s=JOIN_TIMEOUT_S)
+            if reason := self._closed():
+                raise PeerRefusedError(reason)
             grant: JoinGrant | RenewGrant
             if isinstance(message, RenewRequest):
                 grant = self._renew(message, dialogue.pump.peer_certificate)

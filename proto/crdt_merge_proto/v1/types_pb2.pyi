@@ -1331,7 +1331,7 @@ Global___LeaveReport: typing_extensions.TypeAlias = LeaveReport
 
 @typing.final
 class BackupReport(google.protobuf.message.Message):
-    """A backup that is on disk, whole and checked."""
+    """A backup that is on disk, whole."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

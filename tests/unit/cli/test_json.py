@@ -26,6 +26,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "peer-forget/1": ("peer", "forget", "beta"),
     "cert-show/1": ("cert", "show"),
     "cert-renew/1": ("cert", "renew"),
+    "leave/1": ("leave", "--yes"),
+    "backup/1": ("backup", "/tmp/never-written"),
     "group-create/1": ("group", "create", "digits", "--like", str(SCHEMAS)),
     "group-list/1": ("group", "list"),
     "group-show/1": ("group", "show", "digits"),

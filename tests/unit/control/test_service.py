@@ -54,6 +54,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "peer_forget": lambda client: client.peer_forget("beta"),
     "certificate_show": lambda client: client.certificate_show(),
     "certificate_renew": lambda client: client.certificate_renew(),
+    "leave": lambda client: client.leave(copies=2, wait_s=1.5, accept_loss=True),
+    "backup": lambda client: client.backup(path="/b", with_keys=True, copy=True),
     "group_create": lambda client: client.group_create(
         name="digits",
         strategy="ties",

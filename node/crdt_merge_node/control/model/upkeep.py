@@ -76,7 +76,7 @@ class LeaveReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupReport:
-    """A backup that is on disk, whole and checked."""
+    """A backup that is on disk, whole."""
 
     path: str
     node: str
