@@ -29,7 +29,7 @@ from .measure import Options, Row
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS = (
     *("resolve", "merge", "checkpoint", "strategies", "overhead"),
-    *("ingest", "sync", "bulk", "requests", "simulation", "daemon"),
+    *("ingest", "sync", "bulk", "requests", "simulation", "daemon", "crowd"),
 )
 INTRODUCTION = """\
 # Measured
