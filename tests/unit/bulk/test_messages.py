@@ -42,6 +42,53 @@ def test_a_message_comes_out_of_its_frame_as_it_went_in(message: Message) -> Non
     assert type(message).__name__ in repr(message)
 
 
+@examples(15)
+@given(cuts=st.lists(st.integers(1, 300_000), min_size=1, max_size=30), places=st.booleans())
+def test_chunks_come_out_of_any_cut_of_the_stream_fed_or_written_into_the_room(
+    cuts: list[int], places: bool
+) -> None:
+    messages = [message for message in MESSAGES if type(message) is not bulk.Have] * 2
+    rest = memoryview(b"".join(map(encode_frame, messages)))
+    decoder, found = FrameDecoder(), []
+    at = 0
+    while rest:
+        room = decoder.room() if places else None
+        size = min(cuts[at % len(cuts)], len(rest) if room is None else len(room))
+        if room is None:
+            found += decoder.feed(rest[:size])
+        else:
+            room[:size] = rest[:size]
+            found += decoder.landed(size)
+        rest, at = rest[size:], at + 1
+
+    assert found == messages
+    assert decoder.buffered_bytes == 0
+
+
+def test_a_chunk_keeps_its_bytes_while_others_arrive_and_their_memory_is_used_again_after() -> None:
+    decoder = FrameDecoder()
+    chunks = [bulk.Chunk(blob=ID, nbytes=9 * MIB, index=n, data=bytes([n]) * MIB) for n in range(9)]
+    addresses = set()
+
+    def receive(message: bulk.Chunk) -> bulk.Chunk:
+        frame = encode_frame(message)
+        decoder.feed(frame[:70_000])
+        [received] = decoder.feed(frame[70_000:])
+        assert isinstance(received, bulk.Chunk)
+        assert isinstance(received.data, memoryview)
+        addresses.add(id(received.data.obj))
+        return received
+
+    kept = [receive(chunk) for chunk in chunks]
+    assert kept == chunks
+    assert len(addresses) == 9
+    del kept
+    for chunk in chunks:
+        assert receive(chunk) == chunk
+
+    assert len(addresses) == 9, "no other memory was taken"
+
+
 def chunk_body(nbytes: int, index: int, data: bytes) -> bytes:
     return ID + nbytes.to_bytes(8, "big") + index.to_bytes(4, "big") + data
 

@@ -11,7 +11,7 @@ import pytest
 from crdt_merge_node.errors import PeerRefusedError, PeerUnreachableError, TlsError
 from crdt_merge_node.transport.contexts import ALPN_GOSSIP, client_context, server_context
 from crdt_merge_node.transport.refusals import Fault, explain, transport_error
-from crdt_merge_node.transport.tls import READ_BUFFER_BYTES, PumpBuffers, TlsPump
+from crdt_merge_node.transport.tls import READ_BUFFER_BYTES, TURN_READS, PumpBuffers, TlsPump
 from crdt_merge_protocol.limits import LINGER_S
 
 
@@ -237,3 +237,38 @@ def test_every_end_has_words(error: Exception | None, kind: type[Exception], wor
     assert type(raised) is kind
     assert words in raised.message
     assert "h:1" in raised.message
+
+
+def test_who_sends_without_end_leaves_other_connections_their_turn(
+    world: Any, members: SimpleNamespace
+) -> None:
+    """Libuv would read one socket 32 times before it looks at another: 8 MiB."""
+
+    async def scenario() -> None:
+        client, server = await connect(world, members)
+        here, there = client.pump._transport, server.pump._transport
+        assert here is not None
+        assert there is not None
+        ciphertext: list[bytes] = []
+        here.write = ciphertext.append  # type: ignore[method-assign,assignment]
+        client.pump.write(bytes(8 * READ_BUFFER_BYTES))
+        paused: list[bool] = []
+        there.pause_reading = lambda: paused.append(True)  # type: ignore[method-assign]
+        there.resume_reading = paused.clear  # type: ignore[method-assign]
+        rest = memoryview(b"".join(ciphertext))
+        turns = []
+        while rest:
+            before = sum(map(len, server.data))
+            while rest and not paused:
+                count = min(READ_BUFFER_BYTES, len(rest))
+                server.pump.get_buffer(count)[:count] = rest[:count]
+                server.pump.buffer_updated(count)
+                rest = rest[count:]
+            turns.append(sum(map(len, server.data)) - before)
+            await asyncio.sleep(0)
+
+        assert sum(turns) == 8 * READ_BUFFER_BYTES
+        assert max(turns) <= TURN_READS * READ_BUFFER_BYTES
+        client.pump.abort()
+
+    world.run(scenario())
