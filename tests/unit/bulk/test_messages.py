@@ -43,11 +43,12 @@ def test_a_message_comes_out_of_its_frame_as_it_went_in(message: Message) -> Non
 
 
 @examples(15)
-@given(cuts=st.lists(st.integers(1, 300_000), min_size=1, max_size=30), places=st.booleans())
+@given(cuts=st.lists(st.integers(1, 300_000), max_size=30), places=st.booleans())
 def test_chunks_come_out_of_any_cut_of_the_stream_fed_or_written_into_the_room(
     cuts: list[int], places: bool
 ) -> None:
-    messages = [message for message in MESSAGES if type(message) is not bulk.Have] * 2
+    cuts.append(200_000)  # Else there may be millions of them.
+    messages = MESSAGES[5:9] + MESSAGES[-3:]
     rest = memoryview(b"".join(map(encode_frame, messages)))
     decoder, found = FrameDecoder(), []
     at = 0
