@@ -115,6 +115,10 @@ function navigate() {
   return refresh();
 }
 
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();  // The part after # names the view.
+  main.focus();
+});
 addEventListener("hashchange", async () => {
   await navigate();
   (main.querySelector("h1") ?? main).focus({ preventScroll: true });

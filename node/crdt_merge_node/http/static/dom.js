@@ -121,5 +121,5 @@ export function id(text, digits = 12) {
 
 /** A state as symbol and word: never by colour alone. */
 export function state(word, kind, symbol) {
-  return h("span", { class: `state ${kind}` }, h("span", { class: "symbol", "aria-hidden": "true" }, symbol), word);
+  return h("span", { class: `state ${kind}` }, h("span", { class: "symbol", "aria-hidden": "true" }, symbol), " ", word);
 }

@@ -67,12 +67,18 @@ function round(value) {
   return floor % 2 === 0 ? floor : floor + 1;
 }
 
-function fixed(value, digits) {
+/** With so many digits after the point, 0 or 1. Exact ties go to the even digit, as in Python. */
+export function fixed(value, digits) {
   if (digits === 0) return String(round(value));
-  const scaled = value * 10 ** digits;
-  // toFixed works on the exact binary value, as Python does; only exact ties differ: half to even there.
-  if (scaled - Math.floor(scaled) === 0.5 && scaled / 10 ** digits === value) {
-    return (round(scaled) / 10 ** digits).toFixed(digits);
-  }
+  const rest = Math.abs(value % 1);
+  if (rest === 0.25 || rest === 0.75) return (round(value * 10) / 10).toFixed(1);
   return value.toFixed(digits);
+}
+
+/** With four significant digits, as Python's ".4g". */
+export function general(value) {
+  const rounded = Number(value.toPrecision(4));
+  if (rounded === 0 || (Math.abs(rounded) >= 1e-4 && Math.abs(rounded) < 1e4)) return String(rounded);
+  const [digits, power] = rounded.toExponential().split("e");
+  return `${digits}e${power[0]}${power.slice(1).padStart(2, "0")}`;
 }

@@ -1,7 +1,7 @@
 // The layers of a resolve as a heat-map that is a table: every colour has its number in it.
 
 import { h } from "./dom.js";
-import { grouped, short } from "./format.js";
+import { fixed, general, grouped, short } from "./format.js";
 
 const ROWS_MAX = 400;
 const MEASURES = {
@@ -52,14 +52,14 @@ function row(tensor, show, peak, isTotal) {
   return h("tr", { class: isTotal ? "total" : undefined },
     h("th", { scope: "row" }, tensor.name),
     h("td", { class: "shape" }, shape),
-    heat("hot", tensor.conflict, `${(tensor.conflict * 100).toFixed(1)} %`),
+    heat("hot", tensor.conflict, `${fixed(tensor.conflict * 100, 1)} %`),
     tensor[measure].map((value) => show(value, isTotal ? Infinity : peak)),
     h("td", { class: "number" }, text(tensor.merged_norm)));
 }
 
 function share(value) {
   if (value === null) return h("td", { class: "number" }, "-");
-  return heat(value < 0 ? "cold" : "one", Math.abs(value), `${(value * 100).toFixed(1)} %`);
+  return heat(value < 0 ? "cold" : "one", Math.abs(value), `${fixed(value * 100, 1)} %`);
 }
 
 function signed(value) {
@@ -79,5 +79,5 @@ function heat(kind, strength, content) {
 }
 
 function text(value) {
-  return value === null ? "-" : String(Number(value.toPrecision(4)));
+  return value === null ? "-" : general(value);
 }

@@ -52,7 +52,7 @@ export const overview = {
 function sentence(groups, waiting) {
   if (!groups.length) return "It knows no group yet.";
   if (!waiting.length) return `${["", "Its one group is", "Both groups are"][groups.length] ?? `All ${groups.length} groups are`} converged.`;
-  const names = waiting.map((one) => one.name).join(", ");
+  const names = waiting.map((one) => one.name).sort().join(", ");
   return `${waiting.length} of ${count(groups.length, "group")} not converged: ${names}.`;
 }
 
