@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crdt_merge_protocol.canonical import is_name
@@ -49,6 +49,7 @@ from crdt_merge_protocol.overlay import Dial
 from crdt_merge_protocol.reconciler import Ended
 
 from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
+from .flapping import Changes, Flapping
 from .ports import Clock
 from .repeats import Repeats
 from .standing import Standing
@@ -61,6 +62,15 @@ from .transport.endpoint import Endpoint
 from .writer import StoreWriter
 
 log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class LastExchange:
+    """How anti-entropy with a peer about a group ended last."""
+
+    time: float
+    """Wall time of the end."""
+    ended: Ended
 
 
 @dataclass(slots=True)
@@ -78,6 +88,8 @@ class PeerRecord:
     bytes_in: int = 0
     bytes_out: int = 0
     """On connections that have ended."""
+    exchanges: dict[bytes, LastExchange] = field(default_factory=dict)
+    """By group."""
 
 
 @dataclass(slots=True)
@@ -107,6 +119,7 @@ class GossipDriver:
         self._records: dict[bytes, PeerRecord] = {}
         self._started = clock.now()
         self._repeats = Repeats(clock)
+        self._flapping = Flapping(clock, tell=self._flapped)
         self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
@@ -122,6 +135,7 @@ class GossipDriver:
     async def close(self) -> None:
         """Stop dialling, say goodbye, and return once everything queued is durable."""
         self._is_closing = True
+        self._flapping.close()
         if self._timer:
             self._timer.cancel()
         for task in list(self._tasks):
@@ -220,6 +234,7 @@ class GossipDriver:
             return
         self.connections[peer] = connection
         connection.on_message = self._message
+        connection.on_silent = self._silent
         self.watch(connection)
         connection.closed.add_done_callback(lambda done: self._closed(connection, done))
         named = [text.removeprefix("name=") for text in connection.hello.features if text.startswith("name=")]
@@ -227,7 +242,8 @@ class GossipDriver:
             present.close("replaced by another connection")
         else:
             self._set_state(peer, "alive", "")
-            log.info("peer.joined", peer=peer, address=connection.remote)
+            if self._flapping.is_said(peer, "joined"):
+                log.info("peer.joined", peer=peer, address=connection.remote)
         self._records[peer].name = named[0] if named and is_name(named[0]) else ""
         address = dialled.address if dialled else None
         self.handle(PeerUp(peer=peer, addresses=tuple(connection.hello.addresses), dialled=address))
@@ -286,9 +302,26 @@ class GossipDriver:
         self._set_state(peer, "blocked" if blocked else "left" if left else "failed", reason)
         if self._is_closing:
             return
-        log.info("peer.left", peer=peer, reason=reason)
+        if self._flapping.is_said(peer, "left", reason):
+            log.info("peer.left", peer=peer, reason=reason)
         self.handle(PeerDown(peer=peer, reason=reason))
         self.callbacks.peers_changed()
+
+    def _silent(self, connection: Connection, silent_s: float) -> None:
+        peer = connection.peer
+        if self.connections.get(peer) is connection and self._flapping.is_said(peer, "suspected"):
+            log.warning("peer.suspected", peer=peer, duration_s=round(silent_s, 3))
+
+    def _flapped(self, peer: bytes, changes: Changes) -> None:
+        log.warning(
+            "peer.flapped",
+            peer=peer,
+            joined=changes.counts["joined"],
+            left=changes.counts["left"],
+            suspected=changes.counts["suspected"],
+            state=self.record(peer).state,
+            reason=changes.reason,
+        )
 
     def _is_converged_with(self, peer: bytes) -> bool:
         return all(self.engine.reconciler.is_equal(peer, group) for group in self.engine.replicas)
@@ -370,8 +403,11 @@ class GossipDriver:
 
     def _exchanged(self, ended: Ended) -> None:
         self.counters.exchanges.add(ended.outcome, ended.duration_s)
+        now = self.clock.now()
         if ended.outcome != "failed":
-            self.counters.last_agreed = self.clock.now()
+            self.counters.last_agreed = now
+        if record := self._records.get(ended.peer):
+            record.exchanges[ended.group] = LastExchange(now, ended)
         _log_ended(ended)
 
     @property

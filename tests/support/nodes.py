@@ -26,6 +26,8 @@ from crdt_merge_node.control.model import (
     LogEvent,
     LogLevel,
     OutputInfo,
+    PeerDetail,
+    PeerExchange,
     PeerInfo,
     PolicyChanges,
     PolicyInfo,
@@ -181,6 +183,36 @@ EVENTS = (
     ),
 )
 
+DETAIL = PeerDetail(
+    peer=dataclasses.replace(ALIVE, rtt_s=0.0125, last_exchange=NOW - 4),
+    now=NOW,
+    remote="10.0.0.2:7946",
+    connected_since=NOW - 3600,
+    agent="crdt-merge-node/0.1.0",
+    wire_version_min=1,
+    wire_version_max=1,
+    certificate_expires=NOW + 100 * 86400.0,
+    queued_bytes=2048,
+    missing_contributions=1,
+    missing_bytes=3 << 20,
+    exchanges=(
+        PeerExchange(
+            group=GROUP,
+            group_name="digits",
+            is_equal=False,
+            operations=7,
+            peer_operations=9,
+            ended=NOW - 4,
+            outcome="unequal",
+            sent=1,
+            received=2,
+            nbytes=700,
+            duration_s=0.05,
+        ),
+    ),
+    events=(EVENTS[0], EVENTS[2]),  # type: ignore[arg-type]  # The one between is of another class.
+)
+
 
 class FakeNode:
     """A ``NodeApi`` without a network. ``failure``, if set, is raised by the next request."""
@@ -190,6 +222,7 @@ class FakeNode:
         self.failure: BaseException | None = None
         self.status_answer = STATUS
         self.why_answer = WHY
+        self.peer_answer = DETAIL
         self.events_answer: tuple[LogEvent | EventsMissed, ...] = EVENTS
         self.report_answer: dict[str, Any] = {}
         self.blocks_in_resolve = False
@@ -233,6 +266,10 @@ class FakeNode:
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         self._note("peer_list")
         return (ALIVE,)
+
+    async def peer_show(self, peer: str) -> PeerDetail:
+        self._note("peer_show", peer=peer)
+        return self.peer_answer
 
     async def peer_block(self, peer: str) -> PeerInfo:
         self._note("peer_block", peer=peer)

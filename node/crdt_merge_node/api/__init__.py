@@ -25,6 +25,7 @@ from crdt_merge_node.control.model import (
     Invite,
     LogEvent,
     LogLevel,
+    PeerDetail,
     PeerInfo,
     PolicyChanges,
     PolicyInfo,
@@ -47,6 +48,7 @@ from . import events as happenings
 from .binding import in_own_name
 from .measuring import measured
 from .naming import find_group, find_peer
+from .peers import peer_detail
 from .upkeep import Upkeep
 
 log = get_logger()
@@ -125,6 +127,10 @@ class LocalNode(Upkeep):
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         """Return every known peer, blocked ones included."""
         return reports.peer_list(self._services)
+
+    async def peer_show(self, peer: str) -> PeerDetail:
+        """Return all about one peer, with the story of the last events that name it."""
+        return peer_detail(self._services, find_peer(self._services, peer))
 
     async def peer_block(self, peer: str) -> PeerInfo:
         """Disconnect a peer and refuse it until unblocked, also after a restart."""

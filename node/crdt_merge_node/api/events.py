@@ -10,7 +10,9 @@ from crdt_merge_node.control.model import EventsMissed, LogEvent, LogLevel
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.events import LEVELS
-from crdt_merge_node.telemetry.logging import Level, log_level, set_log_level
+from crdt_merge_node.telemetry.logging import Level, get_logger, log_level, set_log_level
+
+log = get_logger()
 
 
 async def events(
@@ -39,7 +41,9 @@ def change_log_level(services: Services, level: str | None) -> LogLevel:
         InvalidRequestError: There is no such level.
     """
     if level is not None:
+        old = log_level()
         set_log_level(_known(level))
+        log.info("log.adjusted", old=old, new=level)
     return LogLevel(level=log_level(), configured=services.config.log.level)
 
 

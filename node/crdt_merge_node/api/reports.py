@@ -59,6 +59,8 @@ def peer_info(services: Services, peer: bytes) -> PeerInfo:
         is_converged=converged,
         last_error=record.last_error or (target.last_error if target else ""),
         view=overlay.view_of(peer),
+        rtt_s=connection.rtt_s if connection else None,
+        last_exchange=max((each.time for each in record.exchanges.values()), default=None),
     )
 
 

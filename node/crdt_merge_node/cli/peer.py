@@ -8,6 +8,7 @@ from .app import SuggestingGroup
 from .completing import PEER
 from .options import Invocation, command
 from .output import clean, say, say_json, short
+from .peer_detail import show_detail
 from .status import show_peers
 
 
@@ -27,6 +28,19 @@ def list_(invocation: Invocation) -> None:
         say_json("peer-list/1", peers=peers)
     else:
         show_peers(peers, now)
+
+
+@peer.command()
+@click.argument("peer", type=PEER)
+@command
+def show(invocation: Invocation, peer: str) -> None:
+    """Show all about PEER: its connection, what it lacks or we lack, and the story of its last events."""
+    with invocation.client() as client:
+        found = client.peer_show(peer)
+    if invocation.is_json:
+        say_json("peer-show/1", found)
+    else:
+        show_detail(found)
 
 
 @peer.command()

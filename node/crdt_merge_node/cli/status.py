@@ -14,6 +14,9 @@ from .output import age, clean, count, facts, say, say_json, short, size, table
 
 _PEER_ORDER: dict[str, int] = {state: position for position, state in enumerate(PeerState)}
 _SEVERITY_ORDER: dict[str, int] = {Severity.DAMAGE: 0, Severity.ERROR: 1, Severity.WARNING: 2}
+_PEER_HEADERS = tuple(
+    "STATE VIEW PEER NAME ADDRESS DIRECTION RTT SINCE SYNC CONVERGED REASON".split(),
+)
 _COLOURS: dict[str, str] = {Severity.WARNING: "yellow", Severity.ERROR: "red", Severity.DAMAGE: "red"}
 
 
@@ -121,6 +124,7 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
             peer.name or "-",
             peer.addresses[0] if peer.addresses else "-",
             peer.direction or "-",
+            "-" if peer.rtt_s is None else f"{peer.rtt_s * 1000:.1f} ms",
             age(now, peer.since),
             age(now, peer.last_sync),
             {True: "yes", False: "no", None: "-"}[peer.is_converged],
@@ -128,12 +132,7 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
         )
         for peer in sorted(peers, key=lambda peer: (_state_order(peer.state), peer.name, peer.id))
     ]
-    say(
-        table(
-            ("STATE", "VIEW", "PEER", "NAME", "ADDRESS", "DIRECTION", "SINCE", "SYNC", "CONVERGED", "REASON"),
-            rows,
-        )
-    )
+    say(table(_PEER_HEADERS, rows))
 
 
 def show_groups(groups: tuple[GroupInfo, ...]) -> None:

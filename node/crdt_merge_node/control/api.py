@@ -31,6 +31,7 @@ from .model import (
     LeaveReport,
     LogEvent,
     LogLevel,
+    PeerDetail,
     PeerInfo,
     PolicyChanges,
     PolicyInfo,
@@ -83,6 +84,9 @@ class NodeApi(Protocol):
 
     async def peer_list(self) -> tuple[PeerInfo, ...]:
         """Return every known peer, blocked ones included."""
+
+    async def peer_show(self, peer: str) -> PeerDetail:
+        """Return all about one peer, with the story of the last events that name it."""
 
     async def peer_block(self, peer: str) -> PeerInfo:
         """Disconnect a peer and refuse it until unblocked, also after a restart."""

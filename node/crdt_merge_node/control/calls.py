@@ -62,6 +62,11 @@ def peer_list() -> Call[tuple[model.PeerInfo, ...]]:
     return Call("PeerList", pb.PeerListRequest(), lambda r: _all(r.peers, model.PeerInfo))
 
 
+def peer_show(peer: str) -> Call[model.PeerDetail]:
+    """Ask for all about a peer."""
+    return Call("PeerShow", pb.PeerShowRequest(peer=peer), lambda r: decode(r.detail, model.PeerDetail))
+
+
 def peer_block(peer: str) -> Call[model.PeerInfo]:
     """Ask to refuse a peer."""
     return Call("PeerBlock", pb.PeerBlockRequest(peer=peer), lambda r: decode(r.peer, model.PeerInfo))

@@ -129,6 +129,9 @@ class AsyncClient:
     async def peer_list(self) -> tuple[model.PeerInfo, ...]:
         return await self._answer(calls.peer_list())
 
+    async def peer_show(self, peer: str) -> model.PeerDetail:
+        return await self._answer(calls.peer_show(peer))
+
     async def peer_block(self, peer: str) -> model.PeerInfo:
         return await self._answer(calls.peer_block(peer))
 
@@ -344,6 +347,9 @@ class Client:
 
     def peer_list(self) -> tuple[model.PeerInfo, ...]:
         return self._answer(calls.peer_list())
+
+    def peer_show(self, peer: str) -> model.PeerDetail:
+        return self._answer(calls.peer_show(peer))
 
     def peer_block(self, peer: str) -> model.PeerInfo:
         return self._answer(calls.peer_block(peer))

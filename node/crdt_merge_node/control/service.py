@@ -122,6 +122,11 @@ class NodeService(pb_grpc.NodeServiceServicer):
             peers = await self._api.peer_list()
             return pb.PeerListResponse(peers=[encode(peer, t.PeerInfo) for peer in peers])
 
+    async def PeerShow(self, request: pb.PeerShowRequest, context: _Context) -> pb.PeerShowResponse:
+        """Answer ``peer_show``."""
+        async with _answer_errors(context, "peer_show"):
+            return pb.PeerShowResponse(detail=encode(await self._api.peer_show(request.peer), t.PeerDetail))
+
     async def PeerBlock(self, request: pb.PeerBlockRequest, context: _Context) -> pb.PeerBlockResponse:
         """Answer ``peer_block``."""
         async with _answer_errors(context, "peer_block"):

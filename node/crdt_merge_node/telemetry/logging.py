@@ -56,6 +56,11 @@ EVENTS: Final[Mapping[str, Event]] = {
     "peer.joined": Event("info", ("peer", "address"), "A connection to a peer is up and both said hello."),
     "peer.left": Event("info", ("peer", "reason"), "A connection to a peer ended."),
     "peer.suspected": Event("warning", ("peer", "duration_s"), "A connected peer is silent for too long."),
+    "peer.flapped": Event(
+        "warning",
+        ("peer", "joined", "left", "suspected", "state", "reason"),
+        "A peer came and went too often to say it each time: what it did in the last minute besides.",
+    ),
     "peer.refused": Event(
         "warning",
         ("peer", "remote", "reason", "count"),
@@ -127,6 +132,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "http.unavailable": Event("warning", ("address", "error"), "HTTP is not served; the node runs on."),
     "http.failed": Event("error", ("path", "error"), "A request met a bug; the line has the traceback."),
     # control
+    "log.adjusted": Event(
+        "info", ("old", "new"), "A person set the level of the log until the next start."
+    ),
     "control.failed": Event("error", ("method", "error"), "A command met a bug; the line has the traceback."),
     # resolve
     "resolve.completed": Event("info", ("group", "output", "bytes", "duration_s"), "A model was written."),

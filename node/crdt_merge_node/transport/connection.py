@@ -125,6 +125,11 @@ class Connection:
         direction = "to" if self.outbound else "from"
         return f"<Connection {direction} {self.peer.hex()[:12]} at {self.remote} ({self.alpn})>"
 
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The certificate that the peer has shown, in DER."""
+        return self._pump.peer_certificate
+
     # --- sending --------------------------------------------------------------------------------------
 
     @property

@@ -264,6 +264,38 @@ class PeerListResponse(google.protobuf.message.Message):
 Global___PeerListResponse: typing_extensions.TypeAlias = PeerListResponse
 
 @typing.final
+class PeerShowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: builtins.int
+    peer: builtins.str
+    def __init__(
+        self,
+        *,
+        peer: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["peer", b"peer"]) -> None: ...
+
+Global___PeerShowRequest: typing_extensions.TypeAlias = PeerShowRequest
+
+@typing.final
+class PeerShowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DETAIL_FIELD_NUMBER: builtins.int
+    @property
+    def detail(self) -> crdt_merge_proto.v1.types_pb2.PeerDetail: ...
+    def __init__(
+        self,
+        *,
+        detail: crdt_merge_proto.v1.types_pb2.PeerDetail | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["detail", b"detail"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail"]) -> None: ...
+
+Global___PeerShowResponse: typing_extensions.TypeAlias = PeerShowResponse
+
+@typing.final
 class PeerBlockRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

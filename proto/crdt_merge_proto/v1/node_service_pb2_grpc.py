@@ -69,6 +69,11 @@ class NodeServiceStub(object):
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListRequest.SerializeToString,
                 response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListResponse.FromString,
                 _registered_method=True)
+        self.PeerShow = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/PeerShow',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowResponse.FromString,
+                _registered_method=True)
         self.PeerBlock = channel.unary_unary(
                 '/crdt_merge_proto.v1.NodeService/PeerBlock',
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerBlockRequest.SerializeToString,
@@ -206,6 +211,12 @@ class NodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PeerList(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PeerShow(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -362,6 +373,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.PeerList,
                     request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListRequest.FromString,
                     response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListResponse.SerializeToString,
+            ),
+            'PeerShow': grpc.unary_unary_rpc_method_handler(
+                    servicer.PeerShow,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowResponse.SerializeToString,
             ),
             'PeerBlock': grpc.unary_unary_rpc_method_handler(
                     servicer.PeerBlock,
@@ -648,6 +664,33 @@ class NodeService(object):
             '/crdt_merge_proto.v1.NodeService/PeerList',
             crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListRequest.SerializeToString,
             crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PeerShow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/PeerShow',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.PeerShowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -144,6 +144,22 @@ _NodeServicePeerListType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeServicePeerShowType = typing_extensions.TypeVar(
+    '_NodeServicePeerShowType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
+    ],
+)
+
 _NodeServicePeerBlockType = typing_extensions.TypeVar(
     '_NodeServicePeerBlockType',
     grpc.UnaryUnaryMultiCallable[
@@ -448,7 +464,7 @@ _NodeServiceResolveType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionGetType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
+class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerShowType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionGetType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
     @typing.overload
     def __init__(self: NodeServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -478,6 +494,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
             crdt_merge_proto.v1.node_service_pb2.PeerListResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerBlockRequest,
@@ -588,6 +608,10 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
             crdt_merge_proto.v1.node_service_pb2.PeerListResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.PeerBlockRequest,
             crdt_merge_proto.v1.node_service_pb2.PeerBlockResponse,
         ],
@@ -679,6 +703,8 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
 
     PeerList: _NodeServicePeerListType
 
+    PeerShow: _NodeServicePeerShowType
+
     PeerBlock: _NodeServicePeerBlockType
 
     PeerUnblock: _NodeServicePeerUnblockType
@@ -745,6 +771,10 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
         crdt_merge_proto.v1.node_service_pb2.PeerListResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.PeerShowResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.PeerBlockRequest,
@@ -873,6 +903,13 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request: crdt_merge_proto.v1.node_service_pb2.PeerListRequest,
         context: _ServicerContext,
     ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.PeerListResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.PeerListResponse]]: ...
+
+    @abc.abstractmethod
+    def PeerShow(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.PeerShowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.PeerShowResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.PeerShowResponse]]: ...
 
     @abc.abstractmethod
     def PeerBlock(

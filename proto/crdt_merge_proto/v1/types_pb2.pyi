@@ -74,6 +74,8 @@ class PeerInfo(google.protobuf.message.Message):
     IS_CONVERGED_FIELD_NUMBER: builtins.int
     LAST_ERROR_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    RTT_S_FIELD_NUMBER: builtins.int
+    LAST_EXCHANGE_FIELD_NUMBER: builtins.int
     id: builtins.str
     name: builtins.str
     state: builtins.str
@@ -94,6 +96,10 @@ class PeerInfo(google.protobuf.message.Message):
     """Why the last connection ended or could not be made."""
     view: builtins.str
     """A PeerView."""
+    rtt_s: builtins.float
+    """Round trip when last measured on this connection."""
+    last_exchange: builtins.float
+    """Unix seconds at which anti-entropy with it last ended, however it ended."""
     @property
     def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -112,15 +118,21 @@ class PeerInfo(google.protobuf.message.Message):
         is_converged: builtins.bool | None = ...,
         last_error: builtins.str = ...,
         view: builtins.str = ...,
+        rtt_s: builtins.float | None = ...,
+        last_exchange: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "is_converged", b"is_converged", "last_received", b"last_received", "last_sync", b"last_sync"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "addresses", b"addresses", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "direction", b"direction", "id", b"id", "is_converged", b"is_converged", "last_error", b"last_error", "last_received", b"last_received", "last_sync", b"last_sync", "name", b"name", "since", b"since", "state", b"state", "view", b"view"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_exchange", b"_last_exchange", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "_rtt_s", b"_rtt_s", "is_converged", b"is_converged", "last_exchange", b"last_exchange", "last_received", b"last_received", "last_sync", b"last_sync", "rtt_s", b"rtt_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_is_converged", b"_is_converged", "_last_exchange", b"_last_exchange", "_last_received", b"_last_received", "_last_sync", b"_last_sync", "_rtt_s", b"_rtt_s", "addresses", b"addresses", "bytes_in", b"bytes_in", "bytes_out", b"bytes_out", "direction", b"direction", "id", b"id", "is_converged", b"is_converged", "last_error", b"last_error", "last_exchange", b"last_exchange", "last_received", b"last_received", "last_sync", b"last_sync", "name", b"name", "rtt_s", b"rtt_s", "since", b"since", "state", b"state", "view", b"view"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_is_converged", b"_is_converged"]) -> typing.Literal["is_converged"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_last_exchange", b"_last_exchange"]) -> typing.Literal["last_exchange"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_received", b"_last_received"]) -> typing.Literal["last_received"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_sync", b"_last_sync"]) -> typing.Literal["last_sync"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rtt_s", b"_rtt_s"]) -> typing.Literal["rtt_s"] | None: ...
 
 Global___PeerInfo: typing_extensions.TypeAlias = PeerInfo
 
@@ -1534,3 +1546,134 @@ class LogLevel(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["configured", b"configured", "level", b"level"]) -> None: ...
 
 Global___LogLevel: typing_extensions.TypeAlias = LogLevel
+
+@typing.final
+class PeerExchange(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    GROUP_NAME_FIELD_NUMBER: builtins.int
+    IS_EQUAL_FIELD_NUMBER: builtins.int
+    OPERATIONS_FIELD_NUMBER: builtins.int
+    PEER_OPERATIONS_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    SENT_FIELD_NUMBER: builtins.int
+    RECEIVED_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    DURATION_S_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    group_name: builtins.str
+    is_equal: builtins.bool
+    """Whether the root that the peer announced last is ours."""
+    operations: builtins.int
+    peer_operations: builtins.int
+    ended: builtins.float
+    """Unix seconds at which anti-entropy last ended."""
+    outcome: builtins.str
+    reason: builtins.str
+    sent: builtins.int
+    received: builtins.int
+    nbytes: builtins.int
+    duration_s: builtins.float
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        group_name: builtins.str = ...,
+        is_equal: builtins.bool | None = ...,
+        operations: builtins.int = ...,
+        peer_operations: builtins.int | None = ...,
+        ended: builtins.float | None = ...,
+        outcome: builtins.str = ...,
+        reason: builtins.str = ...,
+        sent: builtins.int = ...,
+        received: builtins.int = ...,
+        nbytes: builtins.int = ...,
+        duration_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_ended", b"_ended", "_is_equal", b"_is_equal", "_peer_operations", b"_peer_operations", "ended", b"ended", "is_equal", b"is_equal", "peer_operations", b"peer_operations"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_ended", b"_ended", "_is_equal", b"_is_equal", "_peer_operations", b"_peer_operations", "duration_s", b"duration_s", "ended", b"ended", "group", b"group", "group_name", b"group_name", "is_equal", b"is_equal", "nbytes", b"nbytes", "operations", b"operations", "outcome", b"outcome", "peer_operations", b"peer_operations", "reason", b"reason", "received", b"received", "sent", b"sent"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ended", b"_ended"]) -> typing.Literal["ended"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_is_equal", b"_is_equal"]) -> typing.Literal["is_equal"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_peer_operations", b"_peer_operations"]) -> typing.Literal["peer_operations"] | None: ...
+
+Global___PeerExchange: typing_extensions.TypeAlias = PeerExchange
+
+@typing.final
+class PeerDetail(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: builtins.int
+    NOW_FIELD_NUMBER: builtins.int
+    REMOTE_FIELD_NUMBER: builtins.int
+    CONNECTED_SINCE_FIELD_NUMBER: builtins.int
+    AGENT_FIELD_NUMBER: builtins.int
+    WIRE_VERSION_MIN_FIELD_NUMBER: builtins.int
+    WIRE_VERSION_MAX_FIELD_NUMBER: builtins.int
+    CERTIFICATE_EXPIRES_FIELD_NUMBER: builtins.int
+    QUEUED_BYTES_FIELD_NUMBER: builtins.int
+    SUSPECTED_SINCE_FIELD_NUMBER: builtins.int
+    ACCUSED_BY_FIELD_NUMBER: builtins.int
+    REFUSAL_FIELD_NUMBER: builtins.int
+    DIAL_ATTEMPTS_FIELD_NUMBER: builtins.int
+    MISSING_CONTRIBUTIONS_FIELD_NUMBER: builtins.int
+    MISSING_BYTES_FIELD_NUMBER: builtins.int
+    EXCHANGES_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    now: builtins.float
+    remote: builtins.str
+    connected_since: builtins.float
+    agent: builtins.str
+    wire_version_min: builtins.int
+    wire_version_max: builtins.int
+    certificate_expires: builtins.float
+    queued_bytes: builtins.int
+    suspected_since: builtins.float
+    refusal: builtins.str
+    dial_attempts: builtins.int
+    missing_contributions: builtins.int
+    missing_bytes: builtins.int
+    @property
+    def peer(self) -> Global___PeerInfo: ...
+    @property
+    def accused_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def exchanges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PeerExchange]: ...
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LogEvent]: ...
+    def __init__(
+        self,
+        *,
+        peer: Global___PeerInfo | None = ...,
+        now: builtins.float = ...,
+        remote: builtins.str = ...,
+        connected_since: builtins.float | None = ...,
+        agent: builtins.str = ...,
+        wire_version_min: builtins.int = ...,
+        wire_version_max: builtins.int = ...,
+        certificate_expires: builtins.float | None = ...,
+        queued_bytes: builtins.int = ...,
+        suspected_since: builtins.float | None = ...,
+        accused_by: collections.abc.Iterable[builtins.str] | None = ...,
+        refusal: builtins.str = ...,
+        dial_attempts: builtins.int = ...,
+        missing_contributions: builtins.int = ...,
+        missing_bytes: builtins.int = ...,
+        exchanges: collections.abc.Iterable[Global___PeerExchange] | None = ...,
+        events: collections.abc.Iterable[Global___LogEvent] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_certificate_expires", b"_certificate_expires", "_connected_since", b"_connected_since", "_suspected_since", b"_suspected_since", "certificate_expires", b"certificate_expires", "connected_since", b"connected_since", "peer", b"peer", "suspected_since", b"suspected_since"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_certificate_expires", b"_certificate_expires", "_connected_since", b"_connected_since", "_suspected_since", b"_suspected_since", "accused_by", b"accused_by", "agent", b"agent", "certificate_expires", b"certificate_expires", "connected_since", b"connected_since", "dial_attempts", b"dial_attempts", "events", b"events", "exchanges", b"exchanges", "missing_bytes", b"missing_bytes", "missing_contributions", b"missing_contributions", "now", b"now", "peer", b"peer", "queued_bytes", b"queued_bytes", "refusal", b"refusal", "remote", b"remote", "suspected_since", b"suspected_since", "wire_version_max", b"wire_version_max", "wire_version_min", b"wire_version_min"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_certificate_expires", b"_certificate_expires"]) -> typing.Literal["certificate_expires"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_connected_since", b"_connected_since"]) -> typing.Literal["connected_since"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_suspected_since", b"_suspected_since"]) -> typing.Literal["suspected_since"] | None: ...
+
+Global___PeerDetail: typing_extensions.TypeAlias = PeerDetail

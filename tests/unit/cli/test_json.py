@@ -21,6 +21,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "events/1": ("events",),
     "log-level/1": ("log", "level", "debug"),
     "peer-list/1": ("peer", "list"),
+    "peer-show/1": ("peer", "show", "beta"),
     "peer-block/1": ("peer", "block", "beta"),
     "peer-unblock/1": ("peer", "unblock", "beta"),
     "peer-forget/1": ("peer", "forget", "beta"),

@@ -45,6 +45,7 @@ EXAMPLES = [
     nodes.ALIVE,
     nodes.GROUP_INFO,
     *nodes.EVENTS[1:],
+    nodes.DETAIL,
 ]
 
 

@@ -49,6 +49,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "events": lambda client: client.events(after=3, age_s=1.5, last=2, level="debug", follow=True),
     "log_level": lambda client: client.log_level("debug"),
     "peer_list": lambda client: client.peer_list(),
+    "peer_show": lambda client: client.peer_show("beta"),
     "peer_block": lambda client: client.peer_block("beta"),
     "peer_unblock": lambda client: client.peer_unblock("beta"),
     "peer_forget": lambda client: client.peer_forget("beta"),

@@ -27,6 +27,7 @@ from .groups import (
     PolicyChanges,
     PolicyInfo,
 )
+from .peer_detail import PeerDetail, PeerExchange
 from .peers import (
     Alarm,
     Invite,
@@ -74,6 +75,8 @@ __all__ = [
     "LogEvent",
     "LogLevel",
     "OutputInfo",
+    "PeerDetail",
+    "PeerExchange",
     "PeerInfo",
     "PeerState",
     "PeerView",

@@ -85,6 +85,10 @@ class PeerInfo:
     """Why the last connection ended or could not be made."""
     view: str = ""
     """A :class:`PeerView`; empty for a peer that is nothing of it."""
+    rtt_s: float | None = None
+    """Round trip when last measured on this connection; none: not measured yet, or not connected."""
+    last_exchange: float | None = None
+    """Unix seconds at which anti-entropy with it last ended, however it ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
