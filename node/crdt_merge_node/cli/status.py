@@ -14,9 +14,8 @@ from .output import age, clean, count, facts, say, say_json, short, size, table
 
 _PEER_ORDER: dict[str, int] = {state: position for position, state in enumerate(PeerState)}
 _SEVERITY_ORDER: dict[str, int] = {Severity.DAMAGE: 0, Severity.ERROR: 1, Severity.WARNING: 2}
-_PEER_HEADERS = tuple(
-    "STATE VIEW PEER NAME ADDRESS DIRECTION RTT SINCE SYNC CONVERGED REASON".split(),
-)
+_PEER_WHO: tuple[str, ...] = ("STATE", "VIEW", "PEER", "NAME", "ADDRESS")
+_PEER_HOW: tuple[str, ...] = ("DIRECTION", "RTT", "SINCE", "SYNC", "CONVERGED", "REASON")
 _COLOURS: dict[str, str] = {Severity.WARNING: "yellow", Severity.ERROR: "red", Severity.DAMAGE: "red"}
 
 
@@ -132,7 +131,7 @@ def show_peers(peers: tuple[PeerInfo, ...], now: float) -> None:
         )
         for peer in sorted(peers, key=lambda peer: (_state_order(peer.state), peer.name, peer.id))
     ]
-    say(table(_PEER_HEADERS, rows))
+    say(table((*_PEER_WHO, *_PEER_HOW), rows))
 
 
 def show_groups(groups: tuple[GroupInfo, ...]) -> None:
