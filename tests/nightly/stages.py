@@ -198,6 +198,10 @@ def _soak(seed: int) -> list[Step]:
     return [Step("five", (sys.executable, "-m", "tests.nightly.soak", "1620", str(seed)))]
 
 
+def _browser(_seed: int) -> list[Step]:
+    return [Step("chromium", (*PYTEST, "-rs", "tests/browser/test_dashboard.py"))]
+
+
 def _install(_seed: int) -> list[Step]:
     test = (*PYTEST, "tests/e2e/test_installed.py")
     return [Step("from-registries", test, {"CRDT_MERGE_TEST_INSTALL": "registries"})]
@@ -232,6 +236,9 @@ STAGES: Final = (
     ),
     Stage(
         "install", "the wheel and its dependencies into a bare environment, in the unit's sandbox", _install
+    ),
+    Stage(
+        "browser", "the dashboard of real daemons in Chromium (needs it, and the extra `browser`)", _browser
     ),
     Stage("soak", "five daemons at work for half an hour hold no more at its end than in its middle", _soak),
 )
