@@ -8,7 +8,7 @@ import numpy as np
 
 from crdt_merge_protocol.strategies.contract import Float64Array
 
-from .gemm import exact_matmul
+from .gemm import exact_matmul, exact_outer
 
 _BLOCK: Final = 64
 """Columns that are eliminated one by one. Part of the format: it shows in the bits."""
@@ -36,7 +36,7 @@ def cholesky(matrix: Float64Array) -> Float64Array:
         lower[first:, first:stop] = panel
         below = panel[stop - first :]
         if below.shape[0]:
-            lower[stop:, stop:] -= np.tril(exact_matmul(below, below.T))
+            lower[stop:, stop:] -= np.tril(exact_outer(below))
     return lower
 
 

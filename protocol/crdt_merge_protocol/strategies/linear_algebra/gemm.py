@@ -11,9 +11,11 @@ Source: Ozaki, Ogita, Oishi, Rump, Numerical Algorithms 59 (2012) 95-118, doi:10
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from crdt_merge_protocol.strategies.contract import Float64Array
 
@@ -50,37 +52,83 @@ def exact_matmul(left: Float64Array, right: Float64Array, slices: int = FULL) ->
 
 def exact_gram(matrix: Float64Array, slices: int = FULL) -> Float64Array:
     """Return ``matrix.T @ matrix``, ``(n, n)`` float64, symmetric to the bit."""
+    inner = matrix.shape[0]
+    total = _square(matrix[:_INNER_MAX].T, slices)
+    for start in range(_INNER_MAX, inner, _INNER_MAX):
+        total += _square(matrix[start : start + _INNER_MAX].T, slices)
     # Slice products are added in an order that is not the same above the diagonal.
-    lower = np.tril(exact_matmul(matrix.T, matrix, slices))
+    lower = np.tril(total)
     return lower + np.tril(lower, -1).T
+
+
+def exact_outer(matrix: Float64Array, slices: int = FULL) -> Float64Array:
+    """Return ``matrix @ matrix.T``, ``(m, m)`` float64, symmetric to the bit."""
+    return exact_gram(matrix.T, slices)
 
 
 def _product(left: Float64Array, right: Float64Array, slices: int) -> Float64Array:
     rows, inner = left.shape
     if inner == 0 or rows == 0 or right.shape[1] == 0:
         return np.zeros((rows, right.shape[1]), np.float64)
-    bits = (_MANTISSA_BITS - (inner - 1).bit_length()) // 2
+    bits = _bits(inner)
     lefts, row_exponents = _split(left, 1, bits, slices)
     rights, column_exponents = _split(right, 0, bits, slices)
-    total: Float64Array | None = None
-    for order in reversed(range(slices)):  # The smallest products first.
-        part = lefts[0] @ rights[order]
-        for first in range(1, order + 1):
-            part += lefts[first] @ rights[order - first]
-        if total is not None:
-            total *= 2.0**-bits
-            part += total
-        total = part
-    assert total is not None
+    parts = []
+    for order in range(slices):
+        pairs = [(i, order - i) for i in range(order + 1) if i < len(lefts) and order - i < len(rights)]
+        parts.append(sum((_times(lefts[i], rights[j]) for i, j in pairs), 0.0))
+    return _scaled(parts, bits, row_exponents + column_exponents)
+
+
+def _times(left: Float64Array, right: Float64Array) -> Float64Array:
+    """Return the product of two slices; of the last one of float32 little is not zero."""
+    found: Float64Array
+    inside = np.flatnonzero(left.any(axis=0) & right.any(axis=1))
+    if 2 * inside.size < left.shape[1]:
+        found = np.ascontiguousarray(left[:, inside]) @ np.ascontiguousarray(right[inside])
+    else:
+        found = left @ right
+    return found
+
+
+def _square(left: Float64Array, slices: int) -> Float64Array:
+    """Return the product of a matrix and its transpose: that of two slices stands for its mirror, too."""
+    rows, inner = left.shape
+    if inner == 0 or rows == 0:
+        return np.zeros((rows, rows), np.float64)
+    bits = _bits(inner)
+    lefts, exponents = _split(np.ascontiguousarray(left), 1, bits, slices)
+    parts = []
+    for order in range(slices):
+        pairs = [(i, order - i) for i in range(order + 1) if max(i, order - i) < len(lefts)]
+        halves = {i: lefts[i] @ lefts[j].T for i, j in pairs if i <= j}
+        parts.append(sum((halves[i] if i <= j else halves[j].T for i, j in pairs), 0.0))
+    return _scaled(parts, bits, exponents + exponents.T)
+
+
+def _bits(inner: int) -> int:
+    return (_MANTISSA_BITS - (inner - 1).bit_length()) // 2
+
+
+def _scaled(
+    parts: Sequence[Float64Array | float], bits: int, exponents: npt.NDArray[np.int32]
+) -> Float64Array:
+    """Return the sum of the products of slices, the smallest first, with the scales put back."""
+    total: Float64Array | float = 0.0
+    for part in reversed(parts):
+        total = part + total * 2.0**-bits
     # A sum of zeros has the sign that the library's order gives it.
-    total += 0.0
+    total = total + 0.0
     with np.errstate(over="ignore"):
-        scaled: Float64Array = np.ldexp(total, row_exponents + column_exponents - 2 * bits)
+        scaled: Float64Array = np.ldexp(total, exponents - 2 * bits)
     return scaled
 
 
 def _split(matrix: Float64Array, axis: int, bits: int, slices: int) -> tuple[list[Float64Array], np.ndarray]:
-    """Return slices of integers and the exponents of their scales, kept as an axis of length 1."""
+    """Return slices of integers and the exponents of their scales, kept as an axis of length 1.
+
+    Slices of zeros at the end are left out: few bits, as float32 has, do not fill three.
+    """
     largest = np.maximum(matrix.max(axis=axis, keepdims=True), -matrix.min(axis=axis, keepdims=True))
     exponents = np.frexp(largest)[1]
     rest = np.ldexp(matrix, bits - exponents)
@@ -89,5 +137,7 @@ def _split(matrix: Float64Array, axis: int, bits: int, slices: int) -> tuple[lis
         found.append(np.rint(rest))
         rest -= found[-1]
         rest *= 2.0**bits
+        if not rest.any():
+            return found, exponents
     found.append(np.rint(rest, out=rest))
     return found, exponents
