@@ -323,7 +323,7 @@ class SystemFs:
         return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
 
     @staticmethod
-    def _open(path: Path, flags: int, mode: int = 0) -> File:
+    def _open(path: Path, flags: int, mode: int = 0) -> _OpenFile:
         # Without O_NONBLOCK, opening a FIFO that somebody put in place of a blob would hang (B68).
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -355,19 +355,16 @@ class SystemFs:
 
     def clone(self, source: Path, target: Path) -> bool:
         """Share the blocks of a file by FICLONE, which btrfs, XFS and bcachefs know."""
-        with self.open_read(source, follow=True) as original:
-            copy = self.create(target)
-            try:
-                assert isinstance(original, _OpenFile), "opened by this class"
-                assert isinstance(copy, _OpenFile), "opened by this class"
-                fcntl.ioctl(copy.descriptor, _FICLONE, original.descriptor)
-            except OSError as error:
-                copy.close()
-                self.unlink(target)
-                if error.errno in _CANNOT_SHARE:
-                    return False
-                raise
-            copy.close()
+        with self._open(source, os.O_RDONLY) as original:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with self._open(target, flags, 0o600) as copy:
+                try:
+                    fcntl.ioctl(copy.descriptor, _FICLONE, original.descriptor)
+                except OSError as error:
+                    target.unlink()
+                    if error.errno in _CANNOT_SHARE:
+                        return False
+                    raise
         return True
 
     def link(self, source: Path, target: Path) -> bool:

@@ -51,9 +51,10 @@ class StagedDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for left in (self.path, self._old):
-            with contextlib.suppress(OSError):
-                _remove(self._fs, left)
+        with contextlib.suppress(OSError):
+            _remove(self._fs, self.path)
+        with contextlib.suppress(OSError):
+            _put_back(self._fs, self._old, self.target)
 
     def commit(self) -> None:
         """Give the directory its name, durably. Its files are durable already."""
@@ -98,10 +99,18 @@ def _sweep(fs: Fs, target: Path) -> None:
         if not found or fs.stat(Path("/proc", found["process"])) is not None:
             continue
         with contextlib.suppress(OSError):
-            if name.endswith(_OLD) and fs.stat(target) is None:
-                fs.rename(target.parent / name, target)
+            if name.endswith(_OLD):
+                _put_back(fs, target.parent / name, target)
             else:
                 _remove(fs, target.parent / name)
+
+
+def _put_back(fs: Fs, old: Path, target: Path) -> None:
+    """Remove the directory that was replaced; if nothing took its place, give it its name again."""
+    if fs.stat(old) is not None and fs.stat(target) is None:
+        fs.rename(old, target)
+    else:
+        _remove(fs, old)
 
 
 def _remove(fs: Fs, directory: Path) -> None:
