@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from .errors import NotReadyError
 
 
@@ -10,6 +12,8 @@ class Standing:
 
     def __init__(self) -> None:
         self._reasons: dict[str, tuple[str, str, bool]] = {}
+        self._opened = asyncio.Event()
+        """Set, and replaced, whenever a reason ends."""
 
     @property
     def is_open(self) -> bool:
@@ -33,6 +37,13 @@ class Standing:
     def open(self, name: str) -> None:
         """Take back one reason."""
         self._reasons.pop(name, None)
+        self._opened.set()
+        self._opened = asyncio.Event()
+
+    async def until_open(self, name: str) -> None:
+        """Return once a reason is none any more."""
+        while name in self._reasons:
+            await self._opened.wait()
 
     def check(self) -> None:
         """Refuse what would be acknowledged.

@@ -55,6 +55,7 @@ async def add_contribution(
     may_link: bool = False,
 ) -> AsyncGenerator[ContributionPlan | Progress | ContributionAdded]:
     """Check a file against the group before a byte is copied, then import, sign, store and announce it."""
+    services.driver.standing.check()
     group = find_group(services, group_name)
     contents = await services.keeper.current(group)
     plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)

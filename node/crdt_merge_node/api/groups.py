@@ -136,6 +136,7 @@ async def create_group(
     holders: int,
 ) -> AsyncGenerator[Progress | GroupInfo]:
     """Create a group of which this node is the one admin."""
+    services.driver.standing.check()
     if not is_name(name):
         raise InvalidRequestError(
             f"{quoted(name)} is no name of a group.",
