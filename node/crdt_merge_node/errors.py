@@ -151,7 +151,7 @@ def quoted(text: str) -> str:
 class NotReadyError(ControlError):
     """The node holds back for now: it was restored and has not caught up, or it is leaving."""
 
-    code = "E1708"
+    code = "E1709"
     exit_code = 6
 
 
@@ -159,6 +159,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``Did you mean "…"?`` for the most similar of ``known``, or nothing if none is similar."""
     if len(word) > NAME_CHARS_MAX:
         return ""  # Comparing costs time and memory that grow with it, and nothing is like it.
+    if len(word) > 100:  # Nobody misspells so much, and comparing takes the square of it.
+        return ""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f'Did you mean "{close[0]}"?' if close else ""
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
 
 from crdt_merge_node.errors import did_you_mean
 
+from .output import clean
+
 PROGRAM: Final = "crdt-merge-node"
 _CLI: Final = "crdt_merge_node.cli"
+MESSAGE_CHARS_MAX: Final = 600
+"""Of a message about wrong arguments: it repeats them, and they may be of any length."""
 COMMANDS: Final[Mapping[str, str]] = {
     "init": f"{_CLI}.init:init",
     "run": f"{_CLI}.run:run",
@@ -49,6 +54,25 @@ COMMANDS: Final[Mapping[str, str]] = {
 """In the order in which a newcomer meets them."""
 
 
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Cut what an error repeats of the arguments, and make control characters in it visible."""
+    try:
+        yield
+    except click.ClickException as error:
+        # Not a new error in its place: each kind shows itself in its own way, with its own status.
+        for name in ("message", "option_name"):
+            if isinstance(text := vars(error).get(name), str):
+                vars(error)[name] = _cut(clean(text))
+        raise
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MESSAGE_CHARS_MAX:
+        return text
+    return f"{text[: MESSAGE_CHARS_MAX // 2]} … {text[-MESSAGE_CHARS_MAX // 2 :]}"
+
+
 class SuggestingGroup(click.Group):
     """A group of commands that, told an unknown one, names the most similar."""
 
@@ -68,7 +92,25 @@ class SuggestingGroup(click.Group):
 
 
 class _Root(SuggestingGroup):
-    """Finds commands in :data:`COMMANDS`."""
+    """Finds commands in :data:`COMMANDS`; says nothing longer or stranger than a person can read."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line."""
+        try:
+            return super().main(*args, **kwargs)
+        except UnicodeEncodeError:
+            # Help and usage repeat what was typed; streams that are strict refuse what is no text.
+            raise SystemExit(2) from None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command."""
+        with _readable_errors():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _readable_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature.
         """Return the names of all commands."""

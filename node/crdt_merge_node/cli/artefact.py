@@ -13,7 +13,7 @@ import click
 from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, say, say_json, short, size, table
-from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight, read_small
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.blobs import Schema, TensorSpec
@@ -264,7 +264,7 @@ def pack(
     from crdt_merge_node.artefacts.packing import pack_tensors, parse_fields
     from crdt_merge_node.ports import SystemFs
 
-    fields = parse_fields(Path(header).read_bytes()) if header else {}
+    fields = parse_fields(read_small(header)) if header else {}
     parts = pack_tensors(Path(tensors), SystemFs()) if tensors else []
     _answer(invocation, target, type_, *target.write(type_, fields, parts))
 

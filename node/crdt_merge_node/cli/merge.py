@@ -13,7 +13,17 @@ from crdt_merge_node.control.model import Progress
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
-from .values import MODEL, OUTPUT, PLACE, READABLE, ByteSize, parse_pairs, parse_weight, shard_bytes_of
+from .values import (
+    MODEL,
+    OUTPUT,
+    PLACE,
+    READABLE,
+    ByteSize,
+    parse_pairs,
+    parse_weight,
+    read_text,
+    shard_bytes_of,
+)
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -149,7 +159,7 @@ def _read_config(path: str) -> Recipe:
     from crdt_merge_node.recipes.mergekit import read_mergekit
     from crdt_merge_node.resolve import describe_file
 
-    config = read_mergekit(Path(path).read_text())
+    config = read_mergekit(read_text(path))
     for name in (*config.models, *([config.base] if config.base else [])):
         if not Path(name).exists():
             raise click.UsageError(f"{path} names the model {clean(name)}, which is no file here.")

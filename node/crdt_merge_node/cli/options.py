@@ -15,6 +15,7 @@ import click
 from crdt_merge_protocol.errors import CrdtMergeError
 
 from crdt_merge_node.documents import error_document
+from crdt_merge_node.errors import ConfigError, InvalidRequestError, StorageError
 
 from .output import QUIET, clean, warn
 from .place import find_data_dir, find_socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 INTERRUPTED = 130
+PATH_CHARS_MAX = 200
+"""Of a path in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ class Invocation:
             raise click.exceptions.Exit(INTERRUPTED) from None
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
+        except UnicodeEncodeError as error:
+            if self.is_debug:
+                raise
+            bad = error.object[error.start : error.end]
+            self._fail(InvalidRequestError(f"an argument is not UTF-8: it holds {bad!r}."))
+        except OSError as error:
+            if self.is_debug:
+                raise
+            where = f"{str(error.filename)[:PATH_CHARS_MAX]}: " if error.filename else ""
+            self._fail(StorageError(f"{where}{error.strerror or error}.", hint="With --debug it says where."))
         except Exception as error:
             if self.is_debug:
                 raise
@@ -112,9 +125,13 @@ def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..
     ) -> None:
         context = click.get_current_context()
         above = context.find_root().params
-        flag = data_dir or above.get("data_dir")
+        flag = above.get("data_dir") if data_dir is None else data_dir
+        try:
+            place = find_data_dir(flag, os.environ)
+        except ConfigError as error:
+            raise click.UsageError(f"{error.message} {error.hint}") from None
         invocation = Invocation(
-            data_dir=find_data_dir(flag, os.environ),
+            data_dir=place,
             is_json=is_json,
             is_debug=is_debug or bool(above.get("debug")),
             is_quiet=is_quiet,

@@ -19,7 +19,12 @@ from crdt_merge_node.documents import WEIGHT_ONE, document
 ID_DIGITS: Final = 12
 QUIET: Final = "crdt_merge_node.quiet"
 """Where click's context holds whether ``--quiet`` was given."""
-_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
+_CONTROL: Final = {
+    **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10},
+    # Bytes that were no text, which strict streams refuse; and marks that turn the direction of writing.
+    **{0xDC00 + code: f"\\x{code:02x}" for code in range(128, 256)},
+    **{code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 

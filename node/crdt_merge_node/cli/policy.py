@@ -15,7 +15,7 @@ from .completing import GROUP
 from .options import Invocation, command
 from .output import clean, count, facts, note, params, say, say_json, short, size, weight
 from .progress import follow as watch
-from .values import MODEL, READABLE, Weight, absolute, parse_pairs
+from .values import MODEL, READABLE, Weight, absolute, parse_pairs, read_text
 
 
 @click.group(cls=SuggestingGroup)
@@ -107,7 +107,7 @@ def import_(
     """
     from crdt_merge_node.recipes.mergekit import ENDS, read_mergekit
 
-    config = read_mergekit(Path(file).read_text())
+    config = read_mergekit(read_text(file))
     if config.base is not None and base is None and config.method not in ENDS:
         raise click.UsageError(f"{file} differs from base_model {clean(config.base)}: name its file, --base.")
     which = parse_pairs(models, option="--model")

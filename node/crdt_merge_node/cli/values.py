@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
@@ -12,6 +13,7 @@ from typing import Any, Final
 import click
 from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
 
+SMALL_BYTES_MAX: Final = 4 << 20
 _EXPONENT_MAX: Final = 40
 """Of a weight as typed: 1e999999999 would otherwise be expanded digit by digit."""
 
@@ -82,17 +84,47 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().absolute())
 
 
+def read_small(path: str) -> bytes:
+    """Return a file that a person wrote: a recipe, a header, a list of words.
+
+    Raises:
+        click.BadParameter: It is larger than anybody writes.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(SMALL_BYTES_MAX + 1)
+    if len(data) > SMALL_BYTES_MAX:
+        raise click.BadParameter(f"{path} is larger than {SMALL_BYTES_MAX} bytes: is it another file?")
+    return data
+
+
+def read_text(path: str) -> str:
+    """Return a text that a person wrote.
+
+    Raises:
+        click.BadParameter: It is none, or too large.
+    """
+    try:
+        return read_small(path).decode()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is no text in UTF-8: {error}.") from None
+
+
 class _Readable(click.Path):
     """An existing file; whoever names one of another machine is told where it has to be."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check that the file is here."""
         try:
-            return super().convert(value, param, ctx)
+            found = super().convert(value, param, ctx)
         except click.BadParameter:
             if _ELSEWHERE.match(str(value)):
                 self.fail(f"{value!r} is not a file of this machine: copy it here first.", param, ctx)
             raise
+        here = Path(os.fsdecode(found))
+        if not (here.is_file() or (self.dir_okay and here.is_dir())):
+            # A device or a pipe may have no end, or never begin.
+            self.fail(f"{value!r} is no regular file.", param, ctx)
+        return found
 
 
 _ELSEWHERE: Final = re.compile(r"(\w+://|[\w.@-]+:)")

@@ -17,6 +17,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from crdt_merge_node.errors import ConfigError, did_you_mean
+from crdt_merge_node.ports import SystemFs
 
 from .model import Config, Origin, known_keys
 
@@ -25,7 +26,12 @@ DATA_DIR_KEY: Final = "node.data_dir"
 DATA_DIR_VARIABLE: Final = f"{ENVIRONMENT_PREFIX}DATA_DIR"
 CONFIG_VARIABLE: Final = f"{ENVIRONMENT_PREFIX}CONFIG"
 CONFIG_FILE_NAME: Final = "config.toml"
-CONFIG_BYTES_MAX: Final = 1 << 20
+CONFIG_BYTES_MAX: Final = 1 << 16
+_SHOWN_CHARS: Final = 200
+"""Of a value or a message that may be as long as the file."""
+_KEY_PARTS_MAX: Final = 32
+_STRING_OR_COMMENT: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*')
+_DEEP_KEY: Final = re.compile(rf"(?:\.[A-Za-z0-9_ \t-]*+){{{_KEY_PARTS_MAX}}}")
 # Kubernetes gives every pod variables about every Service. One named crdt-merge-node would make these.
 _SERVICE_LINKS: Final = re.compile(r"(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 
@@ -112,23 +118,33 @@ def _read_flags(flags: Mapping[str, Any], layers: _Layers) -> None:
 
 def _read_file(path: Path, *, is_required: bool, layers: _Layers) -> None:
     try:
-        data = path.read_bytes()
+        with SystemFs().open_read(path, follow=True) as file:
+            data = file.read_at(0, CONFIG_BYTES_MAX + 1)
     except FileNotFoundError:
         if is_required:
             layers.problems.append(f"{path}: there is no such file.")
         return
     except OSError as error:
-        layers.problems.append(f"{path}: {error.strerror}.")
+        layers.problems.append(f"{path}: {error.strerror or error}.")
         return
     if len(data) > CONFIG_BYTES_MAX:
-        layers.problems.append(f"{path}: {len(data)} bytes, at most {CONFIG_BYTES_MAX} are read.")
+        layers.problems.append(f"{path}: larger than {CONFIG_BYTES_MAX} bytes.")
         return
     try:
-        document = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        layers.problems.append(f"{path}: not TOML: {error}.")
+        text = data.decode()
+        if _has_deep_keys(text):
+            layers.problems.append(f"{path}: a key of more than {_KEY_PARTS_MAX} parts; settings have two.")
+            return
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # A number of too many digits is a plain ValueError.
+        layers.problems.append(f"{path}: not TOML: {str(error)[:_SHOWN_CHARS]}.")
         return
     _read_document(document, path, layers)
+
+
+def _has_deep_keys(text: str) -> bool:
+    """Tell whether there are keys for which the parser would need memory by the square of their length."""
+    return _DEEP_KEY.search(_STRING_OR_COMMENT.sub("", text)) is not None
 
 
 def _read_document(document: dict[str, Any], path: Path, layers: _Layers) -> None:
@@ -158,11 +174,19 @@ def _suggest_key(word: str) -> str:
     return f'Did you mean "{homes[0]}"?' if homes else did_you_mean(word, known)
 
 
+def _shown(value: Any) -> str:
+    """Return a value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+
+
 def _validate(layers: _Layers) -> Config:
     nested: dict[str, dict[str, Any]] = {}
     for key, value in layers.values.items():
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value
+        if isinstance(value, bool):  # There is no such setting, and pydantic would take it for 0 or 1.
+            layers.problems.append(f"{key} = {value} ({layers.origins[key]}): it is not true or false.")
     config: Config | None = None
     try:
         config = Config.model_validate(nested)
@@ -171,7 +195,7 @@ def _validate(layers: _Layers) -> Config:
             key = ".".join(str(part) for part in detail["loc"][:2])
             origin = layers.origins.get(key, Origin("default"))
             problem = detail["msg"].removeprefix("Value error, ")
-            layers.problems.append(f"{key} = {layers.values.get(key)!r} ({origin}): {problem}.")
+            layers.problems.append(f"{key} = {_shown(layers.values.get(key))} ({origin}): {problem}.")
     if config is None or layers.problems:
         raise ConfigError.of(list(dict.fromkeys(layers.problems)))
     config._origins.update(layers.origins)  # noqa: SLF001  (private to keep it out of the settings)
