@@ -13,6 +13,7 @@ from .alarms import Alarms
 from .control.model import Severity
 from .gossip import GossipDriver
 from .storage import Store
+from .stored_ids import read_id
 from .telemetry.logging import get_logger
 
 log = get_logger()
@@ -35,7 +36,7 @@ async def remember_attestation(store: Store, attestations: Attestations, attest:
     changes: dict[str, bytes | None] = {
         key: None
         for key, _ in await store.scan_meta(prefix)
-        if not attestations.is_kept(attest.group, bytes.fromhex(key.removeprefix(prefix)))
+        if not attestations.is_kept(attest.group, read_id(key.removeprefix(prefix)) or b"")
     }
     await store.update_meta(changes | {prefix + attest.resolve_key.hex(): attest.to_body()})
 

@@ -14,6 +14,7 @@ from .attesting import load_attestations
 from .control.model import Severity
 from .errors import StorageError
 from .storage import Store, compare_root, replay, save_root
+from .stored_ids import read_id
 from .telemetry.logging import get_logger
 
 log = get_logger()
@@ -63,8 +64,4 @@ async def save_roots(engine: Engine, store: Store) -> None:
 
 
 def _peer_of(key: str) -> bytes | None:
-    try:
-        peer = bytes.fromhex(key.rpartition("/")[2])
-    except ValueError:
-        return None
-    return peer if len(peer) == 32 else None
+    return read_id(key.rpartition("/")[2])

@@ -34,6 +34,7 @@ from .holds import Holds
 from .judging import header_entry, read_artefact
 from .scans import Scans
 from .storage import Store
+from .stored_ids import read_id
 from .telemetry.logging import get_logger
 from .watches import Watch
 from .wishes import Wish, Wishes
@@ -75,7 +76,8 @@ class ContentKeeper:
     async def load(self) -> None:
         """Read what is remembered over restarts; called before anything changes."""
         for key, _ in await self._store.scan_meta("unfollowed/"):
-            self._unfollowed.add(bytes.fromhex(key.removeprefix("unfollowed/")))
+            if group := read_id(key.removeprefix("unfollowed/")):
+                self._unfollowed.add(group)
         await self._scans.load()
 
     def start(self) -> None:

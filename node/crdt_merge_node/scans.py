@@ -20,6 +20,7 @@ from .errors import CorruptError, StorageError, StoreFailedError
 from .judging import scan_artefact
 from .resolve import scan_finite
 from .storage import Store
+from .stored_ids import read_id
 from .telemetry.logging import get_logger
 
 log = get_logger()
@@ -55,7 +56,8 @@ class Scans:
         """Read the verdicts of earlier starts."""
         for key, value in await self._store.scan_meta(PREFIX):
             content, _, kind = key.removeprefix(PREFIX).partition("/")
-            self._finite[bytes.fromhex(content), kind or MODEL] = value == b"1"
+            if found := read_id(content):
+                self._finite[found, kind or MODEL] = value == b"1"
 
     async def close(self) -> None:
         """Stop; nothing reads the store any more once this returns."""

@@ -175,7 +175,7 @@ def test_b64_a_crowd_that_stalls_is_gone_ten_seconds_later_and_nobody_honest_wai
                 connection = await honest.endpoint.dial(node.address)
                 connection.close("seen")
                 await world.settle()
-            assert len(node.endpoint._pumps) <= UNAUTHENTICATED_MAX + 16
+            assert node.endpoint._gate.unauthenticated_count <= UNAUTHENTICATED_MAX
         await asyncio.sleep(HANDSHAKE_TIMEOUT_S + LINGER_S + 1)
 
         assert all(raw.is_ended for raw in crowd)

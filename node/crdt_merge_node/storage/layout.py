@@ -73,7 +73,8 @@ class DataDir:
             if error.errno in NO_ROOM:
                 raise full_error(path) from error
             raise StorageError(
-                f"{path}: {error.strerror}.", hint="Give a --data-dir that this user can write."
+                f"{error.filename or path}: {error.strerror}.",
+                hint="Give a --data-dir that this user can write.",
             ) from error
         return data
 
@@ -108,7 +109,7 @@ class DataDir:
         try:
             document = json.loads(text)
             version, has_store = int(document["format"]), bool(document["has_store"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptError(
                 f"{path} is not readable: {error!r}.", hint="Restore it, or start with a new data directory."
             ) from None
