@@ -70,6 +70,28 @@ def test_peers_are_the_table_of_peer_list(cluster: Cluster, open_page: Any) -> N
     assert "2 alive." in watched.text()
 
 
+def test_a_peer_is_what_peer_show_says(cluster: Cluster, open_page: Any) -> None:
+    watched = open_page()
+    watched.open("peers")
+    watched.page.locator(".rows tbody tr").first.focus()
+    watched.page.keyboard.press("Enter")
+    watched.page.get_by_role("heading", name="node-2").wait_for()
+    watched.shot("peer-light")
+    shown = words(watched.text())
+    lines = [words(line) for line in cli(cluster.first, "peer", "show", "node-2").stdout.splitlines()]
+    found = [
+        line for line in lines if line.startswith(("id ", "addresses ", "view ", "version ", "connection "))
+    ]
+
+    assert len(found) == 5
+    assert [line for line in found if line not in shown] == []
+    exchanges = watched.page.get_by_role("region", name="Exchanges").locator("tbody tr").all()
+    assert [words(row.inner_text()) for row in exchanges] == [
+        line for line in lines if line.startswith(("digits ", "empty "))
+    ]
+    assert "peer.joined" in shown
+
+
 def test_a_group_is_what_group_show_says(cluster: Cluster, open_page: Any) -> None:
     watched = open_page()
     watched.open("groups")
@@ -135,7 +157,7 @@ def test_events_arrive_while_one_looks(cluster: Cluster, open_page: Any) -> None
     cli(cluster.first, "peer", "block", "node-3")
     log.filter(has_text="peer.blocked").wait_for()
     watched.shot("events-light")
-    first = words(log.first.inner_text())
+    blocked = words(log.filter(has_text="peer.blocked").inner_text())
     watched.page.get_by_text("Pause", exact=True).click()
     cli(cluster.first, "peer", "unblock", "node-3")
     watched.page.get_by_text("waiting", exact=False).wait_for()
@@ -145,7 +167,7 @@ def test_events_arrive_while_one_looks(cluster: Cluster, open_page: Any) -> None
     watched.page.get_by_role("radio", name="error").check()
     log.filter(has_text="node.ready").wait_for(state="detached")
 
-    assert peer.id[:12] in first or "peer.left" in first
+    assert blocked.endswith(f"info peer.blocked peer {peer.id[:12]}")
     assert paused == 0
     assert watched.page.locator(".log").get_attribute("aria-live") == "polite"
 
@@ -313,6 +335,7 @@ def test_what_a_peer_calls_itself_is_never_run(cluster: Cluster, open_page: Any)
         assert page.evaluate("window.pwned") is None, view
         assert page.locator("main img, main script, nav img, footer img").count() == 0, view
         assert "onerror=" in watched.text("body")
+        assert "\u202e" not in page.content()
 
 
 def test_a_daemon_that_went_away_is_told_and_found_again(cluster: Cluster, open_page: Any) -> None:
@@ -328,7 +351,7 @@ def test_a_daemon_that_went_away_is_told_and_found_again(cluster: Cluster, open_
     gone.wait_for(state="hidden", timeout=30_000)
 
     assert re.fullmatch(
-        r"The node does not answer since [\d:]+; what is shown is from then\. Asking again every 2 s\.", said
+        r"The node has not answered since [\d:]+; what is shown is from then\. Asking again every 2 s\.", said
     )
     assert shown == "Healthy"
     assert "is-gone" not in (watched.page.locator("body").get_attribute("class") or "")
@@ -368,7 +391,8 @@ def test_numbers_are_written_as_the_command_line_writes_them(cluster: Cluster, o
         """async ([sizes, times, ages, reals]) => {
           const f = await import("/format.js");
           const shownAges = ages.map((each) => f.age(1e9, 1e9 - each));
-          return [sizes.map(f.size), times.map(f.duration), shownAges, f.age(5, null), reals.map(f.general)];
+          return [sizes.map(f.size), times.map(f.duration), shownAges, f.age(5, null), reals.map(f.general),
+            f.clean("a\\x1b[2J\\u202eb\\u2066\\x7f\\n")];
         }""",
         [sizes, times, ages, reals],
     )
@@ -378,6 +402,7 @@ def test_numbers_are_written_as_the_command_line_writes_them(cluster: Cluster, o
     assert found[2] == [output.age(1e9, 1e9 - each) for each in ages]
     assert found[3] == output.age(5, None)
     assert found[4] == [f"{each:.4g}" for each in reals]
+    assert found[5] == output.clean("a\x1b[2J\u202eb\u2066\x7f\n")
 
 
 CONTRAST = """() => {

@@ -35,6 +35,7 @@ def application(services: Services, api: LocalNode, history: History) -> Router:
         "status": _status(api),
         "why": _why(api),
         "peers": _peers(api),
+        "peer": _peer(api),
         "groups": _groups(api),
         "group": _group(api),
         "policy": _policy(api),
@@ -96,6 +97,13 @@ def _peers(api: LocalNode) -> Asked:
     return ask
 
 
+def _peer(api: LocalNode) -> Asked:
+    async def ask(request: Request) -> Mapping[str, Any]:
+        return document("peer-show/1", await api.peer_show(_named(request, "peer")))
+
+    return ask
+
+
 def _groups(api: LocalNode) -> Asked:
     async def ask(_request: Request) -> Mapping[str, Any]:
         return document("group-list/1", groups=await api.group_list())
@@ -153,11 +161,11 @@ def _version(api: LocalNode) -> Asked:
     return ask
 
 
-def _named(request: Request) -> str:
-    """Return the group that is asked for."""
-    name = request.query_params.get("group", "")
+def _named(request: Request, what: str = "group") -> str:
+    """Return the group, or whatever else, that is asked for."""
+    name = request.query_params.get(what, "")
     if not name:
-        raise InvalidRequestError("no group is named.", hint="Add ?group=NAME to the address.")
+        raise InvalidRequestError(f"no {what} is named.", hint=f"Add ?{what}=NAME to the address.")
     return name
 
 

@@ -1,11 +1,11 @@
 // The frame: which view is shown, asking the node again and again, and saying so when it does not answer.
 
 import { facts, h, id, morphChildren } from "./dom.js";
-import { age, clock, short } from "./format.js";
+import { age, clean, clock, short } from "./format.js";
 import { events } from "./events.js";
 import { group, groups } from "./groups.js";
 import { overview } from "./overview.js";
-import { peers } from "./peers.js";
+import { peer, peers } from "./peers.js";
 
 const POLL_MS = 2000;
 const HIDDEN_POLL_MS = 20000;
@@ -25,6 +25,7 @@ let process = "";
 function route() {
   const [, name = "", rest = ""] = location.hash.match(/^#\/([a-z]*)(?:\/(.*))?$/) ?? [];
   if (name === "groups" && rest) return [group, rest];
+  if (name === "peers" && rest) return [peer, rest];
   return [{ peers, groups, events }[name] ?? overview, ""];
 }
 
@@ -79,9 +80,9 @@ function answered(status) {
   if (isBack || (process && process !== present)) events.reconnect();
   process = present;
   const name = status.name || short(status.node);
-  document.getElementById("brand").textContent = name;
+  document.getElementById("brand").textContent = clean(name);
   const mark = status.is_healthy ? "" : "UNHEALTHY · ";
-  document.title = `${mark}${view.title} · ${name} · crdt-merge-node`;
+  document.title = clean(`${mark}${view.title} · ${name} · crdt-merge-node`);
   morphChildren(foot, [
     facts([
       ["node", id(status.node)],
@@ -94,8 +95,8 @@ function answered(status) {
 }
 
 function unanswered(error) {
-  const since = answeredAt ? ` since ${clock(answeredAt / 1000)}; what is shown is from then` : "";
-  const text = `The node does not answer${since}. Asking again every ${POLL_MS / 1000} s.`;
+  const since = answeredAt ? `has not answered since ${clock(answeredAt / 1000)}; what is shown is from then` : "does not answer";
+  const text = `The node ${since}. Asking again every ${POLL_MS / 1000} s.`;
   gone.title = String(error);
   if (gone.textContent !== text) gone.textContent = text;
   gone.hidden = false;

@@ -127,7 +127,7 @@ function options(chart, canvas) {
     height: HEIGHT,
     legend: { show: false },
     cursor: { show: false },
-    padding: [8, 4, 0, 0],
+    padding: [8, 20, 0, 0],
     scales: { y: { range: (_plot, low, high) => range(low, high) } },
     series: [
       {},

@@ -1,4 +1,7 @@
-// Elements from data. Names, notes and reasons come from other machines: they become text, never markup.
+// Elements from data. Names, notes and reasons come from other machines: they become text, never markup, and
+// no text turns the direction of what stands beside it.
+
+import { clean } from "./format.js";
 
 /**
  * Return an element. `attributes`: strings, numbers or booleans; `on…` are listeners; undefined and false are
@@ -9,7 +12,7 @@ export function h(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? "" : String(value));
+    else element.setAttribute(name, value === true ? "" : clean(String(value)));
   }
   append(element, children);
   return element;
@@ -19,7 +22,7 @@ function append(element, children) {
   for (const child of children) {
     if (child === undefined || child === null || child === false || child === "") continue;
     if (Array.isArray(child)) append(element, child);
-    else element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    else element.append(child instanceof Node ? child : document.createTextNode(clean(String(child))));
   }
 }
 

@@ -120,13 +120,14 @@ function tell() {
   if (place.textContent !== text) place.textContent = text;
 }
 
-function line(event) {
+/** One event as a row; `without`: fields that need not be said. */
+export function line(event, without = []) {
   const fields = [...Object.entries(event.fields), ...Object.entries(event.numbers)];
-  return h("li", { class: `event ${event.level}` },
+  return h("li", { class: `event ${event.level}`, "data-key": event.seq },
     h("time", { datetime: new Date(event.time * 1000).toISOString(), title: day(event.time) }, clock(event.time)),
     level(event.level),
     h("code", { class: "event-name" }, event.event),
     h("span", { class: "fields" },
-      fields.map(([name, value]) => h("span", { class: "field" }, h("span", { class: "quiet" }, `${name} `), ID.test(value) ? id(value) : String(value), " "))));
+      fields.filter(([name, value]) => value !== "" && !without.includes(name)).map(([name, value]) => h("span", { class: "field" }, h("span", { class: "quiet" }, `${name} `), ID.test(value) ? id(value) : String(value), " "))));
 }
 

@@ -2,6 +2,17 @@
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
+// Control characters, and marks that turn the direction of writing or hide: made visible, as in a terminal.
+const HIDDEN = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f]|[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+
+/** Text of another machine, with what cannot be seen made visible; line ends stay. */
+export function clean(text) {
+  return text.replace(HIDDEN, (one) => {
+    const code = one.charCodeAt(0);
+    return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
+  });
+}
+
 export function short(identifier) {
   return identifier.slice(0, 12) || "-";
 }

@@ -4,9 +4,10 @@
 import cytoscape from "./vendor/cytoscape.mjs";
 import { colour } from "./charts.js";
 import { h } from "./dom.js";
-import { short } from "./format.js";
+import { clean, short } from "./format.js";
 
 const DRAWN_MAX = 300;
+const NAME_CHARS_MAX = 20;
 const SHAPES = {
   alive: ["ellipse", "solid", "good"],
   suspect: ["diamond", "solid", "warn"],
@@ -83,7 +84,7 @@ function build() {
     boxSelectionEnabled: false,
     autoungrabify: true,
     minZoom: 0.2,
-    maxZoom: 1.4,
+    maxZoom: 1.15,
   });
   cy.on("tap", "node", (event) => {
     if (event.target.id() !== last.node) onChoose(event.target.id());
@@ -98,9 +99,9 @@ function build() {
 function update() {
   const shown = [...last.peers].sort((a, b) => !a.direction - !b.direction || (a.id < b.id ? -1 : 1)).slice(0, DRAWN_MAX);
   const wanted = new Map();
-  wanted.set(last.node, { id: last.node, label: `${last.name || short(last.node)}\nthis node`, kind: "self" });
+  wanted.set(last.node, { id: last.node, label: `${nameOf(last.name, last.node)}\nthis node`, kind: "self" });
   shown.forEach((peer, order) => {
-    const label = `${peer.name || short(peer.id)}\n${peer.state}`;
+    const label = `${nameOf(peer.name, peer.id)}\n${peer.state}`;
     wanted.set(peer.id, { id: peer.id, label, order, isNear: Boolean(peer.direction), kind: peer.state });
   });
   cy.batch(() => {
@@ -119,6 +120,12 @@ function update() {
     members = now;
     arrange();
   }
+}
+
+/** A name, cut where it would cover its neighbours; the table has all of it. */
+function nameOf(name, node) {
+  const text = clean(name) || short(node);
+  return text.length > NAME_CHARS_MAX ? `${text.slice(0, NAME_CHARS_MAX - 1)}…` : text;
 }
 
 function put(element, kind) {
@@ -180,7 +187,7 @@ function look() {
       selector: "node.self",
       style: { shape: "round-rectangle", width: 34, height: 34, "background-color": colour("accent"), "border-color": colour("accent"), "font-weight": 600 },
     },
-    { selector: "node.chosen", style: { "border-width": 5, "border-color": ink, width: 36, height: 36 } },
+    { selector: "node.chosen", style: { "underlay-color": colour("accent"), "underlay-opacity": 0.28, "underlay-shape": "ellipse", "underlay-padding": 9 } },
     { selector: "edge", style: { width: 1.25, "line-color": quiet, "curve-style": "straight", "overlay-opacity": 0 } },
     { selector: "edge.connected", style: { width: 2.5, "line-color": colour("accent") } },
     { selector: "edge.apart", style: { "line-style": "dotted", opacity: 0.7 } },
