@@ -24,8 +24,8 @@ PLACE_BYTES_MIN: Final = 64 * KIB
 PLACE_SHARE: Final = 64
 """The memory for such a body is taken once 1/64 of it is here: a claim alone takes none (SCENARIOS T14)."""
 
-PLACES_MAX: Final = 4
-"""Such memory kept for the next body, by each decoder."""
+PLACES_MAX: Final = 16
+"""Such memory kept for the next body."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -52,8 +52,9 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._skip = 0
-        self._places = Places()
-        self._place = bytearray()
+        self.places = Places()
+        """Where large bodies go. May be shared with other decoders."""
+        self._place: memoryview | None = None
         """A large body that has begun to arrive."""
         self._placed = 0
         self._place_class: type[Message] | None = None
@@ -61,11 +62,11 @@ class FrameDecoder:
     @property
     def buffered_bytes(self) -> int:
         """Bytes of an incomplete frame held back."""
-        return len(self._buffer) + (FRAME_HEADER_BYTES + self._placed if self._place else 0)
+        return len(self._buffer) + (0 if self._place is None else FRAME_HEADER_BYTES + self._placed)
 
     def room(self) -> memoryview | None:
         """Return where the next bytes of the stream belong; None if they have to be fed."""
-        return memoryview(self._place)[self._placed :] if self._place else None
+        return None if self._place is None else self._place[self._placed :]
 
     def landed(self, nbytes: int) -> list[Message]:
         """Return the message, if any, that is complete now that :meth:`room` has been filled that far.
@@ -73,12 +74,13 @@ class FrameDecoder:
         Raises:
             RemoteProtocolError: It is not valid; close the connection.
         """
+        assert self._place is not None, "who has no room has nothing to put there"
+        assert self._place_class is not None, "the room is for a message"
         self._placed += nbytes
         if self._placed < len(self._place):
             return []
-        assert self._place_class is not None, "who has room has a class"
-        body, self._place, self._placed = self._place, bytearray(), 0
-        return [self._place_class.from_own_body(body)]
+        body, self._place, self._placed = self._place, None, 0
+        return [self._place_class.from_view(body.toreadonly())]
 
     def feed(self, data: Buffer) -> list[Message]:
         """Return the messages completed by ``data``, in order.
@@ -123,7 +125,7 @@ class FrameDecoder:
         return position + step
 
     def _give_place(self, begin: int, length: int, message_class: type[Message]) -> None:
-        self._place, self._place_class = self._places.take(length), message_class
+        self._place, self._place_class = self.places.take(length), message_class
         self._placed = len(self._buffer) - begin
         with memoryview(self._buffer) as view:
             self._place[: self._placed] = view[begin:]
@@ -142,22 +144,26 @@ class FrameDecoder:
 
 
 class Places:
-    """Memory for bodies, taken again once no message has a view of it: zeroing and faulting it in is dear."""
+    """Memory for bodies, taken again once no view of it is left: zeroing and faulting it in is dear."""
 
     def __init__(self) -> None:
         self._kept: list[bytearray] = []
 
-    def take(self, nbytes: int) -> bytearray:
+    def take(self, nbytes: int) -> memoryview:
         """Return ``nbytes`` of memory with whatever was in it."""
         for place in self._kept:
             if len(place) == nbytes and _is_unused(place):
-                return place
+                return memoryview(place)
         place = bytearray(nbytes + 1)
         place.pop()  # Leaves room for the byte that _is_unused appends.
         if len(self._kept) >= PLACES_MAX:
             del self._kept[0]
         self._kept.append(place)
-        return place
+        return memoryview(place)
+
+    def clear(self) -> None:
+        """Keep nothing; what is in use stays with whoever uses it."""
+        self._kept.clear()
 
 
 def _is_unused(place: bytearray) -> bool:

@@ -32,6 +32,8 @@ log = get_logger(__name__)
 
 PROVIDERS_MAX: Final = 16
 GIVERS_MAX: Final = 1024
+LAND_WAIT_S: Final = 0.005
+"""How long a chunk waits for others that would be landed with it."""
 SMALL_BYTES: Final = 64 * KIB
 """Hashing so much takes less than handing it to a thread."""
 
@@ -136,6 +138,7 @@ class Exchange:
             del self._steps[step.item]
             self._cancel(self._planner.discard(step.item))
             step.inbox.clear()
+            self._stop_waiting(step)
 
     def turn(self, *, now: float) -> float | None:
         """Send what is due. Returns when to call again if nothing happens; None: not needed."""
@@ -214,13 +217,31 @@ class Exchange:
             if step.count == 1 and _is_small(value):
                 batch, step.inbox = step.inbox, []
                 self._judge(step, batch, step.land([(piece, value) for _, piece, value in batch]))
-            elif step.lander is None or step.lander.done():
-                step.lander = asyncio.create_task(self._land(step), name=f"land-{item.id.hex()[:8]}")
+            elif step.is_together:
+                self._land_now(step)
+            else:
+                self._land_soon(step)
+
+    def _land_soon(self, step: Step) -> None:
+        """See to it that what has come is not left lying."""
+        if step.inbox and step.waiting is None:
+            step.waiting = asyncio.get_running_loop().call_later(LAND_WAIT_S, self._land_now, step)
+
+    @staticmethod
+    def _stop_waiting(step: Step) -> None:
+        if step.waiting is not None:
+            step.waiting.cancel()
+            step.waiting = None
+
+    def _land_now(self, step: Step) -> None:
+        self._stop_waiting(step)
+        if step.inbox and (step.lander is None or step.lander.done()):
+            step.lander = asyncio.create_task(self._land(step), name=f"land-{step.item.id.hex()[:8]}")
 
     async def _land(self, step: Step) -> None:
         """Verify and keep what has come, all that is there at a time."""
         loop = asyncio.get_running_loop()
-        while step.inbox:
+        while step.is_together and step.inbox:
             batch, step.inbox = step.inbox, []
             pieces = [(piece, value) for _, piece, value in batch]
             try:
@@ -231,6 +252,7 @@ class Exchange:
                 return
             self._judge(step, batch, verdicts)
             self._on_change()
+        self._land_soon(step)
 
     def _judge(
         self, step: Step, batch: list[tuple[bytes, int, Any]], verdicts: list[tuple[int, ...] | None]

@@ -24,6 +24,7 @@ from crdt_merge_protocol.fetch import Item, ItemKind, RandomLike
 from crdt_merge_protocol.limits import BLOB_BYTES_MAX, FETCH_BYTES_MAX
 
 from crdt_merge_node.errors import FullError
+from crdt_merge_node.ports import SeededRng
 from crdt_merge_node.telemetry.logging import get_logger
 
 from .exchange import Exchange
@@ -71,12 +72,13 @@ class Fetcher:
         """
         self._peers = peers
         self._clock = clock
-        self._rng = rng
+        # A sequence of our own: asking the kernel for each draw gives the GIL away, to threads that hash.
+        self._rng = SeededRng(rng.random())
         self._exchange = Exchange(
             node=node,
             open_connection=open,
             clock=clock,
-            rng=rng,
+            rng=self._rng,
             executor=executor,
             on_change=self._pump_soon,
         )

@@ -13,6 +13,8 @@ from crdt_merge_protocol.fetch import Item, ItemKind
 from crdt_merge_protocol.limits import CHUNK_BYTES
 
 RATE_TIME_CONSTANT_S: Final = 3.0
+LAND_TOGETHER: Final = 4
+"""Chunks that a thread is called for: handing over work and the GIL takes longer than hashing one."""
 
 Land = Callable[[list[tuple[int, Any]]], list[tuple[int, ...] | None]]
 """Verifies and keeps pieces; blocks. For each (piece, value): the pieces that are here thanks to it, or None
@@ -47,8 +49,16 @@ class Step:
     inbox: list[tuple[bytes, int, Any]] = field(default_factory=list)
     """(provider, piece, value) that wait to be landed."""
     lander: asyncio.Task[None] | None = None
+    waiting: asyncio.TimerHandle | None = None
+    """When to land what is there, though there is little of it."""
     has_advanced: bool = False
     """A piece has landed since this was last looked at."""
+
+    @property
+    def is_together(self) -> bool:
+        """Whether enough has come to be landed, or nothing else will."""
+        here = len(self.inbox)
+        return here >= LAND_TOGETHER or self.present.bit_count() + here >= self.count
 
     @property
     def missing_bytes(self) -> int:

@@ -119,6 +119,7 @@ class Connection:
         pump.app = self
         pump.pause_reading()
         if self.alpn == ALPN_BULK:
+            decoder.places = pump.places
             pump.land(decoder.room, self._landed)
 
     def __repr__(self) -> str:
@@ -375,6 +376,7 @@ class Connection:
         self.closed.set_result(reason)
         self._tick_timer.cancel()
         self._lanes.clear()
+        self._decoder.places.clear()  # Others that still use them take new ones.
         self._early.clear()
         for _, waiter in self._drains:
             if not waiter.done():

@@ -24,6 +24,7 @@ from enum import Enum, auto
 from typing import Any, Final, Protocol, cast
 
 from crdt_merge_protocol.limits import HANDSHAKE_TIMEOUT_S, KIB, LINGER_S
+from crdt_merge_protocol.wire import Places
 
 from .addresses import join_address
 from .refusals import plaintext_answer
@@ -71,6 +72,8 @@ class PumpBuffers:
         self.plain = bytearray(READ_BUFFER_BYTES)
         self.raw_view = memoryview(self.raw)
         self.plain_view = memoryview(self.plain)
+        self.places = Places()
+        """Of large frames; outlives callbacks, and is used again once nobody looks at it any more."""
 
 
 class _State(Enum):
@@ -169,6 +172,11 @@ class TlsPump(asyncio.BufferedProtocol):
                 self._flush()
         except ssl.SSLError as error:
             self._fail(error)
+
+    @property
+    def places(self) -> Places:
+        """Memory for large frames, shared by all pumps of the loop."""
+        return self._buffers.places
 
     def land(self, room: Callable[[], memoryview | None], landed: Callable[[int], None]) -> None:
         """Decrypt to where the app wants it from now on, not to scratch space of which it takes a copy.

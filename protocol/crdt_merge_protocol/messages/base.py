@@ -47,8 +47,8 @@ class Message:
         raise LocalProtocolError(f"{cls.__name__} has no body.")
 
     @classmethod
-    def from_own_body(cls, body: bytearray) -> Self:
-        """Return the message in ``body``, of which it may keep a view: nobody changes it any more."""
+    def from_view(cls, body: memoryview) -> Self:
+        """Return the message in ``body``, of which it may keep a part: nobody changes it while that lives."""
         return cls.from_body(bytes(body))
 
 

@@ -134,17 +134,13 @@ class Chunk(DataMessage):
     @classmethod
     def from_body(cls, body: bytes) -> Self:
         """Return the message in ``body``, with a view of it."""
-        return cls._within(body)
+        return cls.from_view(memoryview(body))
 
     @classmethod
-    def from_own_body(cls, body: bytearray) -> Self:
+    def from_view(cls, body: memoryview) -> Self:
         """Return the message in ``body``, with a view of it."""
-        return cls._within(body)
-
-    @classmethod
-    def _within(cls, body: bytes | bytearray) -> Self:
         blob, nbytes, index = _unpack(_CHUNK_HEADER, body, what="chunk")
-        data = memoryview(body)[_CHUNK_HEADER.size :].toreadonly()
+        data = body[_CHUNK_HEADER.size :]
         _check_blob_size(nbytes)
         if index >= chunk_count(nbytes) or len(data) != chunk_bytes(nbytes, index):
             raise MalformedMessageError(
@@ -287,7 +283,7 @@ class CancelChunks(ControlMessage):
         return cls(blob=fields.id(), indices=_indices(fields))
 
 
-def _unpack(header: struct.Struct, body: bytes | bytearray, *, what: str) -> tuple[Any, ...]:
+def _unpack(header: struct.Struct, body: bytes | memoryview, *, what: str) -> tuple[Any, ...]:
     if len(body) < header.size or len(body) > DATA_BODY_BYTES_MAX:
         raise MalformedMessageError(f"{len(body)} bytes are no {what} message.")
     return header.unpack_from(body)
