@@ -37,6 +37,7 @@ from .leaving import refuse_if_left
 from .ports import Clock, Fs, Net, Rng, SystemClock, SystemFs, SystemRng, TcpNet, local_addresses
 from .renewal import CA_FEATURE, CertificateKeeper
 from .restoring import Restoration
+from .scrub import Scrub
 from .services import Services
 from .storage import DataDir, Store
 from .systemd import ServiceManager
@@ -240,8 +241,8 @@ async def _open_services(
     stack.callback(data.close)
     refuse_if_left(data.path, world.fs)
     identity = Identity.load(data.path, world.fs)
-    keepers: list[ContentKeeper] = []
-    store = await _open_store(config, world, data, fail, keepers)
+    hearers: list[Callable[[bytes], None]] = []
+    store = await _open_store(config, world, data, fail, hearers)
     stack.push_async_callback(store.close)
     await store.bind_cluster(identity.cluster)
     engine = Engine(identity.node_key, random_bytes=world.rng.bytes)
@@ -279,7 +280,8 @@ async def _open_services(
         node=engine.node,
     )
     keeper = ContentKeeper(engine=engine, driver=driver, store=store, fetcher=fetcher)
-    keepers.append(keeper)
+    scrub = Scrub(engine=engine, driver=driver, store=store, keeper=keeper, alarms=alarms, clock=world.clock)
+    hearers += [lambda _blob: keeper.look_again(), scrub.note_damage]
     services = Services(
         config=config,
         identity=identity,
@@ -288,6 +290,7 @@ async def _open_services(
         store=store,
         fetcher=fetcher,
         keeper=keeper,
+        scrub=scrub,
         imports=ImportDesk(store.blobs, keeper),
         endpoint=endpoint,
         certificate=certificate,
@@ -308,11 +311,11 @@ async def _open_store(
     world: World,
     data: DataDir,
     fail: Callable[[BaseException], None],
-    keepers: list[ContentKeeper],
+    hearers: list[Callable[[bytes], None]],
 ) -> Store:
-    def damaged(_blob: bytes, _reason: str) -> None:
-        for keeper in keepers:  # None yet while the store is being opened.
-            keeper.look_again()
+    def damaged(blob: bytes, _reason: str) -> None:
+        for hear in hearers:  # None yet while the store is being opened.
+            hear(blob)
 
     return await Store.open(
         data,
@@ -336,6 +339,7 @@ async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[Base
     driver.callbacks.mismatch = lambda effect: alarm_mismatch(services.alarms, driver, effect)
     driver.callbacks.fatal = fail
     await keeper.load()
+    await services.scrub.load()
     await endpoint.start()
     stack.push_async_callback(endpoint.close)
     driver.start()
@@ -356,6 +360,8 @@ async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[Base
     stack.push_async_callback(services.certificate.close)
     keeper.start()
     stack.push_async_callback(keeper.close)
+    services.scrub.start()
+    stack.push_async_callback(services.scrub.close)
 
 
 def _make_endpoint(

@@ -15,6 +15,7 @@ from .imports import ImportDesk
 from .keeper import ContentKeeper
 from .ports import Clock, Fs, Rng
 from .renewal import CertificateKeeper
+from .scrub import Scrub
 from .storage import Store
 from .telemetry.events import EventLog
 from .transport import Endpoint, Identity, StoredInvites
@@ -39,6 +40,7 @@ class Services:
     store: Store
     fetcher: Fetcher
     keeper: ContentKeeper
+    scrub: Scrub
     imports: ImportDesk
     endpoint: Endpoint
     certificate: CertificateKeeper

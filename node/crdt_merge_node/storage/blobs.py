@@ -64,6 +64,10 @@ class BlobStore(StoredBlobs):
         """Tell whether a manifest, schema or payload is here and durable."""
         return self._objects.has(object_id)
 
+    def object_ids(self) -> list[bytes]:
+        """Return the ids of all objects that are here, sorted."""
+        return self._objects.ids()
+
     def put_object(self, object_id: bytes, data: bytes) -> None:
         """Store an object whose id the caller has verified; durable on return."""
         self.put_object_soon(object_id, data).result()

@@ -34,6 +34,11 @@ class ObjectTable:
                 dropped += 1
         return dropped
 
+    def ids(self) -> list[bytes]:
+        """Return the ids of all objects that are here, sorted."""
+        with self._lock:
+            return sorted(self._ids)
+
     def has(self, object_id: bytes) -> bool:
         """Tell whether an object is here and durable."""
         return object_id in self._ids

@@ -18,6 +18,10 @@ _PAGE: Final = """
     SELECT position, operations.id, wire FROM operations JOIN groups ON groups.key = group_key
     WHERE groups.id = ? AND position > ? ORDER BY position LIMIT ?
 """
+_AFTER: Final = """
+    SELECT position, groups.id, operations.id, wire FROM operations LEFT JOIN groups ON groups.key = group_key
+    WHERE position > ? ORDER BY position LIMIT ?
+"""
 _NEWEST: Final = """
     SELECT groups.id, operations.id, wire FROM operations JOIN groups ON groups.key = group_key
     ORDER BY position DESC LIMIT ?
@@ -104,6 +108,21 @@ class OperationLog:
         """Return the last ``count`` operations of all groups, newest first."""
         rows = self._database.query(_NEWEST, count)
         return [OpRow(*row) for row in rows if all(type(value) is bytes for value in row)]
+
+    def last_position(self) -> int:
+        """Return the position of the newest operation; 0 if there is none."""
+        return int(self._database.query("SELECT coalesce(max(position), 0) FROM operations")[0][0])
+
+    def after(self, position: int, count: int) -> tuple[list[OpRow], list[BadRow], int]:
+        """Return the next operations of any group, apart from unreadable rows, and the last position."""
+        good: list[OpRow] = []
+        bad: list[BadRow] = []
+        for position, group, id_, wire in self._database.query(_AFTER, position, count):  # noqa: B020, PLR1704
+            if type(id_) is bytes and len(id_) == ID_BYTES and type(wire) is type(group) is bytes:
+                good.append(OpRow(group, id_, wire))
+            else:
+                bad.append(BadRow(position, id_, wire, "the row does not hold an id and bytes"))
+        return good, bad, position
 
     def quarantine(
         self, *, id_: bytes | None = None, position: int | None = None, reason: str, wall_time: float

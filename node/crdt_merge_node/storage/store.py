@@ -185,6 +185,28 @@ class Store:
                 log.error("operation.quarantined", operation=row.id, group=group, reason=row.reason)
             yield from good
 
+    def last_position(self) -> int:
+        """Return where in the log the newest operation is; 0 if there is none. Blocks."""
+        return self._log.last_position()
+
+    def operations_after(self, position: int, count: int) -> tuple[list[OpRow], int]:
+        """Return the next operations of any group, and the position of the last. Blocks.
+
+        Rows that are no operations are set aside and not returned.
+        """
+        good, bad, last = self._log.after(position, count)
+        for row in bad:
+            self._log.quarantine(
+                position=row.position, reason=row.reason, wall_time=self._clock.now()
+            ).result()
+            log.error("operation.quarantined", operation=row.id, reason=row.reason)
+        return good, last
+
+    def page_problems(self, table: str) -> list[str]:
+        """Return what SQLite finds wrong with a table of the schema and its indexes. Blocks."""
+        rows = self._database.query(f"PRAGMA integrity_check('{table}')")
+        return [str(row[0]) for row in rows if row[0] != "ok"]
+
     def quarantine_operation(self, operation_id: bytes, reason: str) -> None:
         """Move an operation that cannot be used out of the log, so that a good copy may come. Blocks."""
         self._log.quarantine(id_=operation_id, reason=reason, wall_time=self._clock.now()).result()

@@ -110,7 +110,16 @@ EVENTS: Final[Mapping[str, Event]] = {
     "blob.withheld": Event("debug", ("blob", "error"), "A blob that a peer asked for could not be read."),
     "bulk.lost": Event("debug", ("peer", "reason"), "A connection for fetching blobs ended."),
     "bulk.failed": Event("error", ("peer", "error"), "A connection could not be served; it was closed."),
+    "blob.healed": Event("info", ("blob",), "Bytes that had been damaged are here again."),
+    "scrub.completed": Event(
+        "info", ("bytes", "count", "duration_s"), "Everything stored was read; so much of it was damaged."
+    ),
+    "scrub.skipped": Event("debug", ("error",), "A part could not be checked now; the next pass does."),
     # storage
+    "store.damaged": Event("error", ("table", "reason", "count"), "SQLite finds its own file damaged."),
+    "operation.healed": Event(
+        "info", ("operation", "group"), "A damaged row was written again from what is in memory."
+    ),
     "store.opened": Event(
         "info", ("operations", "blobs", "bytes", "duration_s"), "The data directory was read and checked."
     ),
