@@ -16,7 +16,6 @@ from crdt_merge_node.documents import document
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError
 from crdt_merge_node.report.kept import read_kept
 from crdt_merge_node.services import Services
-from crdt_merge_node.telemetry.metrics import CONTENT_TYPE, render
 
 from . import health
 from .history import History
@@ -55,6 +54,9 @@ def application(services: Services, api: LocalNode, history: History) -> Router:
         return json_response(found, status=200 if found["is_ready"] else 503)
 
     async def metrics(_request: Request) -> Response:
+        # Three MiB of libraries, for nodes that somebody scrapes.
+        from crdt_merge_node.telemetry.metrics import CONTENT_TYPE, render
+
         return Response(render(services), headers={"content-type": CONTENT_TYPE})
 
     routes += [
