@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .doctor import examine_room
+from .durations import Seconds
 from .options import Invocation, command
 from .output import clean, note, say, say_json, size, table
 from .values import OUTPUT, READABLE
@@ -20,9 +21,7 @@ from .values import OUTPUT, READABLE
 @click.option("-o", "--output", type=OUTPUT, help="File to write; else one in this directory.")
 @click.option("--names/--no-names", default=True, help="Keep names and addresses, or put ids in their place.")
 @click.option("--log", type=READABLE, help="The daemon's log, if it goes to a file that is not found.")
-@click.option(
-    "--timeout-s", type=click.FloatRange(0.1, 60.0), default=3.0, show_default=True, help="Of each probe."
-)
+@click.option("--timeout-s", type=Seconds(0.1, 60.0), default=3.0, show_default=True, help="Of each probe.")
 @command
 def bundle(
     invocation: Invocation, *, output: str | None, names: bool, log: str | None, timeout_s: float

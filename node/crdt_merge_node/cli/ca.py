@@ -11,7 +11,7 @@ import click
 from .app import PROGRAM, SuggestingGroup
 from .options import Invocation, command
 from .output import clean, note, say, say_json, short
-from .values import READABLE
+from .values import READABLE, read_text
 
 PASSPHRASE_CHARS_MIN: Final = 8
 PASSPHRASE_FILE: Final = click.option(
@@ -86,7 +86,7 @@ def _is_running(invocation: Invocation) -> bool:
 def read_passphrase(file: str | None, *, is_new: bool) -> bytes:
     """Return the passphrase: from a file or standard input, else from a person at the terminal."""
     if file is not None:
-        lines = (sys.stdin.read() if file == "-" else Path(file).read_text()).splitlines()
+        lines = (sys.stdin.read() if file == "-" else read_text(file)).splitlines()
         text = lines[0] if lines else ""
     elif sys.stdin.isatty():
         text = click.prompt("Passphrase", hide_input=True, confirmation_prompt=is_new, err=True)

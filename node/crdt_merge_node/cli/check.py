@@ -20,6 +20,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 from crdt_merge_node.control.model import PeerState, Severity, Status, WhyReport
 from crdt_merge_node.errors import DaemonNotRunningError, TimedOutError
 
+from .durations import Seconds
 from .options import Invocation, command
 from .output import clean, count, duration, say, say_json, size
 
@@ -85,6 +86,14 @@ class _Plugin(click.Command):
             click.echo(f"CRDT-MERGE UNKNOWN - {clean(error.format_message())[:_LINE_CHARS_MAX]}")
             raise _WrongArgumentsError(error.message, error.ctx) from None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; some arguments are looked at only then."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            click.echo(f"CRDT-MERGE UNKNOWN - {clean(error.format_message())[:_LINE_CHARS_MAX]}")
+            raise _WrongArgumentsError(error.message, error.ctx) from None
+
 
 @click.command(cls=_Plugin)
 @click.option(
@@ -92,17 +101,15 @@ class _Plugin(click.Command):
     type=click.IntRange(0),
     help="Fewer live peers are critical. Default: 1 if the node knows any, else 0.",
 )
-@click.option(
-    "--missing-warning-s", type=click.FloatRange(0), default=300.0, show_default=True, help="Bytes missing."
-)
-@click.option("--missing-critical-s", type=click.FloatRange(0), default=3600.0, show_default=True)
+@click.option("--missing-warning-s", type=Seconds(0), default=300.0, show_default=True, help="Bytes missing.")
+@click.option("--missing-critical-s", type=Seconds(0), default=3600.0, show_default=True)
 @click.option("--free-warning-mib", type=click.IntRange(0), default=1024, show_default=True, help="Disk.")
 @click.option("--free-critical-mib", type=click.IntRange(0), default=256, show_default=True)
-@click.option("--certificate-warning-days", type=click.FloatRange(0), default=30.0, show_default=True)
-@click.option("--certificate-critical-days", type=click.FloatRange(0), default=7.0, show_default=True)
+@click.option("--certificate-warning-days", type=Seconds(0), default=30.0, show_default=True)
+@click.option("--certificate-critical-days", type=Seconds(0), default=7.0, show_default=True)
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0.1, 600),
+    type=Seconds(0.1, 600),
     default=10.0,
     show_default=True,
     help="A daemon that takes longer to answer is critical.",

@@ -15,6 +15,7 @@ from crdt_merge_node.errors import NotFoundError, did_you_mean
 from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, facts, say, say_json, size, table
+from .values import READABLE
 
 if TYPE_CHECKING:
     from crdt_merge_node.config import Config
@@ -32,7 +33,6 @@ FLAGS: Final[Mapping[str, str]] = {
     "log.format": "--log-format",
 }
 """Options of `run` that set a setting."""
-_FILE: Final = click.Path(exists=True, dir_okay=False)
 
 
 @click.group(cls=SuggestingGroup)
@@ -42,7 +42,7 @@ def config() -> None:
 
 @config.command()
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
-@click.option("--config", "file", type=_FILE, help="TOML file; else config.toml of the data directory.")
+@click.option("--config", "file", type=READABLE, help="TOML file; else config.toml of the data directory.")
 @command
 def show(invocation: Invocation, *, origin: bool, file: str | None) -> None:
     """Show the settings that `run` would use, as TOML.
@@ -64,7 +64,7 @@ def show(invocation: Invocation, *, origin: bool, file: str | None) -> None:
 
 
 @config.command()
-@click.argument("file", type=_FILE, required=False)
+@click.argument("file", type=READABLE, required=False)
 @command
 def validate(invocation: Invocation, *, file: str | None) -> None:
     """Check FILE (default: config.toml of the data directory) and the environment as `run` would.

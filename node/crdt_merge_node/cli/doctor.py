@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from crdt_merge_protocol.errors import CrdtMergeError
 
+from .durations import Seconds
 from .options import Invocation, command
 from .output import clean, count, say, say_json
 
@@ -23,7 +24,7 @@ _COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.option("--problems", "only_problems", is_flag=True, help="Leave out what is well.")
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0.1, 60.0),
+    type=Seconds(0.1, 60.0),
     default=3.0,
     show_default=True,
     help="For each name, connection and handshake.",

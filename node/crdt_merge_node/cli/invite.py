@@ -7,6 +7,7 @@ import datetime as dt
 import click
 
 from .app import PROGRAM
+from .durations import Seconds
 from .options import Invocation, command
 from .output import note, say, say_json
 
@@ -14,7 +15,7 @@ from .output import note, say, say_json
 @click.command()
 @click.option(
     "--expires-s",
-    type=click.FloatRange(min=1.0, max=30 * 86400.0),
+    type=Seconds(min=1.0, max=30 * 86400.0),
     default=86400.0,
     show_default=True,
     help="How long the token works.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .durations import Seconds
 from .options import Invocation, command
 from .output import clean, count, note, say, say_json, short, size, table
 from .progress import follow as watch
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     default=0,
     help="Other nodes that shall hold everything first; two if there are so many.",
 )
-@click.option(
-    "--wait", "wait_s", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Wait until they do."
-)
+@click.option("--wait", "wait_s", type=Seconds(0), default=0.0, metavar="SECONDS", help="Wait until they do.")
 @click.option("--yes", "accept_loss", is_flag=True, help="Leave even if something is lost.")
 @command
 def leave(invocation: Invocation, copies: int, wait_s: float, accept_loss: bool) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 INTERRUPTED = 130
+TEXT_CHARS_MAX = 8000
+"""Of a message or a hint; one that lists 50 problems has room."""
 PATH_CHARS_MAX = 200
 """Of a path in a message."""
 
@@ -80,33 +82,42 @@ class Invocation:
             raise click.exceptions.Exit(INTERRUPTED) from None
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
-        except UnicodeEncodeError as error:
-            if self.is_debug:
-                raise
-            bad = error.object[error.start : error.end]
-            self._fail(InvalidRequestError(f"an argument is not UTF-8: it holds {bad!r}."))
-        except OSError as error:
-            if self.is_debug:
-                raise
-            where = f"{str(error.filename)[:PATH_CHARS_MAX]}: " if error.filename else ""
-            self._fail(StorageError(f"{where}{error.strerror or error}.", hint="With --debug it says where."))
         except Exception as error:
             if self.is_debug:
                 raise
-            self._fail(
-                CrdtMergeError(
-                    f"{type(error).__name__}: {error}.",
-                    hint="This was not foreseen. Run it again with --debug and report what it prints.",
-                )
-            )
+            self._fail(_in_our_words(error))
 
     def _fail(self, error: CrdtMergeError) -> NoReturn:
-        warn(f"error {error.code}: {clean(error.message)}")
-        if error.hint:
-            warn(f"hint: {clean(error.hint)}")
+        message, hint = _cut(error.message), _cut(error.hint)
+        warn(f"error {error.code}: {clean(message)}")
+        if hint:
+            warn(f"hint: {clean(hint)}")
         if self.is_json:
             click.echo(json.dumps(error_document(error)))
         raise click.exceptions.Exit(error.exit_code)
+
+
+def _in_our_words(error: Exception) -> CrdtMergeError:
+    """Return what an error of Python means to who typed the command."""
+    if isinstance(error, UnicodeEncodeError):
+        bad = error.object[error.start : error.end]
+        return InvalidRequestError(f"an argument is not UTF-8: it holds {bad[:PATH_CHARS_MAX]!r}.")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Of pathlib, with no other mark.
+        return InvalidRequestError("a path begins with the home directory (~) of nobody who is known here.")
+    if isinstance(error, OSError):
+        where = f"{str(error.filename)[:PATH_CHARS_MAX]}: " if error.filename else ""
+        return StorageError(f"{where}{error.strerror or error}.", hint="With --debug it says where.")
+    return CrdtMergeError(
+        f"{type(error).__name__}: {error}.",
+        hint="This was not foreseen. Run it again with --debug and report what it prints.",
+    )
+
+
+def _cut(text: str) -> str:
+    """Return a text of a length that a person may still read: arguments in it may be of any."""
+    if len(text) <= TEXT_CHARS_MAX:
+        return text
+    return f"{text[: TEXT_CHARS_MAX // 2]} … {text[-TEXT_CHARS_MAX // 2 :]}"
 
 
 def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ import click
 from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, ResolveReport
 
 from .completing import GROUP, PEER
+from .durations import Seconds
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
 @click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
 @click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
-@click.option("--timeout", type=click.FloatRange(min=0.0), default=600.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Seconds(min=0.0), default=600.0, show_default=True, help="Seconds.")
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
 @click.option("--task", default="", metavar="TAG", help="Write the model of this contribution's task.")
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")

@@ -9,6 +9,7 @@ import click
 
 from crdt_merge_node.control.model import Alarm, GroupInfo, PeerInfo, PeerState, Severity, Status
 
+from .durations import Seconds
 from .options import Invocation, command
 from .output import age, clean, count, facts, say, say_json, short, size, table
 
@@ -23,7 +24,7 @@ _COLOURS: dict[str, str] = {Severity.WARNING: "yellow", Severity.ERROR: "red", S
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--interval-s",
-    type=click.FloatRange(min=0.1, max=3600.0),
+    type=Seconds(min=0.1, max=3600.0),
     default=2.0,
     show_default=True,
     help="Between two screens of --watch.",

@@ -127,13 +127,23 @@ class _Readable(click.Path):
         return found
 
 
+class _Named(click.Path):
+    """A path that has a name: nothing can be written to the empty one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check that it is not empty."""
+        if not os.fsdecode(value).strip():
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _ELSEWHERE: Final = re.compile(r"(\w+://|[\w.@-]+:)")
 """How people write a file of another machine: as a URL, or as scp does."""
 READABLE = _Readable(exists=True, dir_okay=False, readable=True)
 MODEL = _Readable(exists=True, dir_okay=True, readable=True)
 """A safetensors file, or a directory of shards with its index."""
-OUTPUT = click.Path(dir_okay=False)
-PLACE = click.Path()
+OUTPUT = _Named(dir_okay=False)
+PLACE = _Named()
 """Where a model goes: a file, or a directory."""
 SHARD_BYTES: Final = 5 * 10**9
 """Size of tensors in one shard if nobody says another: what Hugging Face writes."""
