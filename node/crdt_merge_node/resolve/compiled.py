@@ -13,6 +13,7 @@ import numpy.typing as npt
 from crdt_merge_protocol.strategies.acceleration import (
     Bytes,
     Contest,
+    Gain,
     Mask,
     Patterns,
     ScaledDifferences,
@@ -27,6 +28,7 @@ _KINDS: Final = {"F64": 0, "F32": 1, "BF16": 2, "F16": 3}
 _WIDTHS: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _MERGES: Final = {"mean": 1, "sum": 2, "max": 3}
 _MEAN_COUNTED: Final = 0
+_POWERS: Final = {"0.5": 0, "1": 1, "2": 2}
 _LOW: Final = 0xFFFFFFFF
 _CHUNK: Final = 2_048
 _SCRATCH: Final = 65_536
@@ -227,6 +229,51 @@ class CompiledAccelerator:
             base.size,
             self._scratch,
         )
+
+    def add_gain(
+        self, values: Float64Array, fisher: Float64Array, gain: Gain, total: Float64Array, out: Float64Array
+    ) -> bool:
+        """Add the gains and the weighted values."""
+        if not all(map(_is_plain, (values, fisher, total, out))):
+            return False
+        self._code["add_gain"](
+            _address(values),
+            _address(fisher),
+            gain.scale,
+            gain.cap,
+            gain.floor,
+            _POWERS[gain.power],
+            gain.weight,
+            out.size,
+            _address(total),
+            _address(out),
+        )
+        return True
+
+    def agree(
+        self,
+        inputs: Sequence[Float64Array],
+        base: Float64Array,
+        weights: Sequence[float],
+        least: int,
+        out: Float64Array,
+    ) -> bool:
+        """Write the mean changes of those who agree."""
+        if not inputs or not all(map(_is_plain, (*inputs, base, out))):
+            return False
+        rows = np.array([_address(values) for values in inputs], np.int64)
+        factors = np.array(weights, np.float64)
+        self._code["agree"](
+            _address(rows),
+            len(rows),
+            _address(base),
+            _address(factors),
+            float(least),
+            out.size,
+            _address(out),
+            self._scratch,
+        )
+        return True
 
     def keep(self, key: bytes, start: int, bound: int, out: Mask) -> bool:
         """Write which words of a stream are below ``bound``."""

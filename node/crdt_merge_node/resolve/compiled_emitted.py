@@ -149,6 +149,17 @@ def bits(_typing: Any, value: Any) -> Any:
 
 
 @emitted
+def root(_typing: Any, value: Any) -> Any:
+    """Return the square root of a float64, correctly rounded: an instruction, no library's."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        function = builder.module.declare_intrinsic("llvm.sqrt", [ir.DoubleType()])
+        return builder.call(function, arguments)
+
+    return types.float64(value), generate
+
+
+@emitted
 def from_bits(_typing: Any, pattern: Any) -> Any:
     """Return the float64 that has some bits."""
 

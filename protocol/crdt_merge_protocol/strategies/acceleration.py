@@ -69,6 +69,18 @@ class Contest:
     """One per vote: the element of the block from which on what equals the threshold goes too."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What a Fisher diagonal is turned into: weight * (min(scale * F, cap)^power + floor)."""
+
+    scale: float
+    cap: float
+    """Infinite: none."""
+    power: Literal["0.5", "1", "2"]
+    floor: float
+    weight: float
+
+
 class Accelerator(Protocol):
     """The loops that can be replaced. None writes to its inputs; all tell if they decline."""
 
@@ -149,6 +161,23 @@ class Accelerator(Protocol):
 
     def balance(self, contest: Contest, differences: ScaledDifferences) -> int | None:
         """Return how many more elements are elected positive than negative; None: declined."""
+        ...
+
+    def add_gain(
+        self, values: Float64Array, fisher: Float64Array, gain: Gain, total: Float64Array, out: Float64Array
+    ) -> bool:
+        """Add the gains to ``total``, and their products with the values to ``out``: ``fisher.py``."""
+        ...
+
+    def agree(
+        self,
+        inputs: Sequence[Float64Array],
+        base: Float64Array,
+        weights: Sequence[float],
+        least: int,
+        out: Float64Array,
+    ) -> bool:
+        """Write the weighted mean changes of the majorities of at least so many: ``unlearning.py``."""
         ...
 
     def keep(self, key: bytes, start: int, bound: int, out: Mask) -> bool:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, cast
 
 import numpy as np
 
 from crdt_merge_protocol.errors import ArtefactInvalidError
 
+from .acceleration import Gain, current
 from .artefact_checks import LABEL_MODES
 from .artefacts import ArtefactNeed
-from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy, Wanted
+from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Key, MergeContext, Strategy, Wanted
 from .delegation import fallback_parameter
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter
@@ -176,7 +177,7 @@ class FisherMerge(Strategy):
             return block.inputs[0].copy()
         work = _Work(context, state or FisherScales({}), block)
         out = np.empty(block.stop - block.start, np.float64)
-        for part in chunks(out.size):
+        for part in chunks(out.size, work.step):
             work.merge(part, out[part])
         return out
 
@@ -211,7 +212,9 @@ class _Work:
         self._lacking = [i for i in range(context.k) if i not in set(self._informed)]
         share = sum(self._weights[i] for i in self._informed)
         self._shares = {i: self._weights[i] / share if share else 0.0 for i in self._informed}
-        size = min(CHUNK_ELEMENTS, block.stop - block.start)
+        # A compiled loop needs no small chunks, and few calls.
+        self.step = CHUNK_ELEMENTS if current() is None else LEAF_ELEMENTS
+        size = min(self.step, block.stop - block.start)
         self._gain, self._term, self._total, self._mean = (np.empty(size, np.float64) for _ in range(4))
 
     def merge(self, part: slice, out: Float64Array) -> None:
@@ -222,6 +225,8 @@ class _Work:
         )
         total[:] = mean[:] = out[:] = 0.0
         for i in self._informed:
+            if self._add_compiled(i, part, total, out):
+                continue
             self._write_gain(i, part, gain)
             if self._lacking:
                 mean += np.multiply(gain, self._shares[i], out=term)
@@ -234,6 +239,20 @@ class _Work:
             self._average(part, unknown, out)
             total[unknown] = 1.0
         out /= total
+
+    def _add_compiled(self, i: int, part: slice, total: Float64Array, out: Float64Array) -> bool:
+        """Add one contribution's share by a compiled loop; tell if that was done."""
+        accelerator, fisher = current(), self._fishers.get(i)
+        if accelerator is None or fisher is None or self._lacking or self._power == "0":
+            return False
+        gain = Gain(
+            scale=self._scales[i],
+            cap=math.inf if self._cap is None else self._cap,
+            power=cast(Literal["0.5", "1", "2"], self._power),
+            floor=self._floor,
+            weight=self._weights[i],
+        )
+        return accelerator.add_gain(self._block.inputs[i][part], fisher[part], gain, total, out)
 
     def _write_gain(self, i: int, part: slice, gain: Float64Array) -> None:
         """Write g(F) of one contribution."""

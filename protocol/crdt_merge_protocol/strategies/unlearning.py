@@ -16,8 +16,9 @@ import numpy as np
 
 from crdt_merge_protocol.errors import ParameterError
 
+from .acceleration import current
 from .averages import weight_parameter
-from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
+from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, MergeContext, Strategy
 from .delegation import INNER, NONE, fallback_parameter, inner_parameter, parameters_of, strategy_named
 from .inner import Delegating
 from .kernels import CHUNK_ELEMENTS, chunks
@@ -79,7 +80,9 @@ class NegativeMerge(ByRole):
         out = np.zeros(block.stop - block.start, np.float64)
         agreement = _Agreement([block.inputs[i] for i in voting], block.base, [weights[i] for i in voting])
         consensus, scale = context.number("consensus"), float(context.number(LAMBDA, index))
-        for part in chunks(out.size) if voting else ():
+        # A compiled loop needs no small chunks, and few calls.
+        step = CHUNK_ELEMENTS if current() is None else LEAF_ELEMENTS
+        for part in chunks(out.size, step) if voting else ():
             agreement.write(part, consensus, out[part])
         out *= -scale
         out += block.base
@@ -99,29 +102,35 @@ class _Agreement:
         self._inputs, self._base = inputs, base
         equal = len(set(weights)) == 1
         self._weights = [1.0 if equal else float(weight) for weight in weights]
-        self._term, self._weight = np.empty(CHUNK_ELEMENTS), np.empty(CHUNK_ELEMENTS)
+        self._count_type: type[np.uint8 | np.uint32] = np.uint8 if len(inputs) < 256 else np.uint32
+        self._term, self._weight = np.empty(LEAF_ELEMENTS), np.empty(LEAF_ELEMENTS)
 
     def write(self, part: slice, consensus: Fraction, out: Float64Array) -> None:
         """Write the means of a range into ``out``, zero where too few agree."""
-        ups, downs = (np.zeros(out.size, np.int32) for _ in range(2))
+        least = math.ceil(consensus * len(self._inputs))
+        accelerator = current()
+        if accelerator is not None:
+            inputs = [values[part] for values in self._inputs]
+            if accelerator.agree(inputs, self._base[part], self._weights, least, out):
+                return
+        ups, downs = (np.zeros(out.size, self._count_type) for _ in range(2))
         for values in self._inputs:
             term = self._difference(values, part)
             ups += term > 0
             downs += term < 0
-        least = math.ceil(consensus * len(self._inputs))
-        has_consensus = (np.maximum(ups, downs) >= least) & (ups != downs)
-        is_up = ups > downs
+        has_consensus = np.maximum(ups, downs) >= least
+        is_up, is_down = (ups > downs) & has_consensus, (ups < downs) & has_consensus
         out[:] = 0.0
         total = self._weight[: out.size]
         total[:] = 0.0
         for values, weight in zip(self._inputs, self._weights, strict=True):
             term = self._difference(values, part)
-            agrees = ((term > 0) & is_up) | ((term < 0) & ~is_up)
-            agrees &= has_consensus
+            agrees = ((term > 0) & is_up) | ((term < 0) & is_down)
             term *= agrees
-            term *= weight
+            if weight != 1.0:
+                term *= weight
             out += term
-            total += np.multiply(agrees, weight)
+            total += np.multiply(agrees, weight) if weight != 1.0 else agrees
         total += total == 0
         out /= total
 

@@ -303,6 +303,28 @@ def test_neither_commands_nor_the_daemon_import_the_compiler():
     assert found.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("fisher_merge", {"fisher_power": "0.5", "cap": "1.5", "normalize": "tensor_mean"}),
+        ("fisher_merge", {"fisher_power": "2", "floor": "0"}),
+        ("negative_merge", {"lambda": "0.7", "consensus": "0.5"}),
+        ("negative_merge", {"lambda": "1", "consensus": "1"}),
+    ],
+)
+def test_means_of_what_informs_or_agrees_have_the_bits_of_numpy(compiled, name, params):
+    rng = np.random.default_rng(6)
+
+    def model():
+        return {"a": np.round(rng.standard_normal((300, 231)), 1).astype(np.float32)}
+
+    made = case_of(name, [model() for _ in range(5)], model(), params)
+
+    found, expected = both(compiled, made.merge)
+
+    assert found.tensors["a"].tobytes() == expected.tensors["a"].tobytes()
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_strategy_has_the_bits_of_numpy(compiled, name):
     rng = np.random.default_rng(4)
