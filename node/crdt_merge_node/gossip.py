@@ -48,6 +48,7 @@ from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
 from crdt_merge_protocol.reconciler import Ended
 
+from .cloning import Instances, instance_in
 from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
 from .flapping import Changes, Flapping
 from .ports import Clock
@@ -90,6 +91,7 @@ class PeerRecord:
     """On connections that have ended."""
     exchanges: dict[bytes, LastExchange] = field(default_factory=dict)
     """By group."""
+    instances: Instances = field(default_factory=Instances)
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class Callbacks:
     group_changed: Callable[[bytes], None] = lambda _group: None
     peers_changed: Callable[[], None] = lambda: None
     mismatch: Callable[[AttestationMismatch], None] = lambda _effect: None
+    cloned: Callable[[bytes, str], None] = lambda _peer, _remote: None
     fatal: Callable[[BaseException], None] = lambda _error: None
 
 
@@ -245,6 +248,8 @@ class GossipDriver:
             if self._flapping.is_said(peer, "joined"):
                 log.info("peer.joined", peer=peer, address=connection.remote)
         self._records[peer].name = named[0] if named and is_name(named[0]) else ""
+        if self._records[peer].instances.comes_back(instance_in(connection.hello.features)):
+            self.callbacks.cloned(peer, connection.remote)
         address = dialled.address if dialled else None
         self.handle(PeerUp(peer=peer, addresses=tuple(connection.hello.addresses), dialled=address))
         self.callbacks.peers_changed()

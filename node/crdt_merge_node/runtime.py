@@ -26,6 +26,7 @@ from .allocator import keep_large_buffers
 from .api import LocalNode
 from .attesting import alarm_mismatch
 from .bulk import BulkServer, Fetcher
+from .cloning import CloneAlarm, new_instance
 from .config import Config
 from .control.service import ControlServer
 from .control.socket_path import control_socket
@@ -247,6 +248,7 @@ async def _open_services(
     await store.bind_cluster(identity.cluster)
     engine = Engine(identity.node_key, random_bytes=world.rng.bytes)
     alarms = Alarms(world.clock)
+    clones = CloneAlarm(alarms)
     await boot.load(engine, store, alarms)
     for address in (*config.peers.seeds, *identity.introducers):
         engine.overlay.add_seed(address)
@@ -257,7 +259,7 @@ async def _open_services(
     invites = None if authority is None else StoredInvites(store)
     joining = None if authority is None or invites is None else _joining(authority, invites, identity, driver)
     endpoint = _make_endpoint(
-        config, world, identity, driver=driver, bulk_server=bulk_server, joining=joining
+        config, world, identity, driver=driver, bulk_server=bulk_server, joining=joining, clones=clones
     )
     certificate = CertificateKeeper(
         data.path,
@@ -296,6 +298,7 @@ async def _open_services(
         certificate=certificate,
         invites=invites,
         alarms=alarms,
+        clones=clones,
         events=events,
         clock=world.clock,
         rng=world.rng,
@@ -337,7 +340,11 @@ async def _start(services: Services, stack: AsyncExitStack, fail: Callable[[Base
     driver.callbacks.group_changed = keeper.changed
     driver.callbacks.peers_changed = services.fetcher.peers_changed
     driver.callbacks.mismatch = lambda effect: alarm_mismatch(services.alarms, driver, effect)
+    driver.callbacks.cloned = lambda peer, remote: services.clones.raise_for(
+        peer, remote, is_own=False, name=driver.name(peer)
+    )
     driver.callbacks.fatal = fail
+    stack.callback(services.clones.close)
     await keeper.load()
     await services.scrub.load()
     await endpoint.start()
@@ -372,6 +379,7 @@ def _make_endpoint(
     driver: GossipDriver,
     bulk_server: BulkServer,
     joining: JoinService | None,
+    clones: CloneAlarm,
 ) -> Endpoint:
     def connected(connection: Connection) -> None:
         if connection.alpn == ALPN_BULK:
@@ -391,6 +399,7 @@ def _make_endpoint(
             advertise=config.listen.advertise,
             agent=f"crdt-merge-node/{VERSION}",
             features=_features(config, has_ca=joining is not None),
+            instance=new_instance(identity.node, world.clock.now()),
         ),
         net=world.net,
         clock=world.clock,
@@ -398,6 +407,7 @@ def _make_endpoint(
         admit=lambda peer: driver.engine.overlay.refusal(peer, now=world.clock.monotonic()),
         on_connection=connected,
         on_refused=driver.refused,
+        on_twin=lambda remote: clones.raise_for(identity.node, remote, is_own=True),
         join_service=joining,
         contexts=world.contexts,
     )

@@ -9,6 +9,7 @@ from crdt_merge_protocol.engine import Engine
 
 from .alarms import Alarms
 from .bulk import Fetcher
+from .cloning import CloneAlarm
 from .config import Config
 from .gossip import GossipDriver
 from .imports import ImportDesk
@@ -47,6 +48,7 @@ class Services:
     invites: StoredInvites | None
     """Present where the key of the cluster's CA is."""
     alarms: Alarms
+    clones: CloneAlarm
     events: EventLog
     """What this node logged lately."""
     clock: Clock

@@ -76,6 +76,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "node.admitted": Event("info", ("peer", "remote"), "A new node joined through this one."),
     "peer.unblocked": Event("info", ("peer",), "A person told this node to hear the peer again."),
+    "node.cloned": Event(
+        "error", ("peer", "remote"), "Two processes run with one node id: a data directory was copied."
+    ),
     # replication
     "exchange.completed": Event(
         "debug",

@@ -57,6 +57,8 @@ class EndpointConfig:
     """``host:port`` for others to dial. Empty: the address by which each peer reaches this node."""
     agent: str = "crdt-merge-node"
     features: tuple[str, ...] = ()
+    instance: str = ""
+    """Tells this start of the node from all others."""
 
 
 class Endpoint:
@@ -73,6 +75,7 @@ class Endpoint:
         admit: Admit,
         on_connection: Callable[[Connection], None],
         on_refused: Callable[[str, str], None] = lambda _remote, _reason: None,
+        on_twin: Callable[[str], None] = lambda _remote: None,
         join_service: JoinService | None = None,
         contexts: TlsContexts | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class Endpoint:
             admit: Node id to the reason why that peer is not heard, or None. Asked for dialled peers too.
             on_connection: Gets every connection that a peer opened, authenticated and greeted.
             on_refused: Gets (remote ``host:port``, reason) of every incoming connection that came to nothing.
+            on_twin: Gets the remote ``host:port`` of another process that runs as this node.
             join_service: Serves joiners, if this node holds the CA.
             contexts: OpenSSL's, unless a simulation replaces them.
         """
@@ -113,6 +117,8 @@ class Endpoint:
             node=identity.node,
             agent=config.agent,
             features=config.features,
+            on_twin=on_twin,
+            instance=config.instance,
             admit=admit,
             addresses=self._addresses,
             nonce=lambda: rng.bytes(16),

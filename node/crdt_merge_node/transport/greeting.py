@@ -32,6 +32,7 @@ from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Goodbye, Hello, Refuse
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
+from crdt_merge_node.cloning import FEATURE, instance_in
 from crdt_merge_node.errors import PeerRefusedError, TransportError
 
 from .certificates import CertificateError, PeerCertificate, read_peer_certificate
@@ -44,6 +45,14 @@ _REASON_CHARS_MAX: Final = 1000
 PEER_ALPNS: Final = (ALPN_GOSSIP, ALPN_BULK)
 
 Outcome = Connection | TransportError
+
+
+class TwinRefusedError(PeerRefusedError):
+    """The other end has this node's own id and key, and is another process."""
+
+    code = "E1608"
+
+
 JoinHandler = Callable[[TlsPump], None]
 
 
@@ -60,6 +69,10 @@ class Manners:
     addresses: Callable[[TlsPump], tuple[str, ...]]
     """Where this node can be dialled, for the peer on that connection."""
     nonce: Callable[[], bytes]
+    on_twin: Callable[[str], None]
+    """Gets the remote ``host:port`` of another process that runs with this node's id and key."""
+    instance: str
+    """Tells this start of the node from all others; said in HELLO. Empty: nothing is said."""
     join: JoinHandler | None
     """Takes over connections of joiners, who have no certificate. None: this node admits nobody."""
 
@@ -93,6 +106,10 @@ class Greeting:
         """There was an outcome, or a joiner was handed over."""
         self.pump: TlsPump
         """Set by the endpoint right after both were made."""
+
+    @property
+    def _is_own_id(self) -> bool:
+        return self._certificate is not None and self._certificate.node == self._manners.node
 
     @property
     def remote(self) -> str:
@@ -158,7 +175,7 @@ class Greeting:
 
     def _judge_member(self, node: bytes) -> PeerRefusedError | None:
         if node == self._manners.node:
-            return PeerRefusedError("both ends are the same node")
+            return None  # The hello tells whether it is this very process.
         reason = self._manners.admit(node)
         return PeerRefusedError(reason) if reason is not None else None
 
@@ -183,18 +200,32 @@ class Greeting:
                 f"{_short(self._certificate.node)}"
             )
 
+    def _judge_own_id(self, hello: Hello) -> PeerRefusedError | None:
+        """Refuse a caller with this node's own id: a dial that led back here, or a copy (SCENARIOS B72)."""
+        if hello.node != self._manners.node:
+            return None
+        if instance_in(hello.features) in ("", self._manners.instance):
+            return PeerRefusedError("both ends are the same node")
+        self._manners.on_twin(self.remote)
+        return TwinRefusedError("another process runs with this node's id and key")
+
     # --- talking --------------------------------------------------------------------------------------
 
     def _receive(self, message: Message, rest: list[Message]) -> None:
         if self.is_over:
             return
         if isinstance(message, Refuse | Goodbye):
+            if isinstance(message, Refuse) and message.code == TwinRefusedError.code and self._is_own_id:
+                self._manners.on_twin(self.remote)
             self._finish(PeerRefusedError(f"{self.remote} refused this node: {message.reason}."))
             self.pump.close()
             return
         if not isinstance(message, Hello):
             raise MalformedMessageError(f"{type(message).__name__} before a hello")
         self._judge_hello(message)
+        if (refusal := self._judge_own_id(message)) is not None:
+            self._refuse(refusal)
+            return
         if not self._outbound:
             self.pump.write(encode_frame(self._own_hello()))
         assert self._certificate is not None, "_judge_hello has looked at it"
@@ -218,7 +249,10 @@ class Greeting:
             nonce=self._nonce,
             agent=self._manners.agent,
             addresses=self._manners.addresses(self.pump),
-            features=self._manners.features,
+            features=(
+                *self._manners.features,
+                *((f"{FEATURE}{self._manners.instance}",) if self._manners.instance else ()),
+            ),
         )
 
     def _begin_join(self) -> None:
