@@ -41,9 +41,9 @@ from crdt_merge_protocol.events import (
 )
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.messages import Message
-from crdt_merge_protocol.messages.gossip import Attest
+from crdt_merge_protocol.messages.gossip import Attest, Gossip
 from crdt_merge_protocol.messages.membership import Roots
-from crdt_merge_protocol.messages.sync import End
+from crdt_merge_protocol.messages.sync import End, Operations
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
 from crdt_merge_protocol.reconciler import Ended
@@ -51,6 +51,7 @@ from crdt_merge_protocol.reconciler import Ended
 from .cloning import Instances, instance_in
 from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
 from .flapping import Changes, Flapping
+from .pacing import Pacing
 from .ports import Clock
 from .repeats import Repeats
 from .standing import Standing
@@ -123,6 +124,7 @@ class GossipDriver:
         self._started = clock.now()
         self._repeats = Repeats(clock)
         self._flapping = Flapping(clock, tell=self._flapped)
+        self._pacing = Pacing(clock, self.counters)
         self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
@@ -290,6 +292,8 @@ class GossipDriver:
             self.engine.overlay.offended(peer, now=self.clock.monotonic())
             connection.close("this node failed to deal with a message")
             return
+        if isinstance(message, Gossip | Operations):
+            self._pacing.received(connection, message.operations)
         if isinstance(message, Roots | End) and self._is_converged_with(peer):
             self._records[peer].last_sync = self.counters.last_agreed = self.clock.now()
 

@@ -49,6 +49,16 @@ ORPHAN_BYTES_PER_PEER_MAX: Final = ORPHAN_BYTES_MAX // 8
 IN_FLIGHT_BYTES_MAX: Final = 8 * MIB
 """Pushed operations on their way to the disk. Beyond it a push is shed, and anti-entropy fetches it."""
 
+# --- credit of a peer (PROTOCOL R19, SCENARIOS T17) ---------------------------------------------------
+OPERATIONS_PER_S: Final = 1024.0
+"""Of one peer, on end: an eighth of what one core can check, less than a third of what a node takes in."""
+OPERATIONS_BURST: Final = 131_072.0
+"""At once, at full speed: a group of 100,000 operations comes to a new node without a wait."""
+OPERATION_BYTES_PER_S: Final = 4.0 * MIB
+OPERATION_BYTES_BURST: Final = 256.0 * MIB
+OPERATIONS_PER_TURN_MAX: Final = 64
+"""From one peer before others have their turn: some 20 ms of work."""
+
 # --- anti-entropy (PROTOCOL 2) ------------------------------------------------------------------------
 TRIE_LEAF_IDS_MAX: Final = 16
 SHORT_DIGEST_BYTES: Final = 8

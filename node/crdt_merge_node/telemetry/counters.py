@@ -72,6 +72,8 @@ class Counters:
     """Wall time at which an exchange last ended well, or a peer's roots were found equal; 0: never."""
     offences: Counter[str] = field(default_factory=Counter)
     """What peers did against the protocol, by error code."""
+    paused_s: float = 0.0
+    """For how long nothing was read from peers that were in debt."""
     refusals: int = 0
     """Connections that one of two nodes would not have."""
     resolves: DurationsBy[tuple[str, str]] = field(default_factory=lambda: DurationsBy(RESOLVE_BOUNDS_S))

@@ -61,6 +61,11 @@ EVENTS: Final[Mapping[str, Event]] = {
         ("peer", "joined", "left", "suspected", "state", "reason"),
         "A peer came and went too often to say it each time: what it did in the last minute besides.",
     ),
+    "peer.slowed": Event(
+        "info",
+        ("peer", "duration_s", "count"),
+        "A peer sends more operations than its credit allows; it is not read from for a moment.",
+    ),
     "peer.refused": Event(
         "warning",
         ("peer", "remote", "reason", "count"),

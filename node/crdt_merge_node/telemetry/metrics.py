@@ -116,6 +116,11 @@ def _peers(services: Services) -> Iterator[Metric]:
         "Connections that this node or the other side would not have.",
         driver.counters.refusals,
     )
+    yield _counter(
+        "peer_pause_seconds",
+        "Time in which nothing was read from peers that had sent more operations than their credit allowed.",
+        driver.counters.paused_s,
+    )
     offences: Counter[str] = Counter()
     for code, count in driver.counters.offences.items():
         offences[_REASONS.get(code, "other")] += count
@@ -265,7 +270,7 @@ def _health(services: Services) -> Iterator[Metric]:
     yield _gauge(
         "certificate_expiry_timestamp_seconds",
         "Until when the certificate of this node is valid, in Unix time.",
-        services.identity.certificate_expires_at,
+        services.certificate.expires_at,
     )
     yield _histogram(
         "event_loop_lag_seconds",
