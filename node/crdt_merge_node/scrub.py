@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -136,7 +137,8 @@ class Scrub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._save(is_due=True)
+        with suppress(StorageError):  # A failed disk has been reported; the next start begins a little earlier.
+            await self._save(is_due=True)
 
     def note_damage(self, blob: bytes) -> None:
         """Remember that a blob or object was set aside, until it is here again."""
