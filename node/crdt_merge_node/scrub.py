@@ -137,7 +137,7 @@ class Scrub:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(StorageError):  # A failed disk has been reported; the next start begins a little earlier.
+        with suppress(StorageError):  # It has been reported; the next start begins a little earlier.
             await self._save(is_due=True)
 
     def note_damage(self, blob: bytes) -> None:
