@@ -149,9 +149,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "http.unavailable": Event("warning", ("address", "error"), "HTTP is not served; the node runs on."),
     "http.failed": Event("error", ("path", "error"), "A request met a bug; the line has the traceback."),
     # control
-    "log.adjusted": Event(
-        "info", ("old", "new"), "A person set the level of the log until the next start."
-    ),
+    "log.adjusted": Event("info", ("old", "new"), "A person set the level of the log until the next start."),
     "control.failed": Event("error", ("method", "error"), "A command met a bug; the line has the traceback."),
     # resolve
     "resolve.completed": Event("info", ("group", "output", "bytes", "duration_s"), "A model was written."),
