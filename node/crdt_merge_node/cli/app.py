@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -67,6 +68,16 @@ def _readable_errors() -> Iterator[None]:
         raise
 
 
+def _unpin(arguments: list[str]) -> list[str]:
+    """Return arguments where ``--json=1``, which asks for version 1 of the documents, is ``--json``.
+
+    All documents are of version 1 so far. An option with a value that may be left out would swallow the word
+    behind it, and one that takes any other number has to be refused; so it is done here.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return ["--json" if word == "--json=1" else word for word in arguments[:end]] + arguments[end:]
+
+
 def _cut(text: str) -> str:
     if len(text) <= MESSAGE_CHARS_MAX:
         return text
@@ -96,8 +107,11 @@ class _Root(SuggestingGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line."""
+        given = kwargs.pop("args", None)
+        if given is None:
+            given = args[0] if args and args[0] is not None else sys.argv[1:]
         try:
-            return super().main(*args, **kwargs)
+            return super().main(_unpin(list(given)), *args[1:], **kwargs)
         except UnicodeEncodeError:
             # Help and usage repeat what was typed; streams that are strict refuse what is no text.
             raise SystemExit(2) from None

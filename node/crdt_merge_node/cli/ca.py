@@ -10,7 +10,7 @@ import click
 
 from .app import PROGRAM, SuggestingGroup
 from .options import Invocation, command
-from .output import clean, note, say, say_json, short
+from .output import can_ask, clean, note, say, say_json, short
 from .values import READABLE, read_text
 
 PASSPHRASE_CHARS_MIN: Final = 8
@@ -88,7 +88,7 @@ def read_passphrase(file: str | None, *, is_new: bool) -> bytes:
     if file is not None:
         lines = (sys.stdin.read() if file == "-" else read_text(file)).splitlines()
         text = lines[0] if lines else ""
-    elif sys.stdin.isatty():
+    elif can_ask():
         text = click.prompt("Passphrase", hide_input=True, confirmation_prompt=is_new, err=True)
     else:
         raise click.UsageError("There is no terminal to ask on: give --passphrase-file.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from crdt_merge_node.control.model import (
@@ -17,7 +15,21 @@ from crdt_merge_node.errors import NotFoundError
 from .app import SuggestingGroup
 from .completing import GROUP
 from .options import Invocation, command
-from .output import clean, count, duration, facts, note, params, say, say_json, short, size, table, weight
+from .output import (
+    can_ask,
+    clean,
+    count,
+    duration,
+    facts,
+    note,
+    params,
+    say,
+    say_json,
+    short,
+    size,
+    table,
+    weight,
+)
 from .progress import follow as watch
 from .values import MODEL, PLACE, Weight, absolute, parse_pairs
 
@@ -203,7 +215,7 @@ def _confirm(found: tuple[ContributionInfo, ...], group: str, target: str) -> No
         )
     note(f"This removes from group {clean(group)}, on every node and for good:")
     note(_table_of(tuple(touched)))
-    if not sys.stdin.isatty():
+    if not can_ask():
         raise click.UsageError("There is no terminal to ask on: give --yes.")
     click.confirm("Remove?", abort=True, err=True)
 

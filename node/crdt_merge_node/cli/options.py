@@ -17,7 +17,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 from crdt_merge_node.documents import error_document
 from crdt_merge_node.errors import ConfigError, InvalidRequestError, StorageError
 
-from .output import QUIET, clean, warn
+from .output import NO_INPUT, QUIET, clean, warn
 from .place import find_data_dir, find_socket
 
 if TYPE_CHECKING:
@@ -129,10 +129,18 @@ def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..
     @click.option("--data-dir", type=click.Path(file_okay=False), help="Directory of the node's data.")
     @click.option("--json", "is_json", is_flag=True, help="Print JSON with a versioned schema.")
     @click.option("--quiet", "-q", "is_quiet", is_flag=True, help="No notes and no progress, only errors.")
+    @click.option(
+        "--no-input", "is_silent", is_flag=True, help="Never ask; fail where somebody would be asked."
+    )
     @click.option("--debug", "is_debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(function)
     def wrapper(
-        *args: Any, data_dir: str | None, is_json: bool, is_quiet: bool, is_debug: bool, **kwargs: Any
+        *args: Any,
+        data_dir: str | None,
+        is_json: bool,
+        is_quiet: bool,
+        is_debug: bool,
+        **kwargs: Any,
     ) -> None:
         context = click.get_current_context()
         above = context.find_root().params
@@ -149,6 +157,7 @@ def command(function: Callable[Concatenate[Invocation, P], None]) -> Callable[..
             data_dir_flag=flag,
         )
         context.meta[QUIET] = is_quiet
+        context.meta[NO_INPUT] = kwargs.pop("is_silent")
         with invocation.reporting_errors():
             function(invocation, *args, **kwargs)
 

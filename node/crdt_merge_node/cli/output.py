@@ -19,6 +19,8 @@ from crdt_merge_node.documents import WEIGHT_ONE, document
 ID_DIGITS: Final = 12
 QUIET: Final = "crdt_merge_node.quiet"
 """Where click's context holds whether ``--quiet`` was given."""
+NO_INPUT: Final = "crdt_merge_node.no_input"
+"""The same of ``--no-input``."""
 _CONTROL: Final = {
     **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10},
     # Bytes that were no text, which strict streams refuse; and marks that turn the direction of writing.
@@ -112,6 +114,12 @@ def note(text: str) -> None:
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET) or text.startswith("warning"):
         warn(text)
+
+
+def can_ask() -> bool:
+    """Tell whether there is a person at a terminal who may be asked; ``--no-input`` says: nobody."""
+    context = click.get_current_context(silent=True)
+    return sys.stdin.isatty() and not (context is not None and context.meta.get(NO_INPUT))
 
 
 def warn(text: str) -> None:

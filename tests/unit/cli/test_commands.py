@@ -158,6 +158,7 @@ def test_a_contribution_shows_its_plan_then_what_was_done(run: Any, node: FakeNo
         "meta": {"k": "v=w"},
         "wait_holds": 2,
         "type": "model",
+        "link": False,
     }
     assert result.stdout.index("fits group digits") < result.stdout.index(f"contributed {nodes.OWN_TAG}")
 

@@ -134,7 +134,7 @@ def test_a_misspelt_setting_gets_a_suggestion(config: Any, key: str, meant: str)
 
 def test_flags_are_those_of_run() -> None:
     options = {option for parameter in run_command.params for option in parameter.opts}
-    common = {"--json", "--quiet", "-q", "--debug", "--config", "--alone"}
+    common = {"--json", "--quiet", "-q", "--no-input", "--debug", "--config", "--alone"}
 
     assert set(FLAGS) <= set(known_keys())
     assert set(FLAGS.values()) == options - common
