@@ -48,6 +48,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "backup": f"{_CLI}.backup:backup",
     "restore": f"{_CLI}.backup:restore",
     "fsck": f"{_CLI}.fsck:fsck",
+    "inspect": f"{_CLI}.inspect:inspect",
     "leave": f"{_CLI}.leave:leave",
     "completion": f"{_CLI}.completion:completion",
     "version": f"{_CLI}.version:version",

@@ -333,3 +333,30 @@ def test_running_commands_are_told_to_stop_first(node: Path) -> None:
         data.close()
 
     assert result.exit_code == 73
+
+
+def test_inspect_lists_what_is_stored_and_changes_nothing(node: Path) -> None:
+    before = _snapshot(node)
+    shown = CliRunner().invoke(root, ["inspect", "--data-dir", str(node)])
+    found = json.loads(CliRunner().invoke(root, ["inspect", "--data-dir", str(node), "--json"]).stdout)
+    none = CliRunner().invoke(root, ["inspect", "--data-dir", str(node), "--author", "00", "--json"])
+    newest = CliRunner().invoke(
+        root, ["inspect", "--data-dir", str(node), "--group", GROUP.hex()[:8], "--last", "1", "--json"]
+    )
+
+    assert shown.exit_code == 0
+    assert shown.stdout.count("\n") == len(ROWS) + 1
+    assert [item["id"] for item in found["operations"]] == [row.id.hex() for row in ROWS]
+    assert {item["seq"] for item in found["operations"]} == set(range(len(ROWS)))
+    assert json.loads(none.stdout)["total"] == 0
+    assert [item["id"] for item in json.loads(newest.stdout)["operations"]] == [ROWS[-1].id.hex()]
+    assert {name: data for name, data in _snapshot(node).items() if not name.startswith("ops.db-")} == before
+
+
+def test_inspect_names_what_is_damaged(node: Path) -> None:
+    _sql(node, "UPDATE operations SET wire = x'c1' WHERE position = 2")
+
+    result = CliRunner().invoke(root, ["inspect", "--data-dir", str(node)])
+
+    assert result.exit_code == 7
+    assert "damaged" in result.stdout.splitlines()[2]
