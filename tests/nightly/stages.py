@@ -207,6 +207,15 @@ def _install(_seed: int) -> list[Step]:
     return [Step("from-registries", test, {"CRDT_MERGE_TEST_INSTALL": "registries"})]
 
 
+def _big(_seed: int) -> list[Step]:
+    run = (sys.executable, "-m", "tests.nightly.big")
+    return [
+        Step("daemons", run),
+        Step("btrfs", (*run, "reflink", "btrfs")),
+        Step("xfs", (*run, "reflink", "xfs")),
+    ]
+
+
 STAGES: Final = (
     Stage(
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
@@ -233,6 +242,11 @@ STAGES: Final = (
         "large-merge",
         "two large models and their base by TIES within a gibibyte (B8; CRDT_MERGE_TEST_LARGE_MIB each)",
         _large_merge,
+    ),
+    Stage(
+        "big",
+        "a large sharded checkpoint through two daemons, one killed (B8, C5; CRDT_MERGE_TEST_BIG_MIB); reflinks",
+        _big,
     ),
     Stage(
         "install", "the wheel and its dependencies into a bare environment, in the unit's sandbox", _install
