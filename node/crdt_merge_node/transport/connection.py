@@ -105,6 +105,8 @@ class Connection:
         self._misses = 0
         self._ping_nonce = 0
         self._ping_sent = 0.0
+        self.monotonic: Callable[[], float] = self._loop.time
+        """Clock of round trips: uvloop's own has a resolution of one millisecond."""
         self.rtt_s: float | None = None
         """Between the last ping that was answered and its answer; pings are sent in silence only."""
         self.opened = self._loop.time()
@@ -241,7 +243,7 @@ class Connection:
                 self.send(Pong(nonce=nonce), Lane.MEMBERSHIP)
             case Pong(nonce=nonce):
                 if nonce == self._ping_nonce:
-                    self.rtt_s = self._loop.time() - self._ping_sent
+                    self.rtt_s = max(0.0, self.monotonic() - self._ping_sent)
             case Goodbye(reason=reason):
                 self._end(f"the peer closed: {reason}")
                 self._pump.close()
@@ -328,7 +330,7 @@ class Connection:
             return
         if not (self._was_received and self._was_sent):
             self._ping_nonce += 1
-            self._ping_sent = now
+            self._ping_sent = self.monotonic()
             self.send(Ping(nonce=self._ping_nonce), Lane.MEMBERSHIP)
         is_quiet = not (self._was_used or self._misses) and self._frame_began is None
         self._was_received = self._was_sent = self._was_used = False

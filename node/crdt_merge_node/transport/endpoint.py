@@ -322,6 +322,7 @@ class Endpoint:
 
     def _track(self, connection: Connection) -> None:
         connection.traffic = self.traffic
+        connection.monotonic = self._clock.monotonic
         self._connections[connection] = None
         connection.closed.add_done_callback(lambda _: self._connections.pop(connection, None))
 
