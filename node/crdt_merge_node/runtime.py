@@ -3,8 +3,8 @@
     lock the data directory -> identity -> store -> state rebuilt from operations -> peers -> commands
 
 Each step may rely on the ones before it; a failure closes what is open. The node is *ready* when peers and
-commands are heard. It stops on SIGTERM or SIGINT, or when a part fails in a way that a restart must look at
-(DESIGN 3.5: an fsync error is fail-stop).
+commands are heard. It stops on SIGTERM, SIGINT or SIGHUP, or when a part fails in a way that a restart must
+look at (DESIGN 3.5: an fsync error is fail-stop).
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
     stop: asyncio.Future[None] = loop.create_future()
     manager = ServiceManager(os.environ)
     stop.add_done_callback(lambda _: manager.stopping())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _resolve, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup leaves SIGHUP.
+            loop.add_signal_handler(number, _resolve, stop)
 
     def tell(node: RunningNode) -> None:
         facts = node.facts()

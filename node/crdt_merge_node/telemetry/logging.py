@@ -8,12 +8,13 @@ written the short way that people compare (12 hex digits; message and ``error_co
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
 from crdt_merge_protocol.errors import CrdtMergeError
@@ -231,7 +232,7 @@ def configure_logging(
             _shorten,
             *renderer,
         ],
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Forgiving(stream))),
         cache_logger_on_first_use=False,
     )
     set_log_level(level)
@@ -253,6 +254,24 @@ def log_level() -> Level:
 
 
 _level: list[Level] = ["info"]
+
+
+class _Forgiving:
+    """Writes lines as long as somebody takes them: a log that nobody reads must not end a node (B70)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or let it be."""
+        with contextlib.suppress(OSError, ValueError):  # A broken pipe, a full disk; a closed file.
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or let it be."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 class _Timestamps:
