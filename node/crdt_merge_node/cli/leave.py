@@ -45,10 +45,11 @@ def leave(invocation: Invocation, copies: int, wait_s: float, accept_loss: bool)
 
 
 def _show_plan(plan: LeavePlan) -> None:
-    say(
-        f"{count(plan.contributions, 'content')} here, {count(plan.peers, 'connected peer')} asked; "
-        f"fewer than {plan.copies} of them hold {len(plan.items)}"
-    )
+    asked = f"{count(plan.contributions, 'content')} here, {count(plan.peers, 'connected peer')} asked"
+    if plan.items:
+        say(f"{asked}; {len(plan.items)} of them are held by fewer than {count(plan.copies, 'other node')}")
+    else:
+        say(f"{asked}; {count(plan.copies, 'other node')} or more hold each of them")
     if plan.items:
         say(_table(plan.items))
     if plan.groups_behind:

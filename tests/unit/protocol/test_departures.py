@@ -27,6 +27,7 @@ from crdt_merge_protocol.limits import DEPARTURES_PER_PEER_MAX
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.membership import Departed, Peers, departure
 from support.authors import KEYS
+from support.overlays import Crowd
 
 E = TypeVar("E", bound=Effect)
 PEER, OTHER, LEAVER = (KEYS[number].node_id for number in (1, 2, 3))
@@ -193,3 +194,25 @@ def test_in_a_partial_view_who_left_is_neither_kept_nor_looked_for() -> None:
     assert not node.engine.overlay.view.is_lost(leaver.node_id)
     assert leaver.node_id not in node.engine.overlay.view.passive
     assert address not in node.dialled(within_s=300.0)
+
+
+def test_in_a_crowd_everybody_hears_of_it_and_nobody_dials_again() -> None:
+    """Forty nodes with partial views; the one that leaves knows only a few of them."""
+    crowd = Crowd(40)
+    for index in range(40):
+        crowd.start(index, *([0] if index else []))
+    crowd.run(60.0)
+    leaver = crowd.nodes[23]
+    crowd._carry_out(leaver, leaver.engine.leave())
+    crowd.run(0.2)
+    crowd.kill(23)
+    crowd.run(10.0)
+    others = [node for node in crowd.nodes if node is not leaver]
+    dials: list[str] = []
+    for node in others:
+        dials += [dial.address for dial in node.engine.overlay.due(now=crowd.now + 60.0)]
+
+    assert not crowd.nodes[0].engine.overlay.is_mesh
+    assert sum(leaver.key.node_id in node.engine.overlay.left for node in others) == 39
+    assert leaver.address not in dials
+    assert all(leaver.key.node_id not in node.engine.overlay.view.passive for node in others)
