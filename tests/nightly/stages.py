@@ -245,7 +245,7 @@ STAGES: Final = (
     ),
     Stage(
         "big",
-        "a large sharded checkpoint through two daemons, one killed (B8, C5; CRDT_MERGE_TEST_BIG_MIB); reflinks",
+        "a large sharded checkpoint through two daemons (B8, C5; CRDT_MERGE_TEST_BIG_MIB); reflinks",
         _big,
     ),
     Stage(

@@ -88,7 +88,13 @@ def add(
             type=kind,
             link=link,
         )
-        added: ContributionAdded = watch(invocation, "contribution-add/1", events, show_plan=_show_plan)
+        added: ContributionAdded = watch(
+            invocation,
+            "contribution-add/1",
+            events,
+            show_plan=_show_plan,
+            leaves="The node gives it up and keeps nothing of it, unless `contribution list` shows it.",
+        )
     if invocation.is_json:
         say_json("contribution-add/1", added, event="result")
         return
@@ -118,7 +124,9 @@ def get(invocation: Invocation, *, group: str, contribution: str, output: str, p
         events = client.contribution_get(
             group, contribution, output_path=str(absolute(output) or ""), plain=plain
         )
-        written: ContributionWritten = watch(invocation, "contribution-get/1", events)
+        written: ContributionWritten = watch(
+            invocation, "contribution-get/1", events, leaves=f"{clean(output)} is as it was, or whole."
+        )
     if invocation.is_json:
         say_json("contribution-get/1", written, event="result")
         return

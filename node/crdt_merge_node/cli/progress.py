@@ -188,28 +188,35 @@ def follow(
     events: Iterable[Any],
     *,
     show_plan: Callable[[Any], None] | None = None,
+    leaves: str = "",
 ) -> Any:
     """Watch a stream to its end and return its final value.
 
     Args:
         events: ``Progress`` and, last, the value; before them a plan, if ``show_plan`` is given.
         show_plan: Prints the plan for people; with ``--json`` it is printed as an event instead.
+        leaves: What whoever interrupts the command should know about what is left of the work.
 
     Raises:
         ControlError: The stream ended without a value.
     """
     results: list[Any] = []
-    with view_for(invocation, schema) as view:
-        for event in events:
-            if isinstance(event, Progress):
-                view.show(event)
-            elif show_plan is not None and isinstance(event, ContributionPlan | LeavePlan | ResolvePlan):
-                if invocation.is_json:
-                    say_json(schema, event="plan", plan=event)
+    try:
+        with view_for(invocation, schema) as view:
+            for event in events:
+                if isinstance(event, Progress):
+                    view.show(event)
+                elif show_plan is not None and isinstance(event, ContributionPlan | LeavePlan | ResolvePlan):
+                    if invocation.is_json:
+                        say_json(schema, event="plan", plan=event)
+                    else:
+                        show_plan(event)
                 else:
-                    show_plan(event)
-            else:
-                results.append(event)
+                    results.append(event)
+    except KeyboardInterrupt:
+        if leaves:
+            note(leaves)
+        raise
     if not results:
         raise ControlError("the daemon ended the work without a result.", hint="Its log has the cause.")
     return results[-1]

@@ -81,7 +81,13 @@ def resolve(
         if is_plan:
             _say_plan(invocation, events)
             return
-        report: ResolveReport = follow(invocation, "resolve/1", events, show_plan=_show_plan)
+        report: ResolveReport = follow(
+            invocation,
+            "resolve/1",
+            events,
+            show_plan=_show_plan,
+            leaves=f"{clean(target or '')} is as it was, or whole.",
+        )
         if expected is not None and verify is not None:
             answer(invocation, "resolve/1", expected, verify, resolve_key=report.resolve_key)
             return
