@@ -16,6 +16,8 @@ from .output import clean, count, say, say_json
 if TYPE_CHECKING:
     from crdt_merge_node.doctor import Finding, Patient
 
+PEERS_MAX: Final = 32
+"""Who are asked about one by one."""
 _SIGNS: Final = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -81,6 +83,8 @@ def examine_room(invocation: Invocation, *, timeout_s: float) -> Patient:
     try:
         with invocation.client(timeout_s=timeout_s) as client:
             patient.status = client.status()
+            connected = [peer.id for peer in patient.status.peers if peer.direction][:PEERS_MAX]
+            patient.peers = tuple(client.peer_show(peer) for peer in connected)
     except CrdtMergeError as error:
         patient.status_error = error
     return patient

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from .loading import DATA_DIR_KEY, ENVIRONMENT_PREFIX
 from .model import Config
 
-LIVE: Final[Mapping[str, str]] = {}
+LIVE: Final[Mapping[str, str]] = {"log.level": "crdt-merge-node log level LEVEL"}
 """Settings that a running daemon can be told anew, and how. All others take effect at the next start."""
 _UNITS: Final = {"_bytes": 'bytes; "512MiB" and "2GB" are understood', "_s": "seconds", "_ratio": "a ratio"}
 _SIZES: Final = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))

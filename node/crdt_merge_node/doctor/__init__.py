@@ -29,6 +29,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "open files": host.open_files,
     "memory": host.memory,
     "versions": software.versions,
+    "peers": software.peers,
     "database": software.database,
     "service": software.service,
     "profilers": software.profilers,

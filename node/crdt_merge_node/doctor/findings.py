@@ -13,7 +13,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 
 from crdt_merge_node.config import Config
 from crdt_merge_node.config.model import NodeSection
-from crdt_merge_node.control.model import Status
+from crdt_merge_node.control.model import PeerDetail, Status
 from crdt_merge_node.ports import Clock, Fs, SystemClock, SystemFs
 from crdt_merge_node.transport import Identity
 
@@ -51,6 +51,8 @@ class Patient:
     config_error: CrdtMergeError | None = None
     status: Status | None = None
     """What the daemon says; None: it did not answer."""
+    peers: tuple[PeerDetail, ...] = ()
+    """What the daemon knows of peers that are connected."""
     status_error: CrdtMergeError | None = None
     """Why it did not."""
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Final
 
 from crdt_merge_protocol.limits import WIRE_VERSION_MAX
 
+from crdt_merge_node.renewal import DAY_S, WARNING_S
 from crdt_merge_node.version import VERSION
 
 from .findings import Answer, Patient, ok, problem, warning
@@ -26,6 +28,8 @@ WAL_RESET_FIXED: Final = (3, 51, 3)
 """https://sqlite.org/wal.html#walresetbug: rarely, two connections at once damage the file."""
 _WAL_RESET_REPAIRED: Final = {(3, 44): 6, (3, 50): 7}
 """Older lines that were given the correction, from this patch on."""
+NAMES_MAX: Final = 8
+"""Of peers in one line."""
 _UNIT: Final = "crdt-merge-node.service"
 _UNIT_DIRECTORIES: Final = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 
@@ -43,6 +47,33 @@ def versions(_patient: Patient) -> Iterator[Answer]:
     """Python and the libraries."""
     own = f"crdt-merge-node {VERSION}, wire version {WIRE_VERSION_MAX}, Python {platform.python_version()}"
     yield ok(f"{own}, " + ", ".join(f"{name} {version}" for name, version in installed().items()))
+
+
+def peers(patient: Patient) -> Iterator[Answer]:
+    """Whether the peers run what this node runs, and for how long they are members."""
+    if not patient.peers:
+        return
+    own = f"crdt-merge-node/{VERSION}"
+    others: dict[str, list[str]] = {
+        detail.agent: [] for detail in patient.peers if detail.agent not in ("", own)
+    }
+    for detail in patient.peers:
+        name = detail.peer.name or detail.peer.id[:12]
+        if detail.agent in others:
+            others[detail.agent].append(name)
+        left_s = (detail.certificate_expires or math.inf) - detail.now
+        if left_s < WARNING_S:
+            yield warning(
+                f"the certificate of {name} ends in {left_s / DAY_S:.0f} days",
+                "crdt-merge-node cert renew   # on that node",
+            )
+    for agent, names in sorted(others.items()):
+        yield warning(
+            f"{', '.join(sorted(names)[:NAMES_MAX])} ({len(names)} in all) run {agent}, this node {own}",
+            "pip install --upgrade crdt-merge-node   # on the older side",
+        )
+    if not others:
+        yield ok(f"{len(patient.peers)} connected peers run {own}, too")
 
 
 def database(_patient: Patient) -> Iterator[Answer]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from crdt_merge_node.cli.app import root
-from crdt_merge_node.control.model import Alarm
+from crdt_merge_node.control.model import Alarm, PeerDetail
 from crdt_merge_node.control.socket_path import not_running
 from crdt_merge_node.doctor import CHECKS, Finding, Level, Patient, examine, files, host, software
 from crdt_merge_node.doctor import network as net
@@ -25,6 +25,7 @@ from crdt_merge_node.errors import ConfigError, TimedOutError
 from crdt_merge_node.ports import DiskSpace, SystemFs, SystemRng, is_locked
 from crdt_merge_node.transport.contexts import server_context
 from crdt_merge_node.transport.identity import Identity
+from crdt_merge_node.version import VERSION
 from support import nodes
 
 DAY = 86_400.0
@@ -194,6 +195,26 @@ def test_a_directory_that_others_can_write_is_a_problem(patient: Patient) -> Non
     patient.data_dir.chmod(0o777)
 
     assert "chmod go-w" in only(patient, "keys", Level.PROBLEM).fix
+
+
+def _peer(name: str, *, agent: str, days: float = 100.0) -> PeerDetail:
+    info = dataclasses.replace(nodes.ALIVE, name=name)
+    return PeerDetail(peer=info, now=NOW, agent=agent, certificate_expires=NOW + days * DAY)
+
+
+def test_peers_of_another_release_are_named(patient: Patient) -> None:
+    own = f"crdt-merge-node/{VERSION}"
+    patient.peers = (_peer("ann", agent=own), _peer("bob", agent="crdt-merge-node/0.0.9"))
+    assert "bob (1 in all) run crdt-merge-node/0.0.9" in only(patient, "peers", Level.WARNING).found
+
+    patient.peers = (_peer("ann", agent=own), _peer("eve", agent=own))
+    assert "2 connected peers" in only(patient, "peers", Level.OK).found
+
+
+def test_a_peer_whose_certificate_ends_is_named(patient: Patient) -> None:
+    patient.peers = (_peer("ann", agent=f"crdt-merge-node/{VERSION}", days=20.0),)
+
+    assert "of ann ends in 20 days" in only(patient, "peers", Level.WARNING).found
 
 
 # --- the network --------------------------------------------------------------------------------------
