@@ -209,3 +209,17 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="absent"):
         read(tmp_path / "absent")
+
+
+def test_a_copy_of_a_file_that_was_changed_meanwhile_is_told_from_it(tmp_path: Path) -> None:
+    directory = save_sharded(tmp_path / "m", some_tensors())
+    found = read(directory)
+    first = directory / FIRST
+    data = first.read_bytes()
+    for name, copy in {"same": data, "longer": data + b"x", "other": data[:8] + b"{ " + data[10:]}.items():
+        (tmp_path / name).write_bytes(copy)
+
+    fs = SystemFs()
+    assert found.is_still(fs, first, tmp_path / "same")
+    assert not found.is_still(fs, first, tmp_path / "longer")
+    assert not found.is_still(fs, first, tmp_path / "other")
