@@ -135,6 +135,8 @@ async def serve(
     """
     try:
         async with running_node(config, world) as node:
+            with node.services.events.bound():  # Who follows the events learns it before they end.
+                node.failed.add_done_callback(_log_failed)
             on_ready(node)
             stopping = node.services.stopping
             await asyncio.wait((stop, node.failed, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -144,9 +146,15 @@ async def serve(
     if not node.failed.done():
         return 0
     failure = node.failed.result()
+    return failure.exit_code if isinstance(failure, CrdtMergeError) else 1
+
+
+def _log_failed(failed: asyncio.Future[BaseException]) -> None:
+    if failed.cancelled():
+        return
+    failure = failed.result()
     is_bug = not isinstance(failure, CrdtMergeError)
     log.error("node.failed", error=failure, exc_info=failure if is_bug else None)
-    return failure.exit_code if isinstance(failure, CrdtMergeError) else 1
 
 
 class RunningNode:

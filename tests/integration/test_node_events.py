@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.control.model import LogEvent
-from crdt_merge_node.errors import InvalidRequestError
+from crdt_merge_node.errors import InvalidRequestError, StoreFailedError
+from crdt_merge_node.runtime import RunningNode, World, serve
 from crdt_merge_node.telemetry.logging import log_level, set_log_level
-from support.whole_nodes import Site, WholeNode, last, save_model, until_agreed
+from support.whole_nodes import Site, WholeNode, config_of, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -50,6 +51,22 @@ async def test_who_follows_a_node_has_the_end_of_its_story(tmp_path: Path) -> No
         await nodes[0].create_group("g", save_model(tmp_path / "like", 1.0))
 
     assert [event.event for event in await seen][-2:] == ["group.created", "peer.left"]
+
+
+async def test_who_follows_learns_why_a_node_ends(tmp_path: Path) -> None:
+    stories: list[asyncio.Task[list[LogEvent]]] = []
+
+    def ready(node: RunningNode) -> None:
+        stories.append(asyncio.create_task(_all(node.api.events(follow=True))))
+        error = StoreFailedError("the disk is gone.")
+        asyncio.get_running_loop().call_soon(node.services.driver.fail, error)
+
+    stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    status = await serve(config_of(Site(tmp_path).make()), World(), stop=stop, on_ready=ready)
+
+    failed = [event for event in await stories[0] if event.event == "node.failed"]
+    assert status == 74
+    assert [event.fields["error"] for event in failed] == ["the disk is gone."]
 
 
 async def _all(events):
