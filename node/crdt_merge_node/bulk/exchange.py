@@ -239,9 +239,11 @@ class Exchange:
             step.lander = asyncio.create_task(self._land(step), name=f"land-{step.item.id.hex()[:8]}")
 
     async def _land(self, step: Step) -> None:
-        """Verify and keep what has come, all that is there at a time."""
+        """Verify and keep what has come, all that is there at a time, until little is left."""
         loop = asyncio.get_running_loop()
-        while step.is_together and step.inbox:
+        is_due = True
+        while step.inbox and (is_due or step.is_together):
+            is_due = False
             batch, step.inbox = step.inbox, []
             pieces = [(piece, value) for _, piece, value in batch]
             try:

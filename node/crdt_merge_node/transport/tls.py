@@ -317,7 +317,8 @@ class TlsPump(asyncio.BufferedProtocol):
                     return nbytes, ssl.SSLZeroReturnError()
                 nbytes += count
         except ssl.SSLError as error:
-            return nbytes, error
+            # Its traceback leads to the caller's frame, which holds the error: garbage that holds chunks.
+            return nbytes, error.with_traceback(None)
         return nbytes, None
 
     def _conclude(self, outcome: ssl.SSLError) -> None:

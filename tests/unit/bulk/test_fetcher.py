@@ -235,6 +235,38 @@ def test_a_provider_that_falls_silent_is_given_up_and_the_rest_comes_from_anothe
     run(body())
 
 
+def test_a_chunk_that_comes_alone_does_not_wait_for_others_to_be_kept() -> None:
+    async def body() -> None:
+        world = BulkWorld("ab")
+        data = pattern(8 * MIB)
+        blob = world["a"].store.add(data)
+        me, slow = world["b"], world["a"]
+        given: list[int] = []
+
+        def stall(connection: MemoryConnection) -> None:
+            slow.server.serve(connection)
+            send = connection.send
+
+            def send_one(message: Message, lane: Lane) -> bool:
+                if isinstance(message, Chunk):
+                    given.append(message.index)
+                return len(given) > 1 or send(message, lane)
+
+            connection.send = send_one  # type: ignore[method-assign]
+
+        slow.tamper = stall
+        me.knows(slow)
+        fetch = asyncio.create_task(me.fetcher.want_blob(blob, len(data)))
+        await until(lambda: len(given) > 1)
+        await asyncio.sleep(0.1)
+
+        assert me.store.writes == given[:1]
+        fetch.cancel()
+        await world.close()
+
+    run(body())
+
+
 def test_a_node_relays_chunks_of_a_blob_that_it_is_still_fetching() -> None:
     async def body() -> None:
         world = BulkWorld("abc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,13 @@ import pytest
 from crdt_merge_node.errors import PeerRefusedError, PeerUnreachableError, TlsError
 from crdt_merge_node.transport.contexts import ALPN_GOSSIP, client_context, server_context
 from crdt_merge_node.transport.refusals import Fault, explain, transport_error
-from crdt_merge_node.transport.tls import READ_BUFFER_BYTES, TURN_READS, PumpBuffers, TlsPump
+from crdt_merge_node.transport.tls import (
+    READ_BUFFER_BYTES,
+    RECORD_BYTES,
+    TURN_READS,
+    PumpBuffers,
+    TlsPump,
+)
 from crdt_merge_protocol.limits import LINGER_S
 
 
@@ -269,6 +276,28 @@ def test_who_sends_without_end_leaves_other_connections_their_turn(
 
         assert sum(turns) == 8 * READ_BUFFER_BYTES
         assert max(turns) <= TURN_READS * READ_BUFFER_BYTES
+        client.pump.abort()
+
+    world.run(scenario())
+
+
+def test_what_was_read_is_free_again_without_the_collector(world: Any, members: SimpleNamespace) -> None:
+    """A traceback that led from an error to the frame that held it kept chunks until a collection."""
+
+    async def scenario() -> None:
+        client, server = await connect(world, members)
+        place = bytearray(RECORD_BYTES)
+        landed: list[int] = []
+        server.pump.land(lambda: memoryview(place)[sum(landed) :] or None, landed.append)
+        gc.disable()
+        try:
+            client.pump.write(bytes(RECORD_BYTES // 2))
+            await world.settle()
+            place.append(0)  # Python refuses that while there is a view.
+        finally:
+            gc.enable()
+
+        assert sum(landed) == RECORD_BYTES // 2
         client.pump.abort()
 
     world.run(scenario())
