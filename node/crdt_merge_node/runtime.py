@@ -22,7 +22,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 
 from . import boot
 from .alarms import Alarms
-from .allocator import keep_large_buffers
+from .allocator import keep_large_buffers, spare_what_stays
 from .api import LocalNode
 from .attesting import alarm_mismatch
 from .bulk import BulkServer, Fetcher
@@ -109,6 +109,7 @@ async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
             loop.add_signal_handler(number, _resolve, stop)
 
     def tell(node: RunningNode) -> None:
+        spare_what_stays()
         facts = node.facts()
         manager.ready(f"node {facts['node'][:12]} listens on {facts['listen']}")
         on_ready(facts)
