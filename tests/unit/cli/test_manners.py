@@ -178,3 +178,24 @@ def test_nobody_is_asked_with_no_input(run: Any, node: FakeNode, monkeypatch: py
 
     assert result.exit_code == 2
     assert "--yes" in result.stderr
+
+
+STRANGE = ("", " ", "\udc80\udcff", "\x1b[2J", "a\nb", "x" * (1 << 20), "\u202egpj", "%s%n", "-")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("group", "show"), ("why",), ("peer", "show"), ("peer", "block"), ("policy", "show"),
+     ("group", "follow"), ("contribution", "list"), ("contribution", "show", "digits"),
+     ("contribution", "remove", "--yes", "digits"), ("resolve", "-o", "/tmp/never-written"),
+     ("log", "level"), ("policy", "set", "--strategy", "ties")],
+    ids=" ".join,
+)  # fmt: skip
+def test_names_that_are_none_reach_the_daemon_or_end_in_a_line(run: Any, line: tuple[str, ...]) -> None:
+    for name in STRANGE:
+        result = run(*line, "--", name)
+
+        assert result.exit_code in (0, 2, 3, 4, 6, 7), (name[:20], result.output[:500])
+        assert "error E1000" not in result.output, (name[:20], result.output[:500])
+        assert len(result.output) < 64_000
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", result.stderr)
