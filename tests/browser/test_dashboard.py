@@ -12,12 +12,12 @@ from support.daemons import ask, cli
 
 from .conftest import VIEWS, Cluster
 
-AGES = re.compile(r"\b\d+(\.\d+)? (s|min|h|d)\b( \d+ (s|min|h)\b)?")
+AGES = re.compile(r"\b\d+(\.\d+)? (ms|s|min|h|d)\b( \d+ (s|min|h)\b)?")
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>"\'>\u202e{{7*7}}'
 
 
 def words(text: str) -> str:
-    """Return a text in one line, without ages, which differ between two looks."""
+    """Return a text in one line, without durations, which differ between two looks."""
     return " ".join(AGES.sub("AGE", text).split())
 
 

@@ -13,17 +13,18 @@ PEERS_MAX: Final = 1000
 def group_roots(services: Services, group: bytes) -> dict[str, Any]:
     """Return ``group-roots/1``: this node's root of a group, and the last one that each peer announced."""
     state = services.engine.replicas[group].state
-    announced = sorted(services.engine.reconciler.roots(group).items())
+    roots = services.engine.reconciler.roots(group).items()
+    announced = sorted((services.driver.name(peer), peer, *found) for peer, found in roots)
     peers = [
         {
             "peer": peer.hex(),
-            "name": services.driver.name(peer),
+            "name": name,
             "root": root.hex(),
             "operations": operations,
             "is_equal": root == state.sync_root,
             "is_connected": peer in services.driver.connections,
         }
-        for peer, (root, operations) in announced[:PEERS_MAX]
+        for name, peer, root, operations in announced[:PEERS_MAX]
     ]
     return document(
         "group-roots/1",

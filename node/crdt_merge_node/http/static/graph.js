@@ -8,6 +8,8 @@ import { clean, short } from "./format.js";
 
 const DRAWN_MAX = 300;
 const NAME_CHARS_MAX = 20;
+const LABELLED_MAX = 24;
+const LABEL_PX = 10;
 const SHAPES = {
   alive: ["ellipse", "solid", "good"],
   suspect: ["diamond", "solid", "warn"],
@@ -83,8 +85,7 @@ function build() {
     userZoomingEnabled: false,
     boxSelectionEnabled: false,
     autoungrabify: true,
-    minZoom: 0.2,
-    maxZoom: 1.15,
+    userPanningEnabled: false,
   });
   cy.on("tap", "node", (event) => {
     if (event.target.id() !== last.node) onChoose(event.target.id());
@@ -114,6 +115,7 @@ function update() {
       put({ group: "edges", data: { id: `edge ${peer.id}`, source: last.node, target: peer.id } }, kind);
     }
   });
+  cy.elements().toggleClass("dense", shown.length > LABELLED_MAX);
   graph.choose(chosen);
   const now = [...wanted.values()].map((one) => `${one.id}${one.isNear}`).sort().join();
   if (now !== members) {
@@ -134,22 +136,44 @@ function put(element, kind) {
     cy.add({ ...element, classes: kind });
     return;
   }
-  present.classes(kind);
+  if (!present.hasClass(kind)) present.classes(kind);
   if (element.group === "nodes") present.data(element.data);
 }
 
 /** This node in the middle, the others evenly around it, so that no line runs through a node. */
 function arrange() {
   const others = cy.nodes().filter((node) => node.id() !== last.node).sort((a, b) => a.data("order") - b.data("order"));
-  const wide = Math.min(Math.max(container.clientWidth / container.clientHeight, 1), 2.2);
-  const radius = Math.max(105, (others.length * 62) / (2 * Math.PI));
-  const places = new Map([[last.node, { x: 0, y: 0 }]]);
-  others.forEach((node, i) => {
-    const angle = Math.PI + (2 * Math.PI * i) / others.length;
-    const reach = radius * (node.data("isNear") ? 1 : 1.3);
-    places.set(node.id(), { x: reach * wide * Math.cos(angle), y: reach * Math.sin(angle) });
+  const width = container.clientWidth;
+  const height = container.clientHeight;
+  const isDense = others.length > LABELLED_MAX;
+  const margin = isDense ? 30 : 56;
+  const places = new Map([[last.node, { x: width / 2, y: height / 2 - LABEL_PX }]]);
+  spread(others.length, width, height).forEach((angle, i) => {
+    // The connected stand nearer; where there are many, neighbours stand one behind the other.
+    const reach = (others[i].data("isNear") ? 0.8 : 1) - (isDense ? 0.15 * (i % 2) : 0);
+    places.set(others[i].id(), {
+      x: width / 2 + reach * Math.max(width / 2 - margin, 40) * Math.cos(angle),
+      y: height / 2 - LABEL_PX + reach * Math.max(height / 2 - margin, 40) * Math.sin(angle),
+    });
   });
-  cy.layout({ name: "preset", positions: (node) => places.get(node.id()), fit: true, padding: 34 }).run();
+  cy.layout({ name: "preset", positions: (node) => places.get(node.id()), fit: false }).run();
+  cy.viewport({ zoom: 1, pan: { x: 0, y: 0 } });
+}
+
+/** Angles that cut an ellipse into pieces of one length, from the left on. */
+function spread(count, width, height) {
+  const steps = 720;
+  const lengths = [0];
+  for (let step = 1; step <= steps; step += 1) {
+    const middle = (2 * Math.PI * (step - 0.5)) / steps;
+    lengths.push(lengths[step - 1] + Math.hypot(width * Math.sin(middle), height * Math.cos(middle)));
+  }
+  const found = [];
+  for (let step = 0, i = 0; i < count; i += 1) {
+    while (lengths[step] < (lengths[steps] * i) / count) step += 1;
+    found.push(Math.PI + (2 * Math.PI * step) / steps);
+  }
+  return found;
 }
 
 function look() {
@@ -187,9 +211,13 @@ function look() {
       selector: "node.self",
       style: { shape: "round-rectangle", width: 34, height: 34, "background-color": colour("accent"), "border-color": colour("accent"), "font-weight": 600 },
     },
+    { selector: "node.dense", style: { width: 15, height: 15, label: "", "border-width": 2 } },
+    { selector: "node.dense.self, node.dense.chosen", style: { label: "data(label)", "z-index": 2 } },
+    { selector: "node.dense.self", style: { width: 26, height: 26 } },
     { selector: "node.chosen", style: { "underlay-color": colour("accent"), "underlay-opacity": 0.28, "underlay-shape": "ellipse", "underlay-padding": 9 } },
     { selector: "edge", style: { width: 1.25, "line-color": quiet, "curve-style": "straight", "overlay-opacity": 0 } },
     { selector: "edge.connected", style: { width: 2.5, "line-color": colour("accent") } },
+    { selector: "edge.dense", style: { width: 1, opacity: 0.6 } },
     { selector: "edge.apart", style: { "line-style": "dotted", opacity: 0.7 } },
   ];
 }
