@@ -188,7 +188,9 @@ class CertificateKeeper:
         async with self._lock:
             self._last_attempt = now = self._clock.now()
             left_s = self._term.expires_at - now
-            self._next_attempt = now + min(max(left_s * RETRY_SHARE, RETRY_S_MIN), RETRY_S_MAX)
+            # Once it has expired nobody talks to this node, unless its clock was wrong: no hurry.
+            wait_s = left_s * RETRY_SHARE if left_s > 0 else RETRY_S_MAX
+            self._next_attempt = now + min(max(wait_s, RETRY_S_MIN), RETRY_S_MAX)
             try:
                 if self._authority is not None:
                     renewed = await self._sign(self._authority)

@@ -51,6 +51,9 @@ class Restoration:
         """Hold back if the node was restored, and look for a peer that knows more."""
         if not is_marked(self._data_dir, self._fs):
             return
+        if not self._driver.engine.replicas:
+            unmark(self._data_dir, self._fs)  # Who knew of no group has said nothing to contradict.
+            return
         message = "this node was restored from a backup and has not heard yet what happened since"
         hint = "It goes on once one peer has told it. If there is no other node: crdt-merge-node run --alone"
         self._driver.standing.close(NAME, message, hint=hint, is_serving=False)

@@ -148,6 +148,17 @@ async def test_an_invitation_that_was_used_since_does_not_come_back(tmp_path: Pa
         assert await node.services.store.scan_meta("invite/") == []
 
 
+async def test_a_node_that_knew_of_no_group_waits_for_nobody(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    data_dir = site.make()
+    async with site.running(data_dir) as node:
+        await _back_up(node, tmp_path / "backup")
+    _restore(tmp_path / "backup", tmp_path / "other")
+    async with site.running(tmp_path / "other") as node:
+        await node.create_group("g", save_model(tmp_path / "model", 1.0))
+    assert not (tmp_path / "other" / "RESTORED").exists()
+
+
 @pytest.mark.parametrize("copy", [False, True], ids=["shared", "copied"])
 async def test_a_backup_made_at_work_is_whole(tmp_path: Path, *, copy: bool) -> None:
     """While contributions come in, and with blobs that are files."""
