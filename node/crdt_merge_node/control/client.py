@@ -64,7 +64,8 @@ class AsyncClient:
         self._socket = socket
         self._channel = grpc.aio.insecure_channel(_target(socket), options=_OPTIONS)
         self._closed_error = grpc.aio.UsageError
-        self._stub: Any = pb_grpc.NodeServiceStub(self._channel)
+        self._calls: Any = pb_grpc.NodeServiceStub(self._channel)
+        self._is_closed = False
 
     @classmethod
     def of(cls, data_dir: Path) -> Self:
@@ -79,7 +80,14 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        self._is_closed = True
         await self._channel.close(None)
+
+    @property
+    def _stub(self) -> Any:
+        if self._is_closed:
+            raise ClientClosedError("this client of a node was closed.")
+        return self._calls
 
     async def _answer(self, call: Call[ValueT]) -> ValueT:
         try:
@@ -96,6 +104,8 @@ class AsyncClient:
                     yield event
         except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
+        except self._closed_error as error:
+            raise ClientClosedError(f"the client was closed: {error}.") from None
         finally:
             call.cancel()
 

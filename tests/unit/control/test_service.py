@@ -16,9 +16,9 @@ import pytest
 import structlog
 from crdt_merge_node.control import model
 from crdt_merge_node.control.api import NodeApi
-from crdt_merge_node.control.client import AsyncClient, Client
+from crdt_merge_node.control.client import AsyncClient, Client, ClientClosedError
 from crdt_merge_node.control.service import ControlServer
-from crdt_merge_node.errors import ControlError, DaemonNotRunningError, NotFoundError
+from crdt_merge_node.errors import ControlError, DaemonNotRunningError, NotFoundError, TimedOutError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import nodes
@@ -244,3 +244,31 @@ async def test_an_answer_may_exceed_four_mebibytes() -> None:
 
     async with serving(Large()) as socket, AsyncClient(socket) as client:
         assert await client.contribution_list("digits") == (large,) * 300
+
+
+@pytest.mark.asyncio
+async def test_a_closed_client_says_so_to_whoever_asks_it() -> None:
+    async with serving(FakeNode()) as socket:
+        async with AsyncClient(socket) as client:
+            await client.status()
+
+        with pytest.raises(ClientClosedError):
+            await client.status()
+        with pytest.raises(ClientClosedError):
+            client.resolve("digits", output_path="/x")
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(node, "status", never)
+    async with serving(node) as socket:
+        with (
+            Client(socket, timeout_s=0.1) as client,
+            pytest.raises(TimedOutError, match="did not answer in time"),
+        ):
+            await asyncio.to_thread(client.status)
