@@ -6,6 +6,7 @@ How long somebody may take is tried in virtual time; how many there may be, with
 
 import asyncio
 import os
+import resource
 import socket
 import struct
 from types import SimpleNamespace
@@ -30,6 +31,9 @@ from support.siege import Siege, bounded_memory
 from support.transport_world import RawProtocol, RawTls, World
 
 SOCKETS = int(os.environ.get("CRDT_MERGE_TEST_SOCKETS", "500"))
+if SOCKETS > 2000:  # Both ends are in this process.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 HALF_HANDSHAKE = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 

@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 PYTEST: Final = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 EXAMPLES_TIMES: Final = 20
 FRAMES, FRAMES_PER_STEP = 200_000, 20_000
+GARBAGE_TIMES, GARBAGE_STEPS, GARBAGE_SOCKETS = 100, 4, 10_000
 KILLS, KILLS_PER_STEP = 200, 20
 SEEDS, SEEDS_PER_STEP = 500, 50
 ORACLE_SEEDS: Final = 3
@@ -87,6 +88,31 @@ def _frames(seed: int) -> list[Step]:
             },
         )
         for number in range(FRAMES // FRAMES_PER_STEP)
+    ]
+
+
+def _garbage(seed: int) -> list[Step]:
+    test = (*PYTEST, "tests/bad_inputs/test_garbage.py")
+    steps = [
+        Step(
+            f"bytes-{number}",
+            (*test, f"--hypothesis-seed={seed + number}"),
+            {"CRDT_MERGE_TEST_EXAMPLES": str(GARBAGE_TIMES)},
+        )
+        for number in range(GARBAGE_STEPS)
+    ]
+    return [
+        *steps,
+        Step(
+            "sockets",
+            (*PYTEST, "tests/bad_inputs/test_sockets.py"),
+            {"CRDT_MERGE_TEST_SOCKETS": str(GARBAGE_SOCKETS)},
+        ),
+        Step(
+            "pages-and-frames",
+            (*PYTEST, "tests/bad_inputs/test_database.py"),
+            {"CRDT_MERGE_TEST_DAMAGE": "1"},
+        ),
     ]
 
 
@@ -221,6 +247,11 @@ STAGES: Final = (
         "properties", f"every property on {EXAMPLES_TIMES} times as many examples, fresh ones", _properties
     ),
     Stage("frames", f"{FRAMES:,} damaged frames through the decoder and into an engine (S12)", _frames),
+    Stage(
+        "garbage",
+        f"{GARBAGE_TIMES} times as much garbage, {GARBAGE_SOCKETS:,} sockets, a database torn at every page",
+        _garbage,
+    ),
     Stage("kills", f"{KILLS} SIGKILLs of a daemon under load", _kills),
     Stage("determinism", "one output digest over BLAS kernels, threads and SIMD levels (S13)", _determinism),
     Stage("aarch64", "the same digests from an emulated aarch64 machine", _aarch64),
