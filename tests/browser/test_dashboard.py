@@ -339,9 +339,13 @@ def test_what_a_peer_calls_itself_is_never_run(cluster: Cluster, open_page: Any)
 
 
 def test_a_daemon_that_went_away_is_told_and_found_again(cluster: Cluster, open_page: Any) -> None:
-    watched = open_page()
+    follower, watched = open_page(), open_page()
+    follower.open("events")
+    ready = follower.page.locator(".log > li", has_text="node.ready")
+    ready.wait_for()
+    before = ready.inner_text()
     watched.open()
-    watched.is_offline_expected = True
+    watched.is_offline_expected = follower.is_offline_expected = True
     gone = watched.page.locator("#gone")
     cluster.run(cluster.first.stop())
     gone.wait_for(state="visible")
@@ -349,7 +353,11 @@ def test_a_daemon_that_went_away_is_told_and_found_again(cluster: Cluster, open_
     said, shown = gone.inner_text(), watched.page.locator("h1").inner_text()
     cluster.run(cluster.first.start())
     gone.wait_for(state="hidden", timeout=30_000)
+    follower.page.locator("#line", has_text="live").wait_for(timeout=30_000)
+    ready.wait_for()
 
+    assert ready.count() == 1
+    assert ready.inner_text() != before
     assert re.fullmatch(
         r"The node has not answered since [\d:]+; what is shown is from then\. Asking again every 2 s\.", said
     )

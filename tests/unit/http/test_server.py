@@ -7,6 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
+import crdt_merge_node.cli
 import crdt_merge_node.http
 import pytest
 from crdt_merge_node.documents import document
@@ -81,6 +82,23 @@ async def test_documents_are_those_of_the_command_line(tmp_path: Path) -> None:
     assert status.json()["dashboard"] == served.url
     assert [group["name"] for group in why.json()["groups"]] == ["g"]
     assert version.json()["daemon"]["node"] == served.node.id.hex()
+
+
+async def test_every_document_and_every_field_of_it_is_described(tmp_path: Path) -> None:
+    described = (Path(crdt_merge_node.cli.__file__).parent / "JSON.md").read_text()
+    async with serving(tmp_path) as served:
+        await _with_group(served, tmp_path)
+        await served.node.resolve("g", tmp_path / "out")
+        names = ("status", "why", "peers", "groups", "history", "version", "group", "policy", "contributions")
+        paths = [f"/api/{name}.json?group=g" for name in (*names, "layers", "roots")]
+        found = [(await served.get(path)).json() for path in (*paths, "/healthz", "/readyz")]
+
+    assert len({each["schema"] for each in found}) == len(found)
+    for each in found:
+        assert f"`{each['schema']}`" in described
+        assert [name for name in each if name != "schema" and f"`{name}`" not in described] == []
+    history = next(each for each in found if each["schema"] == "history/1")
+    assert [name for name in history["samples"][-1] if f"`{name}`" not in described] == []
 
 
 async def test_what_is_not_there_is_an_error_of_the_same_shape(tmp_path: Path) -> None:
