@@ -277,6 +277,8 @@ async def test_a_directory_with_data_is_never_restored_over(tmp_path: Path) -> N
 async def test_the_commands_do_it_for_a_node_that_is_stopped(tmp_path: Path) -> None:
     await _made(tmp_path)
     data_dir, target, other = tmp_path / "node-0", tmp_path / "second", tmp_path / "other"
+    settings = '[node]\nname = "alpha"\n'
+    (data_dir / "config.toml").write_text(settings)
     made = await _cli("--data-dir", str(data_dir), "backup", str(target), "--with-keys", "--json")
     checked = await _cli("backup", "verify", str(target), "--json")
     restored = await _cli("--data-dir", str(other), "restore", str(target), "--json")
@@ -294,4 +296,5 @@ async def test_the_commands_do_it_for_a_node_that_is_stopped(tmp_path: Path) -> 
     assert results[2]["waits_for_peer"] is True
     assert {each["node"] for each in results} == {results[0]["node"]}
     assert (other / "RESTORED").exists()
+    assert (other / "config.toml").read_text() == settings
     assert "its file is gone" in damaged.stdout

@@ -79,9 +79,17 @@ def run(
 def _accept_alone(data_dir: Path) -> None:
     """Let a restored node be trusted to know all that happened, because nobody else can."""
     from crdt_merge_node.ports import SystemFs
-    from crdt_merge_node.storage.restore import unmark
+    from crdt_merge_node.storage import DataDir
+    from crdt_merge_node.storage.restore import is_marked, unmark
 
-    unmark(data_dir, SystemFs())
+    fs = SystemFs()
+    if not is_marked(data_dir, fs):
+        return
+    data = DataDir.open(data_dir, fs=fs)  # Not behind the back of a daemon that runs.
+    try:
+        unmark(data_dir, fs)
+    finally:
+        data.close()
 
 
 def banner(found: Mapping[str, Any]) -> str:

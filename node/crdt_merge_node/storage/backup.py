@@ -4,6 +4,7 @@
     UNFINISHED      while it is being made; the same command then goes on where it stopped
     ops.db          the database
     blobs/ kept/    its files, where the file system can as second names or shared blocks of the node's own
+    config.toml     if there is one in the data directory
     keys/           identity/ and ca/, only if asked for: whoever has them *is* the node
 
 The database is copied first, page by page between the daemon's own work, and then the files that *this copy*
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,8 @@ MANIFEST: Final = "MANIFEST.json"
 UNFINISHED: Final = "UNFINISHED"
 DATABASE: Final = "ops.db"
 MANIFEST_BYTES_MAX: Final = 4 << 20
+CONFIG: Final = "config.toml"
+CONFIG_BYTES_MAX: Final = 1 << 20
 KEY_DIRECTORIES: Final = ("identity", "ca")
 STEP: Final = "copying blobs"
 
@@ -68,6 +71,8 @@ class Manifest:
     """BLAKE3."""
     keys: dict[str, str]
     """Key files -> BLAKE3; empty: there are none."""
+    config: str = ""
+    """BLAKE3 of ``config.toml``; empty: there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,7 @@ def write_backup(
         work.place_all()
         keys = _copy_keys(store.data.path, target, fs) if with_keys else {}
         manifest = _describe(target, origin, keys, created=created, fs=fs)
+        manifest = replace(manifest, config=copy_config(store.data.path, target, fs))
         for directory in sorted(work.directories):
             fs.sync_dir(directory)
         data = json.dumps(asdict(manifest), indent=1, sort_keys=True).encode() + b"\n"
@@ -276,6 +282,16 @@ class _Files:
             if directory not in self.directories:
                 self._fs.mkdir(directory)
                 self.directories.add(directory)
+
+
+def copy_config(source: Path, target: Path, fs: Fs) -> str:
+    """Copy the settings from one directory to another, if there are any; return their hash."""
+    if fs.stat(source / CONFIG) is None:
+        return ""
+    with fs.open_read(source / CONFIG, follow=True) as file:
+        data = file.read_at(0, CONFIG_BYTES_MAX)
+    replace_file(fs, target / CONFIG, data)
+    return blake3(data).hexdigest()
 
 
 def _copy_keys(data_dir: Path, target: Path, fs: Fs) -> dict[str, str]:

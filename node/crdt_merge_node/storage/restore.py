@@ -20,7 +20,7 @@ from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_node.errors import ConfigError, CorruptError, StorageError
 from crdt_merge_node.ports import Clock, Fs, replace_file
 
-from .backup import DATABASE, Manifest, hash_file, read_manifest
+from .backup import CONFIG, DATABASE, Manifest, copy_config, hash_file, read_manifest
 from .checking_files import Aside, check_blob_files
 from .checking_rows import (
     Roots,
@@ -79,10 +79,12 @@ def _check_hashes(source: Path, manifest: Manifest, fs: Fs) -> Iterator[Finding]
         yield _wrong("database", DATABASE, "it is gone")
     elif hash_file(source / DATABASE, fs) != (manifest.database_bytes, manifest.database_hash):
         yield _wrong("database", DATABASE, "it is not the file that the manifest names")
-    for name, expected in manifest.keys.items():
-        path = source / "keys" / name
-        if fs.stat(path) is None or hash_file(path, fs)[1] != expected:
-            yield _wrong("identity", f"keys/{name}", "it is not the file that the manifest names")
+    files = {f"keys/{name}": expected for name, expected in manifest.keys.items()}
+    if manifest.config:
+        files[CONFIG] = manifest.config
+    for name, expected in files.items():
+        if fs.stat(source / name) is None or hash_file(source / name, fs)[1] != expected:
+            yield _wrong("identity", name, "it is not the file that the manifest names")
 
 
 def _wrong(kind: str, subject: str, message: str) -> Finding:
@@ -170,6 +172,8 @@ def _put_files(source: Path, data: DataDir, manifest: Manifest, report: Report) 
                 key = file.read_at(0, file.size())
             assert blake3(key).hexdigest() == manifest.keys[name], "it was verified a moment ago"
             replace_file(fs, data.path / name, key, mode=0o600)
+    if fs.stat(data.path / CONFIG) is None:
+        copy_config(source, data.path, fs)
     temporary = data.tmp / DATABASE
     _copy(source / DATABASE, temporary, fs)
     connection = apsw.Connection(str(temporary))
