@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from crdt_merge_node.cli.app import root
+from crdt_merge_node.cli.app import COMMANDS, root
 from crdt_merge_node.cli.config import FLAGS
 from crdt_merge_node.cli.run import run as run_command
 from crdt_merge_node.config import Config, load_config
-from crdt_merge_node.config.explaining import example, explain_settings, size_text
+from crdt_merge_node.config.explaining import LIVE, example, explain_settings, size_text
 from crdt_merge_node.config.model import known_keys
 
 
@@ -130,6 +130,14 @@ def test_a_misspelt_setting_gets_a_suggestion(config: Any, key: str, meant: str)
 
     assert result.exit_code == 4
     assert f'Did you mean "{meant}"?' in result.stderr
+
+
+def test_what_can_be_changed_while_the_daemon_runs_says_by_which_command(config: Any) -> None:
+    shown = config("explain", "log.level").stdout
+
+    assert "at once: crdt-merge-node log level LEVEL" in shown
+    assert set(LIVE) <= set(known_keys())
+    assert {command.split()[1] for command in LIVE.values()} <= set(COMMANDS)
 
 
 def test_flags_are_those_of_run() -> None:
