@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -36,6 +35,8 @@ from crdt_merge_node.transport.identity import Identity
 from crdt_merge_node.transport.tls import PumpBuffers, TlsPump
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.bulk import HaveQuery
+
+from tests.support.bulk_link import gossip_beside_bulk
 
 from .bulk_process import asked_chunks, make_members, open_fetcher, open_node, said, started, write_model
 from .measure import MIB, Options, Row, ms, times
@@ -261,9 +262,6 @@ async def _gossip_row(world: _World) -> Row:
 
 
 def _link_row() -> Row:
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # Where tests find what they share.
-    from tests.support.bulk_link import gossip_beside_bulk
-
     with tempfile.TemporaryDirectory() as name:
         figures = gossip_beside_bulk(
             Path(name), bytes_per_s=LINK_BYTES_PER_S, latency_s=LINK_LATENCY_S, blob_mib=128
