@@ -66,6 +66,20 @@ def test_chunks_come_out_of_any_cut_of_the_stream_fed_or_written_into_the_room(
     assert decoder.buffered_bytes == 0
 
 
+def test_t14_a_claimed_length_takes_no_memory_before_a_part_of_it_is_here() -> None:
+    frame = encode_frame(bulk.Chunk(blob=ID, nbytes=MIB, index=0, data=bytes(MIB)))
+    decoder = FrameDecoder()
+    decoder.feed(frame[:16_000])
+    before = decoder.room()
+    decoder.feed(frame[16_000:17_000])
+    after = decoder.room()
+
+    assert before is None
+    assert after is not None
+    assert len(after) == len(frame) - 17_000
+    assert decoder.buffered_bytes == 17_000
+
+
 def test_a_chunk_keeps_its_bytes_while_others_arrive_and_their_memory_is_used_again_after() -> None:
     decoder = FrameDecoder()
     chunks = [bulk.Chunk(blob=ID, nbytes=9 * MIB, index=n, data=bytes([n]) * MIB) for n in range(9)]
