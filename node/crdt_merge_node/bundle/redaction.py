@@ -59,8 +59,10 @@ class Redactor:
         self._secrets = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
         self._prefixes = sorted((prefixes or {}).items(), key=lambda pair: -len(pair[0]))
         self._hides_names = names is not None
-        chosen = sorted(((name, alias) for name, alias in (names or {}).items() if name), key=_longest_first)
-        self._names = [(re.compile(rf"(?<!\w){re.escape(name)}(?!\w)"), alias) for name, alias in chosen]
+        self._aliases = {name: alias for name, alias in (names or {}).items() if name}
+        # One expression, the longest first: what a name was replaced by is not looked at again.
+        words = "|".join(re.escape(name) for name in sorted(self._aliases, key=len, reverse=True))
+        self._name = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None
 
     def document(self, value: Any) -> Any:
         """Return a JSON value with every text in it redacted."""
@@ -88,8 +90,8 @@ class Redactor:
             text = re.sub(rf"(?<![\w/]){re.escape(prefix)}(?![\w.-])", alias, text)
         text = _PATH.sub(_hide_path, text)
         if self._hides_names:
-            for pattern, alias in self._names:
-                text = pattern.sub(lambda _, alias=alias: alias, text)  # type: ignore[misc]  # mypy #15459
+            if self._name is not None:
+                text = self._name.sub(lambda found: self._aliases[found[0]], text)
             text = _IPV6.sub(_hide_address, _IPV4.sub(_hide_address, text))
         return text
 
@@ -143,7 +145,3 @@ def _hide_address(found: re.Match[str]) -> str:
     if address.is_loopback or address.is_unspecified:
         return found[0]
     return f"<{short_id('address', str(address))}>"
-
-
-def _longest_first(pair: tuple[str, str]) -> int:
-    return -len(pair[0])

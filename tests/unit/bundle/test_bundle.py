@@ -215,6 +215,12 @@ def test_keys_of_objects_stay_and_lines_stay_objects() -> None:
     assert redactor.lines('{"status": "status"}\nstatus\n') == '{"status": "group-1"}\ngroup-1\n'
 
 
+def test_what_a_name_was_replaced_by_is_left_alone() -> None:
+    redactor = Redactor(names={"peer": "peer-1", "peer-1": "peer-2", "1": "slot-9"})
+
+    assert redactor.text("peer, peer-1 and 1") == "peer-1, peer-2 and slot-9"
+
+
 @pytest.mark.parametrize(
     ("text", "is_hidden"),
     [("10.1.2.3:7946", True), ("[fd00::2]:7946", True), ("127.0.0.1", False), ("0.0.0.0", False),
