@@ -217,7 +217,7 @@ def _fold(values: Array, width: int) -> None:
 
 
 @compiled
-def _halve(values: Array, size: int) -> float:
+def _halve(values: Array, size: int) -> Any:
     """Return the sum of ``size`` values by repeated halving, in place."""
     if size == 0:
         return 0.0
@@ -225,9 +225,15 @@ def _halve(values: Array, size: int) -> float:
     while half * 2 < size:
         half *= 2
     if size == 1:
-        return values[0]  # type: ignore[no-any-return]
+        return values[0]
     for i in range(size - half):
         values[i] += values[half + i]
+    return _finish(values, half)
+
+
+@compiled
+def _finish(values: Array, half: int) -> Any:
+    """Return the sum of the first ``half`` values, a power of two, by halving in place."""
     while half >= 8:
         half //= 8
         _fold(values, half)
@@ -235,7 +241,24 @@ def _halve(values: Array, size: int) -> float:
         half //= 2
         for i in range(half):
             values[i] += values[half + i]
-    return values[0]  # type: ignore[no-any-return]
+    return values[0]
+
+
+@compiled
+def _whole_leaf(first: int, second: int, sums: Array) -> Any:
+    """Return the sum of the products of a whole leaf; they are added in eights as they are made."""
+    width = LEAF // 8
+    for i in range(width):
+        a = load_f64(first, i) * load_f64(second, i)
+        b = load_f64(first, i + width) * load_f64(second, i + width)
+        c = load_f64(first, i + 2 * width) * load_f64(second, i + 2 * width)
+        d = load_f64(first, i + 3 * width) * load_f64(second, i + 3 * width)
+        a += load_f64(first, i + 4 * width) * load_f64(second, i + 4 * width)
+        b += load_f64(first, i + 5 * width) * load_f64(second, i + 5 * width)
+        c += load_f64(first, i + 6 * width) * load_f64(second, i + 6 * width)
+        d += load_f64(first, i + 7 * width) * load_f64(second, i + 7 * width)
+        sums[i] = (a + c) + (b + d)
+    return _finish(sums, width)
 
 
 @entry("iiiii")
@@ -245,6 +268,9 @@ def leaf_sums(first: int, second: int, size: int, out: int, scratch: int) -> int
     for leaf in range((size + LEAF - 1) // LEAF):
         start = leaf * LEAF
         n = min(LEAF, size - start)
+        if n == LEAF and second != 0:
+            sums[leaf] = _whole_leaf(first + 8 * start, second + 8 * start, product)
+            continue
         if second == 0:
             for i in range(n):
                 product[i] = load_f64(first, start + i)
