@@ -1,7 +1,7 @@
 """What a running node can be asked, implemented: ``LocalNode`` is the ``NodeApi`` of this process.
 
 Each subject has its module; this class only says which. gRPC is a shell around it, and tests call it
-directly.
+directly. What reads tensors is imported by the first call that needs it: a daemon at rest is smaller for it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 from crdt_merge_node.transport import create_invite
 from crdt_merge_node.version import VERSION
 
-from . import adding, contributions, getting, groups, reports, resolving
+from . import contributions, groups, reports
 from . import events as happenings
 from .binding import in_own_name
 from .measuring import measured
@@ -212,6 +212,8 @@ class LocalNode(Upkeep):
         link: bool = False,
     ) -> AsyncIterator[ContributionPlan | Progress | ContributionAdded]:
         """Check a file, or a directory of shards, against the group, then import and announce it."""
+        from . import adding
+
         return adding.add_contribution(
             self._services,
             group,
@@ -229,6 +231,8 @@ class LocalNode(Upkeep):
         self, group: str, contribution: str, *, output_path: str, plain: bool = False
     ) -> AsyncIterator[Progress | ContributionWritten]:
         """Write the files of a contribution, byte for byte as its author had them."""
+        from . import getting
+
         return getting.get_contribution(
             self._services, group, contribution, output_path=output_path, is_plain=plain
         )
@@ -261,6 +265,8 @@ class LocalNode(Upkeep):
         shard_bytes: int = 0,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file, or a directory of shards."""
+        from . import resolving
+
         request = resolving.ResolveRequest(
             output_path=output_path,
             wait_s=wait_s,
