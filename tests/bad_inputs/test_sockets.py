@@ -21,19 +21,22 @@ from crdt_merge_protocol.limits import (
     HELLO_TIMEOUT_S,
     JOIN_TIMEOUT_S,
     LINGER_S,
+    MIB,
     PING_IDLE_S,
     PING_MISSES_MAX,
     UNAUTHENTICATED_MAX,
     UNAUTHENTICATED_PER_ADDRESS_MAX,
 )
 from crdt_merge_protocol.messages.membership import Hello, Ping
-from support.siege import Siege, bounded_memory
+from support.siege import MEMORY_BYTES_MAX, Siege, bounded_memory
 from support.transport_world import RawProtocol, RawTls, World
 
 SOCKETS = int(os.environ.get("CRDT_MERGE_TEST_SOCKETS", "500"))
 if SOCKETS > 2000:  # Both ends are in this process.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+FLOOD_BYTES_MAX = MEMORY_BYTES_MAX if SOCKETS <= 1000 else 64 * MIB
+"""T16; the flooding sockets are in this process, too."""
 HALF_HANDSHAKE = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 
@@ -249,7 +252,7 @@ async def test_b64_many_sockets_hold_a_bounded_number_of_places(siege: Siege, sa
     crowd, endpoint = Crowd(siege), siege.live.services.endpoint
     cap = UNAUTHENTICATED_PER_ADDRESS_MAX if addresses == 1 else UNAUTHENTICATED_MAX
     try:
-        async with siege.unharmed(is_offence=None):
+        async with siege.unharmed(is_offence=None, memory_bytes=FLOOD_BYTES_MAX):
             await crowd.grow(SOCKETS // 4, said, addresses=addresses)
             await siege.turns()
 
