@@ -290,7 +290,7 @@ def top_of_rows(magnitudes: Float64Array, *counts: int) -> list[npt.NDArray[np.b
 def _above(magnitudes: Float64Array, threshold: Float64Array, count: int) -> npt.NDArray[np.bool_]:
     """Return which elements are at least the threshold of their row, of equal ones so that ``count`` are."""
     is_top: npt.NDArray[np.bool_] = magnitudes >= threshold
-    tied = np.flatnonzero(is_top.sum(axis=1, dtype=np.int32) != count)
+    tied = np.flatnonzero(np.count_nonzero(is_top, axis=1) != count)
     if tied.size:
         is_larger = magnitudes[tied] > threshold[tied]
         is_equal = is_top[tied] & ~is_larger
