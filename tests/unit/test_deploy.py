@@ -217,3 +217,11 @@ def test_alerts_fire_when_they_should() -> None:
     done = _run("promtool", "test", "rules", DEPLOY / "prometheus" / "alerts_test.yaml")
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_of_a_configuration_is_the_one_that_is_generated() -> None:
+    """From the typed model; after a change: `crdt-merge-node config example > deploy/config.example.toml`."""
+    done = _run(INSTALLED / "crdt-merge-node", "config", "example")
+
+    assert (DEPLOY / "config.example.toml").read_text() == done.stdout
+    assert done.returncode == 0
