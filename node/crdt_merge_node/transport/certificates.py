@@ -76,7 +76,7 @@ class Term:
     def of(cls, certificate: x509.Certificate) -> Term:
         """Return the term of a certificate.
 
-        When it is renewed follows from its serial number, which is random, so that asking again says the same.
+        When it is renewed follows from its serial number, which is random: asking again says the same.
         """
         begins_at = certificate.not_valid_before_utc.timestamp()
         expires_at = certificate.not_valid_after_utc.timestamp()

@@ -78,16 +78,14 @@ async def ask_renewal(
         offer = await dialogue.receive(timeout_s=JOIN_TIMEOUT_S)
         if not isinstance(offer, JoinOffer):
             raise MalformedMessageError(f"{type(offer).__name__} instead of a join offer")
-        if cluster_id(certificate_from_der(offer.ca)) != cluster:
-            raise CertificateError("it is of another cluster.")
+        _check_cluster(certificate_from_der(offer.ca), cluster)
         dialogue.send(RenewRequest(request=create_request(tls_key)))
         grant = await dialogue.receive(timeout_s=JOIN_TIMEOUT_S)
         if not isinstance(grant, RenewGrant):
             raise MalformedMessageError(f"{type(grant).__name__} instead of a certificate")
         renewed = Renewed(certificate_from_der(grant.certificate), certificate_from_der(grant.ca))
         _check(renewed, grant, node=node, cluster=cluster, tls_key=tls_key, now=clock.now())
-        if Term.of(renewed.certificate).expires_at < valid_until:
-            raise CertificateError("the certificate that was issued expires before the present one.")
+        _check_term(renewed.certificate, valid_until)
     except RemoteProtocolError as error:
         dialogue.refuse(error)
         raise
@@ -99,6 +97,16 @@ async def ask_renewal(
     return renewed
 
 
+def _check_cluster(ca: x509.Certificate, cluster: bytes) -> None:
+    if cluster_id(ca) != cluster:
+        raise CertificateError("the CA certificate that was shown is of another cluster.")
+
+
+def _check_term(certificate: x509.Certificate, valid_until: float) -> None:
+    if Term.of(certificate).expires_at < valid_until:
+        raise CertificateError("the certificate that was issued expires before the present one.")
+
+
 def _check(
     renewed: Renewed,
     grant: RenewGrant,
@@ -108,8 +116,7 @@ def _check(
     tls_key: Ed25519PrivateKey,
     now: float,
 ) -> None:
-    if cluster_id(renewed.ca) != cluster:
-        raise CertificateError("the CA certificate that was given is of another cluster.")
+    _check_cluster(renewed.ca, cluster)
     check_issued(renewed.ca, renewed.ca, now=now)
     check_issued(renewed.certificate, renewed.ca, now=now)
     if spki(renewed.certificate.public_key()) != spki(tls_key.public_key()):
