@@ -32,7 +32,7 @@ def encode(value: Any) -> bytes:
         TypeError: The value holds anything else; that is a bug of the caller.
     """
     _check_encodable(value, DEPTH_MAX)
-    return bytes(msgpack.packb(value, use_bin_type=True, strict_types=False))
+    return _pack(value)
 
 
 def decode(data: bytes, *, bytes_max: int = CONTROL_BODY_BYTES_MAX, elements_max: int = ELEMENTS_MAX) -> Any:
@@ -57,10 +57,11 @@ def decode(data: bytes, *, bytes_max: int = CONTROL_BODY_BYTES_MAX, elements_max
             max_map_len=0,
             max_ext_len=0,
         )
-        canonical = encode(value) == data
+        # What the scan let through and the unpacker made are values of ours: no need to look again.
+        is_canonical = _pack(value) == data
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise MalformedMessageError(f"not a canonical value: {error}") from None
-    if not canonical:
+    if not is_canonical:
         raise MalformedMessageError("a value is not in its shortest form, or bytes follow it")
     return value
 
@@ -84,18 +85,31 @@ def is_name(text: object) -> bool:
     )
 
 
+def _pack(value: object) -> bytes:
+    return bytes(msgpack.packb(value, use_bin_type=True, strict_types=False))
+
+
+_SCALARS: Final = (bytes, bytearray, memoryview, str, int, type(None))
+
+
 def _check_encodable(value: object, depth: int) -> None:
     if depth < 0:
         raise TypeError(f"nested deeper than {DEPTH_MAX}")
     if isinstance(value, list | tuple):
         for item in value:
-            _check_encodable(item, depth - 1)
-    elif not isinstance(value, bytes | bytearray | memoryview | str | int | None):
+            if type(item) not in _SCALARS:  # Most are, and need no call.
+                _check_encodable(item, depth - 1)
+            elif depth < 1:
+                raise TypeError(f"nested deeper than {DEPTH_MAX}")
+    elif not isinstance(value, _SCALARS):
         raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
 def _check_nesting(data: bytes) -> None:
-    """Refuse nesting beyond the cap before the unpacker recurses, by one pass over the type bytes."""
+    """Refuse nesting beyond the cap, floats, maps and extensions, by one pass over the type bytes.
+
+    Before the unpacker recurses, and before it allocates.
+    """
     pending: list[int] = []
     position = 0
     while position < len(data):
