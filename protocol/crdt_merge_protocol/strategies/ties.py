@@ -184,11 +184,11 @@ class SignElection(Strategy):
         out = np.empty(block.stop - block.start, np.float64)
         majority = known.majority.get(scope_of(context, block.tensor_index), 1.0)
         scale = float(context.number(LAMBDA, block.tensor_index))
-        accelerator = current()
-        fused = self._contest(context, known, block) if accelerator is not None else None
+        accelerator, write = current(), self.differences(context, known, block)
+        fused = self._contest(context, known, block, write) if accelerator is not None else None
         if accelerator is not None and fused and accelerator.elect(*fused, majority, scale, out):
             return out
-        for part, booth in self._trimmed(context, known, block):
+        for part, booth in self._trimmed(context, known, block, write):
             merged = out[part]
             booth.merge(merged.size, majority, merged)
             merged *= scale
@@ -222,26 +222,27 @@ class SignElection(Strategy):
 
     def _count_signs(self, context: MergeContext, state: ElectionState, block: Block) -> int:
         """Return how many more elements of a block were elected positive than negative."""
-        accelerator = current()
-        fused = self._contest(context, state, block) if accelerator is not None else None
+        if not self.votes(context, block.tensor_index):
+            return 0
+        accelerator, write = current(), self.differences(context, state, block)
+        fused = self._contest(context, state, block, write) if accelerator is not None else None
         if accelerator is not None and fused:
             counted = accelerator.balance(*fused)
             if counted is not None:
                 return counted
         balance = 0
-        for part, booth in self._trimmed(context, state, block):
+        for part, booth in self._trimmed(context, state, block, write):
             votes = booth.tally(part.stop - part.start)
             balance += int(np.count_nonzero(votes > 0)) - int(np.count_nonzero(votes < 0))
         return balance
 
     def _contest(
-        self, context: MergeContext, state: ElectionState, block: Block
+        self, context: MergeContext, state: ElectionState, block: Block, write: Differences
     ) -> tuple[Contest, ScaledDifferences] | None:
         """Return the election over a block in a form that can be computed in one go, if it has it."""
-        voting = self.votes(context, block.tensor_index)
-        write = self.differences(context, state, block) if voting else None
         if not isinstance(write, ScaledDifferences):
             return None
+        voting = self.votes(context, block.tensor_index)
         ballot = _ballot(context, block.tensor_index, voting)
         trims = [trim_of(context, state, block, write, i) for i in voting]
         size = block.stop - block.start
@@ -257,14 +258,11 @@ class SignElection(Strategy):
         return contest, write
 
     def _trimmed(
-        self, context: MergeContext, state: ElectionState, block: Block
+        self, context: MergeContext, state: ElectionState, block: Block, write: Differences
     ) -> Iterator[tuple[slice, Booth]]:
         """Yield each chunk of a block with the trimmed differences of all voters."""
         voting = self.votes(context, block.tensor_index)
-        if not voting:
-            return
         booth = Booth(_ballot(context, block.tensor_index, voting))
-        write = self.differences(context, state, block)
         trims = [trim_of(context, state, block, write, i) for i in voting]
         scratch = np.empty_like(booth.values[0])
         for part in chunks(block.stop - block.start):
