@@ -122,7 +122,7 @@ ADDRESS_CHARS_MAX: Final = 256
 HEARSAY_PER_PEER_MAX: Final = 128
 """Peers that we know of only because one other told us. Who tells of more loses the oldest it told of."""
 DEPARTURES_PER_PEER_MAX: Final = 256
-"""Nodes unknown here of which one connection may tell that they left: each costs a signature and is told on."""
+"""Unknown nodes of which one connection may tell that they left: each costs a signature and is told on."""
 DIALS_MAX: Final = 8
 """Attempts to connect at a time, so that made-up addresses cannot use up sockets and name look-ups."""
 

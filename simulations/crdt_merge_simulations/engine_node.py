@@ -213,11 +213,7 @@ class SimulatedNode:
                 case DialPeer():
                     world.dial(self, effect.dial)
                 case Disconnect():
-                    line = self.lines.get(effect.peer)
-                    if line is not None:
-                        deserved = int(not effect.is_routine)
-                        world.checker.sometimes["a peer was disconnected for what it sent"] += deserved
-                        world.hang_up(line, effect.reason)
+                    self._disconnect(effect)
                 case GroupChanged():
                     world.root_changed(self)
                 case RememberPeer():
@@ -229,6 +225,13 @@ class SimulatedNode:
                 case Ended():
                     world.checker.sometimes[f"a sync session ended {effect.outcome}"] += 1
         self._arm()
+
+    def _disconnect(self, effect: Disconnect) -> None:
+        line = self.lines.get(effect.peer)
+        if line is not None:
+            deserved = int(not effect.is_routine)
+            self.world.checker.sometimes["a peer was disconnected for what it sent"] += deserved
+            self.world.hang_up(line, effect.reason)
 
     def _arm(self) -> None:
         deadline = self.engine.deadline(now=self.world.now)

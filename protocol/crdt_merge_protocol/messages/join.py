@@ -1,4 +1,4 @@
-"""Messages by which a node gets a certificate: JOIN_OFFER, JOIN_REQUEST, JOIN_GRANT, RENEW_REQUEST, RENEW_GRANT.
+"""Messages for a certificate: JOIN_OFFER, JOIN_REQUEST, JOIN_GRANT, RENEW_REQUEST, RENEW_GRANT.
 
 The admitting node speaks first and shows the CA certificate, so that a joiner can compare it with its token
 *before* it gives the token's secret away. A member, whose own certificate the handshake has verified, asks
