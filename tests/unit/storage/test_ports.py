@@ -28,7 +28,7 @@ BANNED_CALLS = {
 }
 BANNED_MODULES = {"random", "secrets"}
 ALLOWED = {
-    "ports.py": "the ports themselves",
+    "ports": "the ports themselves",
     "cli": "commands run for a person, not inside the simulator",
     "resolve": "worker processes read and write files that a person named; no port reaches into a process",
 }
