@@ -1,8 +1,12 @@
-"""The calls of the control service as values, so that the async and the sync client cannot drift apart."""
+"""The calls of the control service as values: what the async and the sync client offer, said once.
+
+A function here makes one call, with the parameters that ``NodeApi`` documents; the clients turn each into a
+method with the same parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +29,14 @@ class Call(Generic[ValueT]):
     read: Callable[[Any], ValueT]
 
 
+@dataclass(frozen=True, slots=True)
+class Stream(Generic[ValueT]):
+    """One call with a stream of answers, each of which ``decode_event`` reads."""
+
+    method: str
+    request: Message
+
+
 def version() -> Call[model.VersionInfo]:
     """Ask for the versions of the daemon."""
     return Call("Version", pb.VersionRequest(), lambda r: decode(r.version, model.VersionInfo))
@@ -35,26 +47,32 @@ def status() -> Call[model.Status]:
     return Call("Status", pb.StatusRequest(), lambda r: decode(r.status, model.Status))
 
 
-def why(group: str | None) -> Call[model.WhyReport]:
+def why(group: str | None = None) -> Call[model.WhyReport]:
     """Ask what stands in the way of convergence."""
     return Call("Why", pb.WhyRequest(group=group), lambda r: decode(r.report, model.WhyReport))
 
 
-def invite(expires_s: float) -> Call[model.Invite]:
+def invite(*, expires_s: float) -> Call[model.Invite]:
     """Ask for a token."""
     return Call("Invite", pb.InviteRequest(expires_s=expires_s), lambda r: decode(r.invite, model.Invite))
 
 
-def log_level(level: str | None) -> Call[model.LogLevel]:
+def log_level(level: str | None = None) -> Call[model.LogLevel]:
     """Ask for the level of the log, or for another one."""
     return Call("LogLevel", pb.LogLevelRequest(level=level), lambda r: decode(r.level, model.LogLevel))
 
 
 def events(
-    *, after: int | None, age_s: float | None, last: int, level: str, follow: bool
-) -> pb.EventsRequest:
-    """Return the request of a stream, whose responses ``decode_event`` reads."""
-    return pb.EventsRequest(after=after, age_s=age_s, last=last, level=level, follow=follow)
+    *,
+    after: int | None = None,
+    age_s: float | None = None,
+    last: int = 0,
+    level: str = "info",
+    follow: bool = False,
+) -> Stream[model.LogEvent | model.EventsMissed]:
+    """Ask what happened lately."""
+    request = pb.EventsRequest(after=after, age_s=age_s, last=last, level=level, follow=follow)
+    return Stream("Events", request)
 
 
 def peer_list() -> Call[tuple[model.PeerInfo, ...]]:
@@ -94,6 +112,45 @@ def certificate_renew() -> Call[model.CertificateInfo]:
     return Call("CertificateRenew", request, lambda r: decode(r.certificate, model.CertificateInfo))
 
 
+def leave(
+    *, copies: int = 0, wait_s: float = 0.0, accept_loss: bool = False
+) -> Stream[model.LeavePlan | model.Progress | model.LeaveReport]:
+    """Ask to leave the cluster for good."""
+    return Stream("Leave", pb.LeaveRequest(copies=copies, wait_s=wait_s, accept_loss=accept_loss))
+
+
+def backup(
+    *, path: str, with_keys: bool = False, copy: bool = False
+) -> Stream[model.Progress | model.BackupReport]:
+    """Ask for a copy of everything that is stored."""
+    return Stream("Backup", pb.BackupRequest(path=path, with_keys=with_keys, copy=copy))
+
+
+def group_create(
+    *,
+    name: str,
+    strategy: str,
+    params: Mapping[str, str] | None = None,
+    base_path: str | None = None,
+    like_path: str | None = None,
+    dtype: str = "",
+    weight_cap: int = 0,
+    holders: int = 0,
+) -> Stream[model.Progress | model.GroupInfo]:
+    """Ask for a new group."""
+    request = pb.GroupCreateRequest(
+        name=name,
+        strategy=strategy,
+        params=params,
+        base_path=base_path,
+        like_path=like_path,
+        dtype=dtype,
+        weight_cap=weight_cap,
+        holders=holders,
+    )
+    return Stream("GroupCreate", request)
+
+
 def group_list() -> Call[tuple[model.GroupInfo, ...]]:
     """Ask for the known groups."""
     return Call("GroupList", pb.GroupListRequest(), lambda r: _all(r.groups, model.GroupInfo))
@@ -116,6 +173,49 @@ def policy_show(group: str) -> Call[model.PolicyInfo]:
     return Call("PolicyShow", request, lambda r: decode(r.policy, model.PolicyInfo))
 
 
+def policy_set(group: str, changes: model.PolicyChanges) -> Stream[model.Progress | model.PolicyInfo]:
+    """Ask for the next version of the policy."""
+    request = pb.PolicySetRequest(group=group, changes=encode(changes, t.PolicyChanges))
+    return Stream("PolicySet", request)
+
+
+def contribution_add(
+    group: str,
+    *,
+    path: str,
+    slot: str = "main",
+    base_path: str | None = None,
+    weight: int = model.WEIGHT_ONE,
+    meta: Mapping[str, str] | None = None,
+    wait_holds: int = 0,
+    type: str = "model",  # noqa: A002 - the word of the operations.
+    link: bool = False,
+) -> Stream[model.ContributionPlan | model.Progress | model.ContributionAdded]:
+    """Ask to check, import and announce a file."""
+    request = pb.ContributionAddRequest(
+        group=group,
+        path=path,
+        slot=slot,
+        base_path=base_path,
+        weight=weight,
+        meta=meta,
+        wait_holds=wait_holds,
+        type=type,
+        link=link,
+    )
+    return Stream("ContributionAdd", request)
+
+
+def contribution_get(
+    group: str, contribution: str, *, output_path: str, plain: bool = False
+) -> Stream[model.Progress | model.ContributionWritten]:
+    """Ask for the files of a contribution."""
+    request = pb.ContributionGetRequest(
+        group=group, contribution=contribution, output_path=output_path, plain=plain
+    )
+    return Stream("ContributionGet", request)
+
+
 def contribution_list(group: str) -> Call[tuple[model.ContributionInfo, ...]]:
     """Ask for the contributions of a group."""
     request = pb.ContributionListRequest(group=group)
@@ -134,9 +234,31 @@ def contribution_remove(group: str, target: str) -> Call[model.ContributionsRemo
     return Call("ContributionRemove", request, lambda r: decode(r.removed, model.ContributionsRemoved))
 
 
-def policy_set(group: str, changes: model.PolicyChanges) -> pb.PolicySetRequest:
-    """Return the request of a stream, whose responses ``decode_event`` reads."""
-    return pb.PolicySetRequest(group=group, changes=encode(changes, t.PolicyChanges))
+def resolve(
+    group: str,
+    *,
+    output_path: str,
+    wait_s: float = 0.0,
+    without: tuple[str, ...] = (),
+    task: str = "",
+    plan_only: bool = False,
+    report_paths: tuple[str, ...] = (),
+    card_path: str = "",
+    shard_bytes: int = 0,
+) -> Stream[model.ResolvePlan | model.Progress | model.ResolveReport]:
+    """Ask to merge the used contributions."""
+    request = pb.ResolveRequest(
+        group=group,
+        output_path=output_path,
+        wait_s=wait_s,
+        without=without,
+        task=task,
+        plan_only=plan_only,
+        report_paths=report_paths,
+        card_path=card_path,
+        shard_bytes=shard_bytes,
+    )
+    return Stream("Resolve", request)
 
 
 def _all(messages: Any, kind: type[ValueT]) -> tuple[ValueT, ...]:

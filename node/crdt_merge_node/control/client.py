@@ -7,27 +7,29 @@
 Both have the methods of ``NodeApi``, where they are documented, and raise the daemon's own errors. No call
 has a deadline unless asked for: a socket on the same machine fails at once when the daemon is gone, and long
 work reports progress.
-"""
 
-# ruff: noqa: D102 - the methods are those of NodeApi, documented there once.
+A method has the parameters of the function of that name in ``calls``; here stands only whether it gives one
+answer or a stream of them, which type checkers and ``help`` see as if it were written out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import grpc
-from crdt_merge_proto.v1 import node_service_pb2 as pb
 from crdt_merge_proto.v1 import node_service_pb2_grpc as pb_grpc
 
 from crdt_merge_node.errors import ControlError
 
-from . import calls, model
-from .calls import Call
+from . import calls
+from .calls import Call, Stream
 from .codec import METADATA_BYTES_MAX, decode_event, error_of
 from .socket_path import control_socket, require_socket
 
+ParamsT = ParamSpec("ParamsT")
 ValueT = TypeVar("ValueT")
 
 _MIB: Final = 1 << 20
@@ -48,6 +50,55 @@ def _target(socket: Path) -> str:
 
 class ClientClosedError(ControlError):
     """A client was asked after it was closed."""
+
+
+def _as_method(method: Any, call: Callable[..., object]) -> None:
+    """Show a method with the name, the words and the parameters of the function that makes its call."""
+    method.__name__, method.__doc__ = call.__name__, call.__doc__
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = inspect.Signature([own, *inspect.signature(call).parameters.values()])
+
+
+def _async_answer(
+    call: Callable[ParamsT, Call[ValueT]],
+) -> Callable[Concatenate[AsyncClient, ParamsT], Coroutine[Any, Any, ValueT]]:
+    async def method(client: AsyncClient, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ValueT:
+        return await client.answer(call(*args, **kwargs))
+
+    _as_method(method, call)
+    return method
+
+
+def _async_stream(
+    call: Callable[ParamsT, Stream[ValueT]],
+) -> Callable[Concatenate[AsyncClient, ParamsT], AsyncIterator[ValueT]]:
+    def method(
+        client: AsyncClient, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs
+    ) -> AsyncIterator[ValueT]:
+        return client.stream(call(*args, **kwargs))
+
+    _as_method(method, call)
+    return method
+
+
+def _answer(
+    call: Callable[ParamsT, Call[ValueT]],
+) -> Callable[Concatenate[Client, ParamsT], ValueT]:
+    def method(client: Client, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ValueT:
+        return client.answer(call(*args, **kwargs))
+
+    _as_method(method, call)
+    return method
+
+
+def _stream(
+    call: Callable[ParamsT, Stream[ValueT]],
+) -> Callable[Concatenate[Client, ParamsT], Iterator[ValueT]]:
+    def method(client: Client, /, *args: ParamsT.args, **kwargs: ParamsT.kwargs) -> Iterator[ValueT]:
+        return client.stream(call(*args, **kwargs))
+
+    _as_method(method, call)
+    return method
 
 
 class AsyncClient:
@@ -89,13 +140,18 @@ class AsyncClient:
             raise ClientClosedError("this client of a node was closed.")
         return self._calls
 
-    async def _answer(self, call: Call[ValueT]) -> ValueT:
+    async def answer(self, call: Call[ValueT]) -> ValueT:
+        """Make a call with one answer."""
         try:
             return call.read(await getattr(self._stub, call.method)(call.request))
         except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
         except self._closed_error as error:
             raise ClientClosedError(f"the client was closed: {error}.") from None
+
+    def stream(self, call: Stream[ValueT]) -> AsyncIterator[ValueT]:
+        """Begin a call with a stream of answers, which ends when the iterator is closed."""
+        return self._events(getattr(self._stub, call.method)(call.request))
 
     async def _events(self, call: Any) -> AsyncIterator[Any]:
         try:
@@ -109,175 +165,33 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    async def version(self) -> model.VersionInfo:
-        return await self._answer(calls.version())
-
-    async def status(self) -> model.Status:
-        return await self._answer(calls.status())
-
-    async def why(self, group: str | None = None) -> model.WhyReport:
-        return await self._answer(calls.why(group))
-
-    async def invite(self, *, expires_s: float) -> model.Invite:
-        return await self._answer(calls.invite(expires_s))
-
-    def events(
-        self,
-        *,
-        after: int | None = None,
-        age_s: float | None = None,
-        last: int = 0,
-        level: str = "info",
-        follow: bool = False,
-    ) -> AsyncIterator[model.LogEvent | model.EventsMissed]:
-        request = calls.events(after=after, age_s=age_s, last=last, level=level, follow=follow)
-        return self._events(self._stub.Events(request))
-
-    async def log_level(self, level: str | None = None) -> model.LogLevel:
-        return await self._answer(calls.log_level(level))
-
-    async def peer_list(self) -> tuple[model.PeerInfo, ...]:
-        return await self._answer(calls.peer_list())
-
-    async def peer_show(self, peer: str) -> model.PeerDetail:
-        return await self._answer(calls.peer_show(peer))
-
-    async def peer_block(self, peer: str) -> model.PeerInfo:
-        return await self._answer(calls.peer_block(peer))
-
-    async def peer_unblock(self, peer: str) -> model.PeerInfo:
-        return await self._answer(calls.peer_unblock(peer))
-
-    async def peer_forget(self, peer: str) -> model.PeerInfo:
-        return await self._answer(calls.peer_forget(peer))
-
-    async def certificate_show(self) -> model.CertificateInfo:
-        return await self._answer(calls.certificate_show())
-
-    async def certificate_renew(self) -> model.CertificateInfo:
-        return await self._answer(calls.certificate_renew())
-
-    def leave(
-        self, *, copies: int = 0, wait_s: float = 0.0, accept_loss: bool = False
-    ) -> AsyncIterator[model.LeavePlan | model.Progress | model.LeaveReport]:
-        request = pb.LeaveRequest(copies=copies, wait_s=wait_s, accept_loss=accept_loss)
-        return self._events(self._stub.Leave(request))
-
-    def backup(
-        self, *, path: str, with_keys: bool = False, copy: bool = False
-    ) -> AsyncIterator[model.Progress | model.BackupReport]:
-        request = pb.BackupRequest(path=path, with_keys=with_keys, copy=copy)
-        return self._events(self._stub.Backup(request))
-
-    def group_create(
-        self,
-        *,
-        name: str,
-        strategy: str,
-        params: Mapping[str, str] | None = None,
-        base_path: str | None = None,
-        like_path: str | None = None,
-        dtype: str = "",
-        weight_cap: int = 0,
-        holders: int = 0,
-    ) -> AsyncIterator[model.Progress | model.GroupInfo]:
-        request = pb.GroupCreateRequest(
-            name=name,
-            strategy=strategy,
-            params=params,
-            base_path=base_path,
-            like_path=like_path,
-            dtype=dtype,
-            weight_cap=weight_cap,
-            holders=holders,
-        )
-        return self._events(self._stub.GroupCreate(request))
-
-    async def group_list(self) -> tuple[model.GroupInfo, ...]:
-        return await self._answer(calls.group_list())
-
-    async def group_show(self, group: str) -> model.GroupDetail:
-        return await self._answer(calls.group_show(group))
-
-    async def group_follow(self, group: str, *, follow: bool) -> model.GroupInfo:
-        return await self._answer(calls.group_follow(group, follow=follow))
-
-    async def policy_show(self, group: str) -> model.PolicyInfo:
-        return await self._answer(calls.policy_show(group))
-
-    def policy_set(
-        self, group: str, changes: model.PolicyChanges
-    ) -> AsyncIterator[model.Progress | model.PolicyInfo]:
-        return self._events(self._stub.PolicySet(calls.policy_set(group, changes)))
-
-    def contribution_add(
-        self,
-        group: str,
-        *,
-        path: str,
-        slot: str = "main",
-        base_path: str | None = None,
-        weight: int = model.WEIGHT_ONE,
-        meta: Mapping[str, str] | None = None,
-        wait_holds: int = 0,
-        type: str = "model",  # noqa: A002 - the word of the operations.
-        link: bool = False,
-    ) -> AsyncIterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
-        request = pb.ContributionAddRequest(
-            group=group,
-            path=path,
-            slot=slot,
-            base_path=base_path,
-            weight=weight,
-            meta=meta,
-            wait_holds=wait_holds,
-            type=type,
-            link=link,
-        )
-        return self._events(self._stub.ContributionAdd(request))
-
-    def contribution_get(
-        self, group: str, contribution: str, *, output_path: str, plain: bool = False
-    ) -> AsyncIterator[model.Progress | model.ContributionWritten]:
-        request = pb.ContributionGetRequest(
-            group=group, contribution=contribution, output_path=output_path, plain=plain
-        )
-        return self._events(self._stub.ContributionGet(request))
-
-    async def contribution_list(self, group: str) -> tuple[model.ContributionInfo, ...]:
-        return await self._answer(calls.contribution_list(group))
-
-    async def contribution_show(self, group: str, contribution: str) -> model.ContributionInfo:
-        return await self._answer(calls.contribution_show(group, contribution))
-
-    async def contribution_remove(self, group: str, target: str) -> model.ContributionsRemoved:
-        return await self._answer(calls.contribution_remove(group, target))
-
-    def resolve(
-        self,
-        group: str,
-        *,
-        output_path: str,
-        wait_s: float = 0.0,
-        without: tuple[str, ...] = (),
-        task: str = "",
-        plan_only: bool = False,
-        report_paths: tuple[str, ...] = (),
-        card_path: str = "",
-        shard_bytes: int = 0,
-    ) -> AsyncIterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
-        request = pb.ResolveRequest(
-            group=group,
-            output_path=output_path,
-            wait_s=wait_s,
-            without=without,
-            task=task,
-            plan_only=plan_only,
-            report_paths=report_paths,
-            card_path=card_path,
-            shard_bytes=shard_bytes,
-        )
-        return self._events(self._stub.Resolve(request))
+    version = _async_answer(calls.version)
+    status = _async_answer(calls.status)
+    why = _async_answer(calls.why)
+    invite = _async_answer(calls.invite)
+    events = _async_stream(calls.events)
+    log_level = _async_answer(calls.log_level)
+    peer_list = _async_answer(calls.peer_list)
+    peer_show = _async_answer(calls.peer_show)
+    peer_block = _async_answer(calls.peer_block)
+    peer_unblock = _async_answer(calls.peer_unblock)
+    peer_forget = _async_answer(calls.peer_forget)
+    certificate_show = _async_answer(calls.certificate_show)
+    certificate_renew = _async_answer(calls.certificate_renew)
+    leave = _async_stream(calls.leave)
+    backup = _async_stream(calls.backup)
+    group_create = _async_stream(calls.group_create)
+    group_list = _async_answer(calls.group_list)
+    group_show = _async_answer(calls.group_show)
+    group_follow = _async_answer(calls.group_follow)
+    policy_show = _async_answer(calls.policy_show)
+    policy_set = _async_stream(calls.policy_set)
+    contribution_add = _async_stream(calls.contribution_add)
+    contribution_get = _async_stream(calls.contribution_get)
+    contribution_list = _async_answer(calls.contribution_list)
+    contribution_show = _async_answer(calls.contribution_show)
+    contribution_remove = _async_answer(calls.contribution_remove)
+    resolve = _async_stream(calls.resolve)
 
 
 class Client:
@@ -312,11 +226,16 @@ class Client:
         """Close the channel; calls in flight are cancelled."""
         self._channel.close()
 
-    def _answer(self, call: Call[ValueT]) -> ValueT:
+    def answer(self, call: Call[ValueT]) -> ValueT:
+        """Make a call with one answer."""
         try:
             return call.read(getattr(self._stub, call.method)(call.request, timeout=self._timeout_s))
         except grpc.RpcError as error:
             raise error_of(error, socket=self._socket) from None
+
+    def stream(self, call: Stream[ValueT]) -> Iterator[ValueT]:
+        """Begin a call with a stream of answers, which ends when the iterator is closed."""
+        return self._events(getattr(self._stub, call.method)(call.request))
 
     def _events(self, call: Any) -> Iterator[Any]:
         try:
@@ -328,172 +247,30 @@ class Client:
         finally:
             call.cancel()
 
-    def version(self) -> model.VersionInfo:
-        return self._answer(calls.version())
-
-    def status(self) -> model.Status:
-        return self._answer(calls.status())
-
-    def why(self, group: str | None = None) -> model.WhyReport:
-        return self._answer(calls.why(group))
-
-    def invite(self, *, expires_s: float) -> model.Invite:
-        return self._answer(calls.invite(expires_s))
-
-    def events(
-        self,
-        *,
-        after: int | None = None,
-        age_s: float | None = None,
-        last: int = 0,
-        level: str = "info",
-        follow: bool = False,
-    ) -> Iterator[model.LogEvent | model.EventsMissed]:
-        request = calls.events(after=after, age_s=age_s, last=last, level=level, follow=follow)
-        return self._events(self._stub.Events(request))
-
-    def log_level(self, level: str | None = None) -> model.LogLevel:
-        return self._answer(calls.log_level(level))
-
-    def peer_list(self) -> tuple[model.PeerInfo, ...]:
-        return self._answer(calls.peer_list())
-
-    def peer_show(self, peer: str) -> model.PeerDetail:
-        return self._answer(calls.peer_show(peer))
-
-    def peer_block(self, peer: str) -> model.PeerInfo:
-        return self._answer(calls.peer_block(peer))
-
-    def peer_unblock(self, peer: str) -> model.PeerInfo:
-        return self._answer(calls.peer_unblock(peer))
-
-    def peer_forget(self, peer: str) -> model.PeerInfo:
-        return self._answer(calls.peer_forget(peer))
-
-    def certificate_show(self) -> model.CertificateInfo:
-        return self._answer(calls.certificate_show())
-
-    def certificate_renew(self) -> model.CertificateInfo:
-        return self._answer(calls.certificate_renew())
-
-    def leave(
-        self, *, copies: int = 0, wait_s: float = 0.0, accept_loss: bool = False
-    ) -> Iterator[model.LeavePlan | model.Progress | model.LeaveReport]:
-        request = pb.LeaveRequest(copies=copies, wait_s=wait_s, accept_loss=accept_loss)
-        return self._events(self._stub.Leave(request))
-
-    def backup(
-        self, *, path: str, with_keys: bool = False, copy: bool = False
-    ) -> Iterator[model.Progress | model.BackupReport]:
-        request = pb.BackupRequest(path=path, with_keys=with_keys, copy=copy)
-        return self._events(self._stub.Backup(request))
-
-    def group_create(
-        self,
-        *,
-        name: str,
-        strategy: str,
-        params: Mapping[str, str] | None = None,
-        base_path: str | None = None,
-        like_path: str | None = None,
-        dtype: str = "",
-        weight_cap: int = 0,
-        holders: int = 0,
-    ) -> Iterator[model.Progress | model.GroupInfo]:
-        request = pb.GroupCreateRequest(
-            name=name,
-            strategy=strategy,
-            params=params,
-            base_path=base_path,
-            like_path=like_path,
-            dtype=dtype,
-            weight_cap=weight_cap,
-            holders=holders,
-        )
-        return self._events(self._stub.GroupCreate(request))
-
-    def group_list(self) -> tuple[model.GroupInfo, ...]:
-        return self._answer(calls.group_list())
-
-    def group_show(self, group: str) -> model.GroupDetail:
-        return self._answer(calls.group_show(group))
-
-    def group_follow(self, group: str, *, follow: bool) -> model.GroupInfo:
-        return self._answer(calls.group_follow(group, follow=follow))
-
-    def policy_show(self, group: str) -> model.PolicyInfo:
-        return self._answer(calls.policy_show(group))
-
-    def policy_set(
-        self, group: str, changes: model.PolicyChanges
-    ) -> Iterator[model.Progress | model.PolicyInfo]:
-        return self._events(self._stub.PolicySet(calls.policy_set(group, changes)))
-
-    def contribution_add(
-        self,
-        group: str,
-        *,
-        path: str,
-        slot: str = "main",
-        base_path: str | None = None,
-        weight: int = model.WEIGHT_ONE,
-        meta: Mapping[str, str] | None = None,
-        wait_holds: int = 0,
-        type: str = "model",  # noqa: A002 - the word of the operations.
-        link: bool = False,
-    ) -> Iterator[model.ContributionPlan | model.Progress | model.ContributionAdded]:
-        request = pb.ContributionAddRequest(
-            group=group,
-            path=path,
-            slot=slot,
-            base_path=base_path,
-            weight=weight,
-            meta=meta,
-            wait_holds=wait_holds,
-            type=type,
-            link=link,
-        )
-        return self._events(self._stub.ContributionAdd(request))
-
-    def contribution_get(
-        self, group: str, contribution: str, *, output_path: str, plain: bool = False
-    ) -> Iterator[model.Progress | model.ContributionWritten]:
-        request = pb.ContributionGetRequest(
-            group=group, contribution=contribution, output_path=output_path, plain=plain
-        )
-        return self._events(self._stub.ContributionGet(request))
-
-    def contribution_list(self, group: str) -> tuple[model.ContributionInfo, ...]:
-        return self._answer(calls.contribution_list(group))
-
-    def contribution_show(self, group: str, contribution: str) -> model.ContributionInfo:
-        return self._answer(calls.contribution_show(group, contribution))
-
-    def contribution_remove(self, group: str, target: str) -> model.ContributionsRemoved:
-        return self._answer(calls.contribution_remove(group, target))
-
-    def resolve(
-        self,
-        group: str,
-        *,
-        output_path: str,
-        wait_s: float = 0.0,
-        without: tuple[str, ...] = (),
-        task: str = "",
-        plan_only: bool = False,
-        report_paths: tuple[str, ...] = (),
-        card_path: str = "",
-        shard_bytes: int = 0,
-    ) -> Iterator[model.ResolvePlan | model.Progress | model.ResolveReport]:
-        request = pb.ResolveRequest(
-            group=group,
-            output_path=output_path,
-            wait_s=wait_s,
-            without=without,
-            task=task,
-            plan_only=plan_only,
-            report_paths=report_paths,
-            card_path=card_path,
-            shard_bytes=shard_bytes,
-        )
-        return self._events(self._stub.Resolve(request))
+    version = _answer(calls.version)
+    status = _answer(calls.status)
+    why = _answer(calls.why)
+    invite = _answer(calls.invite)
+    events = _stream(calls.events)
+    log_level = _answer(calls.log_level)
+    peer_list = _answer(calls.peer_list)
+    peer_show = _answer(calls.peer_show)
+    peer_block = _answer(calls.peer_block)
+    peer_unblock = _answer(calls.peer_unblock)
+    peer_forget = _answer(calls.peer_forget)
+    certificate_show = _answer(calls.certificate_show)
+    certificate_renew = _answer(calls.certificate_renew)
+    leave = _stream(calls.leave)
+    backup = _stream(calls.backup)
+    group_create = _stream(calls.group_create)
+    group_list = _answer(calls.group_list)
+    group_show = _answer(calls.group_show)
+    group_follow = _answer(calls.group_follow)
+    policy_show = _answer(calls.policy_show)
+    policy_set = _stream(calls.policy_set)
+    contribution_add = _stream(calls.contribution_add)
+    contribution_get = _stream(calls.contribution_get)
+    contribution_list = _answer(calls.contribution_list)
+    contribution_show = _answer(calls.contribution_show)
+    contribution_remove = _answer(calls.contribution_remove)
+    resolve = _stream(calls.resolve)

@@ -109,6 +109,15 @@ def test_every_method_of_the_api_is_tested() -> None:
     assert set(CALLS) == methods
 
 
+@pytest.mark.parametrize("client", [AsyncClient, Client])
+def test_the_clients_show_the_parameters_of_the_api(client: type) -> None:
+    for name in CALLS:
+        shown = inspect.signature(getattr(client, name)).parameters
+        documented = inspect.signature(getattr(NodeApi, name)).parameters
+
+        assert list(shown) == list(documented), name
+
+
 @pytest.mark.asyncio
 async def test_through_the_socket_every_request_and_answer_is_the_same() -> None:
     """The same calls, on the object and through the async client, leave the same notes and answers."""
