@@ -99,10 +99,12 @@ def _show_node(found: Status) -> None:
 def show_alarms(alarms: tuple[Alarm, ...], now: float) -> None:
     """Print standing problems, the worst first."""
     for alarm in sorted(alarms, key=lambda alarm: (_SEVERITY_ORDER.get(alarm.severity, 0), alarm.since)):
-        since = f", for {age(now, alarm.since)}" if alarm.since else ""
+        message = clean(alarm.message)
+        if alarm.since:
+            message = f"{message.removesuffix('.')}, for {age(now, alarm.since)}"
         say("")
         say(
-            f"{alarm.severity} {alarm.code}: {clean(alarm.message)}{since}",
+            f"{alarm.severity} {alarm.code}: {message}",
             colour=_COLOURS.get(alarm.severity),
         )
         if alarm.hint:

@@ -76,6 +76,13 @@ def test_status_of_an_unhealthy_node_names_the_alarm_and_fails(run: Any, node: F
     assert "error E1502: the disk is full, for 9 s\n  hint: make room" in result.stdout
 
 
+def test_how_long_an_alarm_stands_ends_its_sentence(run: Any, node: FakeNode) -> None:
+    alarm = dataclasses.replace(nodes.ALARM, message="eth0 is down, see ip. No peer is in reach.")
+    node.status_answer = dataclasses.replace(nodes.STATUS, is_healthy=False, alarms=(alarm,))
+
+    assert "see ip. No peer is in reach, for 9 s\n" in run("status").stdout
+
+
 def test_two_outputs_for_one_key_are_damage(run: Any, node: FakeNode) -> None:
     alarm = dataclasses.replace(nodes.ALARM, severity="damage")
     node.status_answer = dataclasses.replace(nodes.STATUS, is_healthy=False, alarms=(alarm,))
