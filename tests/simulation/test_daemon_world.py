@@ -6,8 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from crdt_merge_node.storage import OpRow, database
-from crdt_merge_node.storage.database import PRAGMAS
+from crdt_merge_node.storage import OpRow, connecting
 from crdt_merge_node.writer import StoreWriter
 from crdt_merge_protocol import engine
 from crdt_merge_protocol.events import OperationsStored, StoreOperations
@@ -242,9 +241,10 @@ def test_acknowledging_before_it_is_durable_is_caught(monkeypatch):
 
 def test_a_database_that_is_not_synced_is_caught(monkeypatch):
     pragmas = [
-        ("synchronous", "off", (0,)) if name == "synchronous" else (name, *rest) for name, *rest in PRAGMAS
+        ("synchronous", "off", (0,)) if name == "synchronous" else (name, *rest)
+        for name, *rest in connecting.PRAGMAS
     ]
-    monkeypatch.setattr(database, "PRAGMAS", tuple(pragmas))
+    monkeypatch.setattr(connecting, "PRAGMAS", tuple(pragmas))
 
     assert "I1" in caught({"torn": 4})
 

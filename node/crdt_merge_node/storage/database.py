@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
 
-from crdt_merge_node.errors import CorruptError, SchemaTooNewError, StorageError
+from crdt_merge_node.errors import StorageError
 
+from .connecting import connect, translated
 from .health import Health, Room, full_error
-from .schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, UPGRADES
 
 T = TypeVar("T")
 Work = Callable[[apsw.Connection], T]
@@ -38,21 +38,6 @@ BACKUP_PAGES: Final = 256
 """Copied at a time: a MiB, for which the thread is away from other work."""
 CHECKPOINT_PAGES: Final = 1000
 """Pages in the write-ahead log that call for a checkpoint: 4 MB, SQLite's own default."""
-PRAGMAS: Final[tuple[tuple[str, object, tuple[object, ...]], ...]] = (
-    # (name, value, answers that mean it holds). Exclusive first: a virtual file system without shared memory
-    # otherwise refuses WAL without an error.
-    ("locking_mode", "exclusive", ("exclusive",)),
-    ("journal_mode", "wal", ("wal",)),
-    ("synchronous", "full", (2,)),
-    ("foreign_keys", True, (1,)),
-    # A read error on a mapping is SIGBUS, on a read an exception. None: this file system has no mapping.
-    ("mmap_size", 0, (0, None)),
-    ("secure_delete", True, (1,)),
-    ("cell_size_check", True, (1,)),
-    ("temp_store", "memory", (2,)),
-    ("busy_timeout", 0, (0,)),
-)
-_DAMAGE: Final = (apsw.CorruptError, apsw.NotADBError)
 _FATAL: Final = (
     apsw.IOError,
     apsw.CorruptError,
@@ -130,8 +115,8 @@ class Database:
         """
 
         def open_and_check() -> apsw.Connection:
-            with _translated(path):
-                return _connect(path, is_new=is_new, vfs=vfs)
+            with translated(path):
+                return connect(path, is_new=is_new, vfs=vfs)
 
         connection = executor.submit(open_and_check).result()
         return cls(connection, path, executor=executor, health=health, room=room)
@@ -353,83 +338,3 @@ class Database:
         except apsw.Error as error:
             self._connection.close(True)
             self._health.fail(f"closing {self._path}", error)
-
-
-def _connect(path: Path, *, is_new: bool, vfs: str | None) -> apsw.Connection:
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    connection = apsw.Connection(str(path), flags=flags, vfs=vfs)
-    try:
-        _configure(connection, path)
-        _check_version(connection, path, is_new=is_new)
-        _check_content(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _configure(connection: apsw.Connection, path: Path) -> None:
-    for name, value, expected in PRAGMAS:
-        connection.pragma(name, value)
-        # SQLite refuses some of these without an error; only asking tells.
-        if (actual := connection.pragma(name)) not in expected:
-            raise StorageError(f"{path}: pragma {name} is {actual!r} and must be {expected[0]!r}.")
-
-
-def _check_version(connection: apsw.Connection, path: Path, *, is_new: bool) -> None:
-    version, application = connection.pragma("user_version"), connection.pragma("application_id")
-    if version == 0 and application == 0 and not connection.pragma("schema_version"):
-        if not is_new:
-            raise CorruptError(
-                f"{path} is gone or empty, but this data directory had one.",
-                hint="Restore a backup, or move the directory away and join again.",
-            )
-        with connection:
-            connection.execute(TABLES)
-            connection.pragma("application_id", APPLICATION_ID)
-            connection.pragma("user_version", SCHEMA_VERSION)
-    elif application != APPLICATION_ID:
-        raise CorruptError(
-            f"{path} belongs to another program (application id {application}).",
-            hint="Give this node a data directory of its own.",
-        )
-    elif version > SCHEMA_VERSION:
-        raise SchemaTooNewError(
-            f"{path} has schema {version}, this release reads up to {SCHEMA_VERSION}.",
-            hint="Run the release that wrote it, or a newer one.",
-        )
-    elif version in UPGRADES:
-        with connection:
-            for step in range(version, SCHEMA_VERSION):
-                connection.execute(UPGRADES[step])
-            connection.pragma("user_version", SCHEMA_VERSION)
-
-
-def _check_content(connection: apsw.Connection, path: Path) -> None:
-    """Check the file, and make durable what the last process committed without living to see it synced."""
-    problems = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
-    if problems != ["ok"]:
-        raise CorruptError(
-            f"{path} is damaged: {'; '.join(problems)}.",
-            hint="Restore a backup, or move the data directory away and join again.",
-        )
-    # A full disk must not keep a node from serving; the log is complete without the checkpoint.
-    with suppress(apsw.FullError):
-        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except apsw.FullError as error:
-        raise full_error(path) from error
-    except _DAMAGE as error:
-        raise CorruptError(
-            f"{path} is damaged: {error}.",
-            hint="Restore a backup, or move the data directory away and join again.",
-        ) from error
-    except apsw.Error as error:
-        raise StorageError(
-            f"{path} cannot be opened: {error}.", hint="Check the disk and permissions."
-        ) from error

@@ -5,7 +5,7 @@ import apsw
 import pytest
 from crdt_merge_node.errors import CorruptError, FullError, SchemaTooNewError, StorageError
 from crdt_merge_node.ports import SeededRng, SystemFs
-from crdt_merge_node.storage import DataDir, OpRow, Store
+from crdt_merge_node.storage import DataDir, OpRow, Store, connecting
 from crdt_merge_node.storage import database as database_module
 from crdt_merge_protocol.errors import LocalProtocolError
 from support.machines import GENESIS, GROUP, Machine, StillClock, make_rows, new_disk
@@ -202,7 +202,7 @@ async def test_every_pragma_of_the_durability_recipe_holds(tmp_path):
 
 @pytest.mark.asyncio
 async def test_a_pragma_that_does_not_take_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(database_module, "PRAGMAS", (("journal_mode", "off", ("wal",)),))
+    monkeypatch.setattr(connecting, "PRAGMAS", (("journal_mode", "off", ("wal",)),))
 
     with pytest.raises(StorageError, match="journal_mode"):
         await open_real(tmp_path)
