@@ -48,7 +48,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     for path in site.rglob("*"):
         path.chmod(path.stat().st_mode & ~0o222)
-    found = _run(python, "-c", "import crdt_merge_node; print(crdt_merge_node.__file__)").strip()
+    # Isolated: nothing that the tests' own environment says about where modules are.
+    found = _run(python, "-I", "-c", "import crdt_merge_node; print(crdt_merge_node.__file__)").strip()
     assert Path(found).is_relative_to(site), "the wheel is what is tested"
     return directory / "venv" / "bin" / "crdt-merge-node"
 
