@@ -21,11 +21,11 @@ from crdt_merge_node.config.model import ListenSection, NodeSection, PeersSectio
 from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import SeededRng
 from crdt_merge_node.runtime import RunningNode, running_node
-from crdt_merge_node.runtime import World as Ports
 from crdt_merge_node.storage import Store
 from crdt_merge_node.transport import TlsContexts
 from crdt_merge_node.transport.certificates import CertificateAuthority
 from crdt_merge_node.transport.identity import prepare_keys, write_membership
+from crdt_merge_node.world import World as Ports
 from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.state import CRDTMergeState
 from cryptography import x509

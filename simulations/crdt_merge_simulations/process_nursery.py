@@ -30,7 +30,7 @@ from typing import Any, Final, cast
 
 PR_SET_PDEATHSIG: Final = 1
 CLONE_NEWNET: Final = 0x40000000
-WARM: Final = ("crdt_merge_node.cli.run", "crdt_merge_node.config", "crdt_merge_node.runtime", "uvloop")
+WARM: Final = ("crdt_merge_node.cli.run", "crdt_merge_node.config", "crdt_merge_node.daemon", "uvloop")
 _CHUNK: Final = 65536
 
 

@@ -16,8 +16,9 @@ from crdt_merge_node.errors import (
     StorageError,
 )
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.runtime import World, running_node
+from crdt_merge_node.runtime import running_node
 from crdt_merge_node.storage import DataDir
+from crdt_merge_node.world import World
 from crdt_merge_protocol.errors import CrdtMergeError
 from support.siege import bounded_memory
 from support.whole_nodes import Site, config_of, save_model

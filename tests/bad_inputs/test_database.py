@@ -16,7 +16,7 @@ import pytest
 import structlog
 from crdt_merge_node.errors import CorruptError, StorageError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.runtime import World
+from crdt_merge_node.world import World
 from crdt_merge_protocol.errors import CrdtMergeError
 from safetensors.numpy import save_file
 from support.siege import bounded_memory

@@ -10,7 +10,7 @@ import pytest
 from crdt_merge_node.control.model import ContributionPlan, ResolvePlan
 from crdt_merge_node.errors import StorageError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.runtime import World
+from crdt_merge_node.world import World
 from crdt_merge_protocol.errors import NonFiniteError
 from safetensors.numpy import save_file
 from support.whole_nodes import ONE, Site, WholeNode, last, save_model

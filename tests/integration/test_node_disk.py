@@ -8,9 +8,11 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import structlog
+from crdt_merge_node.daemon import serve
 from crdt_merge_node.errors import CorruptError, FullError, StoreFailedError
 from crdt_merge_node.ports import DiskSpace, SystemFs
-from crdt_merge_node.runtime import RunningNode, World, serve
+from crdt_merge_node.runtime import RunningNode
+from crdt_merge_node.world import World
 from crdt_merge_protocol import engine as engine_module
 from safetensors.numpy import save_file
 from support.whole_nodes import Site, WholeNode, config_of, last, save_model, until_agreed

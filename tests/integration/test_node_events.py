@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.control.model import LogEvent
+from crdt_merge_node.daemon import serve
 from crdt_merge_node.errors import InvalidRequestError, StoreFailedError
-from crdt_merge_node.runtime import RunningNode, World, serve
+from crdt_merge_node.runtime import RunningNode
 from crdt_merge_node.telemetry.logging import log_level, set_log_level
+from crdt_merge_node.world import World
 from support.whole_nodes import Site, WholeNode, config_of, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio

@@ -17,8 +17,9 @@ from crdt_merge_node.config import Config
 from crdt_merge_node.config.model import ListenSection, NodeSection, PeersSection, StorageSection
 from crdt_merge_node.control.model import ContributionAdded, ContributionInfo, GroupInfo, PolicyInfo
 from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
-from crdt_merge_node.runtime import RunningNode, World, running_node
+from crdt_merge_node.runtime import RunningNode, running_node
 from crdt_merge_node.transport.identity import Identity, load_authority, prepare_keys, write_membership
+from crdt_merge_node.world import World
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec, blob_digest_of, content_id
 from crdt_merge_protocol.operations import Add, Kind
 from safetensors.numpy import save_file

@@ -49,7 +49,7 @@ def run(
     if the configuration is wrong: then a restart would not help.
     """
     from crdt_merge_node.config import load_config
-    from crdt_merge_node.runtime import run as run_daemon
+    from crdt_merge_node.daemon import run as run_daemon
 
     flags: dict[str, Any] = {
         "node.data_dir": str(invocation.data_dir),
