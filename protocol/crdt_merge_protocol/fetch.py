@@ -23,8 +23,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from .errors import LocalProtocolError
-from .fetch_items import REST_S, Ask, Flight, Item, ItemKind, Provider, Query, Wanted, lowest_bit
-from .limits import FETCH_BYTES_MAX, FETCH_STALL_S, PROVIDER_BAN_S, WANT_CHUNKS_MAX
+from .fetch_items import REST_S, Ask, Item, ItemKind, Provider, Query, Wanted, asks_of, lowest_bit
+from .fetch_owed import Owed
+from .limits import FETCH_BYTES_MAX, FETCH_STALL_S, PROVIDER_BAN_S
 
 __all__ = ["Ask", "FetchPlanner", "Item", "ItemKind", "RandomLike"]
 
@@ -54,11 +55,10 @@ class FetchPlanner:
     def __init__(self, *, rng: RandomLike, budget_bytes: int = FETCH_BYTES_MAX) -> None:
         self._rng = rng
         self._budget_bytes = budget_bytes
-        self._owed_bytes = 0
-        self._duplicates = 0
-        self._providers: dict[bytes, Provider] = {}
+        self._owed = Owed()
+        self._providers = self._owed.providers
         self._banned: dict[bytes, float] = {}
-        self._items: dict[Item, Wanted] = {}
+        self._items = self._owed.items
         self._urgent: dict[Item, Wanted] = {}
         self._last_usable: list[bytes] = []
 
@@ -77,7 +77,7 @@ class FetchPlanner:
     def provider_gone(self, provider: bytes) -> None:
         """Forget a peer that is no longer connected; what it owed is asked of others. A ban is remembered."""
         if provider in self._providers:
-            self._forfeit(provider)
+            self._owed.forfeit(provider)
             del self._providers[provider]
             for wanted in self._items.values():
                 wanted.forget(provider)
@@ -85,7 +85,7 @@ class FetchPlanner:
     def rest(self, provider: bytes, *, now: float) -> None:
         """Leave a provider alone for a while, twice as long each time until it delivers again."""
         if (known := self._providers.get(provider)) is not None:
-            self._forfeit(provider)
+            self._owed.forfeit(provider)
             known.window.on_stall()
             known.rests_until = now + known.rest_s
             known.rest_s = min(REST_S_MAX, known.rest_s * 2)
@@ -94,7 +94,7 @@ class FetchPlanner:
         """Ask a provider nothing for an hour: it sent what is not what it claims to be."""
         self._banned[provider] = now + PROVIDER_BAN_S
         if provider in self._providers:
-            self._forfeit(provider)
+            self._owed.forfeit(provider)
 
     def is_banned(self, provider: bytes, *, now: float) -> bool:
         """Tell whether a provider sent wrong bytes less than an hour ago."""
@@ -165,11 +165,11 @@ class FetchPlanner:
         for piece, owners in sorted(wanted.flights.items()):
             for provider in tuple(owners):
                 cancelled.setdefault(provider, []).append(piece)
-                self._drop(provider, item, piece)
-        self._owed_bytes -= sum(wanted.held.values())
+                self._owed.drop(provider, item, piece)
+        self._owed.nbytes -= sum(wanted.held.values())
         del self._items[item]
         self._urgent.pop(item, None)
-        return _asks((provider, item, pieces) for provider, pieces in cancelled.items())
+        return asks_of((provider, item, pieces) for provider, pieces in cancelled.items())
 
     def __contains__(self, item: Item) -> bool:
         return item in self._items
@@ -228,7 +228,7 @@ class FetchPlanner:
             return
         lost = wanted.everything if pieces is None else sum(1 << piece for piece in set(pieces))
         for piece in [piece for piece in wanted.flights if lost >> piece & 1]:
-            self._drop(provider, item, piece)
+            self._owed.drop(provider, item, piece)
         query = wanted.queries.setdefault(provider, Query(due=now))
         query.failed(now=now)
         wanted.query_due = min(wanted.query_due, query.due)
@@ -243,17 +243,15 @@ class FetchPlanner:
         if (known := self._providers.get(provider)) is not None:
             known.progress_at = now
             known.rest_s = REST_S
-            self._drop(provider, item, piece, answered_at=now)
+            self._owed.drop(provider, item, piece, answered_at=now)
         wanted = self._items.get(item)
         if wanted is None or not wanted.missing >> piece & 1 or piece in wanted.held:
             return False
         # An answer that came after its request was given up is as good as any, if there is room for it.
-        cost = wanted.cost(piece)
-        if self._owed_bytes + cost > 2 * self._budget_bytes or self.is_banned(provider, now=now):
+        has_room = self._owed.nbytes + wanted.cost(piece) <= 2 * self._budget_bytes
+        if not has_room or self.is_banned(provider, now=now):
             return False
-        wanted.held[piece] = cost
-        wanted.taken |= 1 << piece
-        self._owed_bytes += cost
+        self._owed.hold(wanted, piece)
         return True
 
     def accepted(self, item: Item, piece: int, *, now: float) -> list[Ask]:
@@ -261,18 +259,18 @@ class FetchPlanner:
         wanted = self._items.get(item)
         if wanted is None:
             return []
-        self._release(wanted, piece)
+        self._owed.release(wanted, piece)
         wanted.missing &= ~(1 << piece)
         wanted.progress_at = now
         others = tuple(wanted.flights.get(piece, ()))
         for provider in others:
-            self._drop(provider, item, piece)
+            self._owed.drop(provider, item, piece)
         return [Ask(provider, item, (piece,)) for provider in others]
 
     def rejected(self, provider: bytes, item: Item, piece: int, *, now: float) -> None:
         """Take note that a piece was wrong: its sender is banned, the piece wanted again."""
         if (wanted := self._items.get(item)) is not None:
-            self._release(wanted, piece)
+            self._owed.release(wanted, piece)
         self.ban(provider, now=now)
 
     # --- decisions ----------------------------------------------------------------------------------------
@@ -301,7 +299,7 @@ class FetchPlanner:
                     usable.remove(provider)
                 else:
                     runs.setdefault((provider, run[0]), []).extend(run[1])
-        return asks + _asks((provider, item, sorted(run)) for (provider, item), run in runs.items())
+        return asks + asks_of((provider, item, sorted(run)) for (provider, item), run in runs.items())
 
     def _has_something_to_ask(self, now: float) -> bool:
         """Tell whether any piece is free, or was asked for so long ago that another may be asked for it."""
@@ -315,7 +313,7 @@ class FetchPlanner:
 
         Valid after :meth:`next_requests` at the same ``now``.
         """
-        if self._owed_bytes:
+        if self._owed.nbytes:
             return now + TICK_S
         times = [wanted.query_due for wanted in self._items.values()]
         if self._items:
@@ -354,13 +352,13 @@ class FetchPlanner:
             wanted.query_due = min(wanted.query_due, query.due)
 
     def _next_run(self, provider: bytes, now: float) -> tuple[Item, list[int]] | None:
-        if self._owed_bytes >= self._budget_bytes or not self._providers[provider].has_room():
+        if self._owed.nbytes >= self._budget_bytes or not self._providers[provider].has_room():
             return None
         for item, wanted in itertools.chain(self._urgent.items(), self._items.items()):
             if candidates := wanted.fresh(provider):
                 run = self._pick(wanted, candidates)
                 for piece in run:
-                    self._launch(provider, item, wanted, piece, now)
+                    self._owed.launch(provider, item, piece, now=now)
                 return item, run
         return self._second_try(provider, now)
 
@@ -380,7 +378,7 @@ class FetchPlanner:
         return run
 
     def _second_try(self, provider: bytes, now: float) -> tuple[Item, list[int]] | None:
-        if self._duplicates >= ENDGAME_DUPLICATES_MAX:
+        if self._owed.duplicates >= ENDGAME_DUPLICATES_MAX:
             return None
         for item, wanted in self._items.items():
             share = wanted.shares.get(provider, 0)
@@ -390,59 +388,7 @@ class FetchPlanner:
                 if len(owners) > 1 or provider in owners or not share >> piece & 1 or piece in wanted.held:
                     continue
                 if now - self._providers[owners[0]].flights[item, piece].sent_at >= ENDGAME_PATIENCE_S:
-                    self._launch(provider, item, wanted, piece, now)
-                    self._duplicates += 1
+                    self._owed.launch(provider, item, piece, now=now)
+                    self._owed.duplicates += 1
                     return item, [piece]
         return None
-
-    # --- bookkeeping --------------------------------------------------------------------------------------
-
-    def _launch(self, provider: bytes, item: Item, wanted: Wanted, piece: int, now: float) -> None:
-        known = self._providers[provider]
-        if not known.flights:
-            known.progress_at = now
-        cost = wanted.cost(piece)
-        known.flights[item, piece] = Flight(now, cost)
-        known.window.on_sent(cost)
-        self._owed_bytes += cost
-        wanted.flights.setdefault(piece, []).append(provider)
-        wanted.taken |= 1 << piece
-
-    def _drop(self, provider: bytes, item: Item, piece: int, *, answered_at: float | None = None) -> None:
-        """End a flight, if there is one: answered, or no longer waited for."""
-        known = self._providers[provider]
-        flight = known.flights.pop((item, piece), None)
-        if flight is None:
-            return
-        self._owed_bytes -= flight.cost
-        if answered_at is None:
-            known.window.on_dropped(flight.cost)
-        else:
-            known.window.on_answered(flight.cost, sent_at=flight.sent_at, now=answered_at)
-        wanted = self._items[item]
-        owners = wanted.flights[piece]
-        owners.remove(provider)
-        if owners:
-            self._duplicates -= 1
-            return
-        del wanted.flights[piece]
-        if piece not in wanted.held:
-            wanted.taken &= ~(1 << piece)
-
-    def _forfeit(self, provider: bytes) -> None:
-        for item, piece in tuple(self._providers[provider].flights):
-            self._drop(provider, item, piece)
-
-    def _release(self, wanted: Wanted, piece: int) -> None:
-        self._owed_bytes -= wanted.held.pop(piece, 0)
-        if piece not in wanted.flights:
-            wanted.taken &= ~(1 << piece)
-
-
-def _asks(runs: Iterable[tuple[bytes, Item, list[int]]]) -> list[Ask]:
-    """Return asks of at most 64 pieces each."""
-    return [
-        Ask(provider, item, tuple(pieces[at : at + WANT_CHUNKS_MAX]))
-        for provider, item, pieces in runs
-        for at in range(0, len(pieces), WANT_CHUNKS_MAX)
-    ]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from .blobs import chunk_bytes
-from .limits import BULK_REQUESTS_MAX
+from .limits import BULK_REQUESTS_MAX, WANT_CHUNKS_MAX
 from .window import Window
 
 PIECE_COST_MIN_BYTES: Final = 16 * 1024
@@ -177,3 +178,12 @@ class Wanted:
 def lowest_bit(bits: int) -> int:
     """Return the position of the lowest set bit of a positive integer."""
     return (bits & -bits).bit_length() - 1
+
+
+def asks_of(runs: Iterable[tuple[bytes, Item, list[int]]]) -> list[Ask]:
+    """Return asks of at most 64 pieces each."""
+    return [
+        Ask(provider, item, tuple(pieces[at : at + WANT_CHUNKS_MAX]))
+        for provider, item, pieces in runs
+        for at in range(0, len(pieces), WANT_CHUNKS_MAX)
+    ]
