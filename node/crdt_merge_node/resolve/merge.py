@@ -21,9 +21,10 @@ from .describe import MODEL, DescribedFile, describe_files
 from .estimate import Estimate, estimate_job
 from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveJob, ResolveResult
 from .memory import share_memory
-from .offline import job_of, job_unread, read_inputs
+from .offline import Inputs, job_of, job_unread, read_inputs
 from .output import open_output
 from .plan import INLINE_BYTES_MAX, make_plan
+from .pool import Pool
 from .run import Run, open_pool, say_nothing, ticker, usable_cores
 
 _NAMED_MAX: Final = 4
@@ -96,19 +97,10 @@ def merge_files(
         dtype=dtype,
         artefacts=artefacts,
     )
-    total_bytes = inputs.nbytes
-    wanted = workers if workers is not None else (0 if total_bytes <= INLINE_BYTES_MAX else usable_cores())
-    count = share_memory(memory_bytes, k=len(files), wanted=wanted).workers
+    count = _worker_count(inputs, len(files), memory_bytes=memory_bytes, workers=workers)
     report = progress or say_nothing
     with open_pool(count, fs, ticker(cancelled)) as pool:
-        described = describe_files(
-            inputs.headers,
-            pool,
-            weights=inputs.all_weights,
-            kinds=inputs.kinds,
-            advance=_Hashing(report, total_bytes).advance,
-        )
-        _require_finite(described)
+        described = _describe(inputs, pool, report)
         job = job_of(inputs, described, task=task, memory_bytes=memory_bytes, workers=count)
         job = replace(job, shard_bytes=shard_bytes)
         plan = make_plan(job, cores=count)
@@ -164,6 +156,26 @@ class _Hashing:
         """Count bytes."""
         self._done_bytes += nbytes
         self._report(self._done_bytes, self._total_bytes, "hashing")
+
+
+def _worker_count(inputs: Inputs, k: int, *, memory_bytes: int, workers: int | None) -> int:
+    """Return how many processes read the files: as many as asked for, or as pay, and as the memory allows."""
+    if workers is None:
+        workers = 0 if inputs.nbytes <= INLINE_BYTES_MAX else usable_cores()
+    return share_memory(memory_bytes, k=k, wanted=workers).workers
+
+
+def _describe(inputs: Inputs, pool: Pool, report: ReportProgress) -> list[DescribedFile]:
+    """Read the files once, which names them and tells whether all their values are finite."""
+    described = describe_files(
+        inputs.headers,
+        pool,
+        weights=inputs.all_weights,
+        kinds=inputs.kinds,
+        advance=_Hashing(report, inputs.nbytes).advance,
+    )
+    _require_finite(described)
+    return described
 
 
 def _require_finite(files: Sequence[DescribedFile]) -> None:

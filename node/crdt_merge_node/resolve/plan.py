@@ -8,7 +8,7 @@ same bytes. ``make_plan`` then decides what does *not* change the bytes: block s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -94,37 +94,11 @@ def build_job(
     """
     strategy = _strategy_of(policy)
     models = sorted({model.digest: model for model in used}.values(), key=lambda model: model.digest)
-    if not models:
-        raise EmptySetError("There is no usable contribution, hence nothing to resolve.")
-    if policy.schema != schema.id:
-        raise ParameterError(
-            f"The policy names schema {policy.schema.hex()[:12]}, not {schema.id.hex()[:12]}."
-        )
-    if policy.base is not None and (base is None or base.manifest.content != policy.base):
-        raise BaseMissingError(f"The policy names base {policy.base.hex()[:12]}, which was not given.")
-    missing: list[str] = []
-    names = {spec.name for spec in schema.specs}
-    inputs = tuple(_to_input("contribution", model, schema, names, missing) for model in models)
-    is_base_read = any(each.base != "unused" for each in (strategy, *named_strategies(dict(policy.params))))
-    base_names = names if is_base_read else {s.name for s in schema.specs if s.dtype not in FLOAT_DTYPES}
-    base_input = None if base is None else _to_input("base", base, schema, base_names, missing)
-    kept = {item.artefact.digest: item for item in artefacts}
-    chosen = tuple(
-        _to_artefact(kept[artefact.digest], missing)
-        for artefact in in_order(item.artefact for item in kept.values())
-    )
-    if missing:
-        rest = f" and {len(missing) - _NAMED_MAX} more" if len(missing) > _NAMED_MAX else ""
-        raise MissingBlobError(
-            f"{len(missing)} blobs are not on this node yet: {', '.join(missing[:_NAMED_MAX])}{rest}.",
-            hint="Wait for them (resolve --wait), or leave a contribution out (resolve --without TAG).",
-        )
+    _require_named(policy, schema, models, base)
+    base_names = _base_names(strategy, policy, schema)
+    inputs, base_input, chosen = _collect(schema, models, base, base_names, artefacts)
     digests = [model.digest for model in models]
-    if task and task not in digests:
-        raise ParameterError(
-            f"There is no contribution {task.hex()[:12]} among those that are merged.",
-            hint=f"Name the digest of one of: {', '.join(digest.hex()[:12] for digest in digests)}.",
-        )
+    _require_task(task, digests)
     return ResolveJob(
         strategy=policy.strategy,
         params=dict(policy.params),
@@ -134,12 +108,7 @@ def build_job(
         seed=seed_of(digests),
         dtype=policy.dtype,
         group_mode=group_mode,
-        resolve_key=resolve_key(
-            used_root(digests),
-            whole_recipe(policy),
-            artefacts=(item.artefact.digest for item in chosen),
-            task=task,
-        ),
+        resolve_key=_key_of(policy, digests, chosen, task),
         artefacts=chosen,
         unfit={digest.hex(): why.reason for digest, why in (unfit or {}).items()},
         is_stale=any(why.is_stale for why in (unfit or {}).values()),
@@ -240,6 +209,69 @@ def _strategy_of(policy: Policy) -> Strategy:
         raise ParameterError(f"The seed rule {policy.seed_rule!r} is unknown to this release.")
     strategy.validate(dict(policy.params))
     return strategy
+
+
+def _require_named(
+    policy: Policy, schema: Schema, models: Sequence[UsedModel], base: UsedModel | None
+) -> None:
+    """Refuse a merge of nothing, and one of other things than the policy names."""
+    if not models:
+        raise EmptySetError("There is no usable contribution, hence nothing to resolve.")
+    if policy.schema != schema.id:
+        raise ParameterError(
+            f"The policy names schema {policy.schema.hex()[:12]}, not {schema.id.hex()[:12]}."
+        )
+    if policy.base is not None and (base is None or base.manifest.content != policy.base):
+        raise BaseMissingError(f"The policy names base {policy.base.hex()[:12]}, which was not given.")
+
+
+def _require_task(task: bytes, digests: Sequence[bytes]) -> None:
+    if task and task not in digests:
+        raise ParameterError(
+            f"There is no contribution {task.hex()[:12]} among those that are merged.",
+            hint=f"Name the digest of one of: {', '.join(digest.hex()[:12] for digest in digests)}.",
+        )
+
+
+def _key_of(policy: Policy, digests: Iterable[bytes], chosen: Iterable[ArtefactInput], task: bytes) -> bytes:
+    artefacts = (item.artefact.digest for item in chosen)
+    return resolve_key(used_root(digests), whole_recipe(policy), artefacts=artefacts, task=task)
+
+
+def _base_names(strategy: Strategy, policy: Policy, schema: Schema) -> set[str]:
+    """Return which tensors of the base the output depends on: all, or those that are never merged."""
+    is_read = any(each.base != "unused" for each in (strategy, *named_strategies(dict(policy.params))))
+    return {spec.name for spec in schema.specs if is_read or spec.dtype not in FLOAT_DTYPES}
+
+
+def _collect(
+    schema: Schema,
+    models: Sequence[UsedModel],
+    base: UsedModel | None,
+    base_names: set[str],
+    artefacts: Iterable[UsedArtefact],
+) -> tuple[tuple[ModelInput, ...], ModelInput | None, tuple[ArtefactInput, ...]]:
+    """Return where the bytes of models, base and artefacts are.
+
+    Raises:
+        MissingBlobError: Some are not here; the message names them.
+    """
+    missing: list[str] = []
+    names = {spec.name for spec in schema.specs}
+    inputs = tuple(_to_input("contribution", model, schema, names, missing) for model in models)
+    base_input = None if base is None else _to_input("base", base, schema, base_names, missing)
+    kept = {item.artefact.digest: item for item in artefacts}
+    chosen = tuple(
+        _to_artefact(kept[artefact.digest], missing)
+        for artefact in in_order(item.artefact for item in kept.values())
+    )
+    if missing:
+        rest = f" and {len(missing) - _NAMED_MAX} more" if len(missing) > _NAMED_MAX else ""
+        raise MissingBlobError(
+            f"{len(missing)} blobs are not on this node yet: {', '.join(missing[:_NAMED_MAX])}{rest}.",
+            hint="Wait for them (resolve --wait), or leave a contribution out (resolve --without TAG).",
+        )
+    return inputs, base_input, chosen
 
 
 def _to_input(kind: str, model: UsedModel, schema: Schema, names: set[str], missing: list[str]) -> ModelInput:
