@@ -306,13 +306,16 @@ class Scrub:
     async def _look_at_damage(self) -> None:
         """Forget what is here again or needed by nobody; raise the alarm for the rest."""
         blobs, lost = self._store.blobs, []
-        missing = {key for group in self._engine.replicas for key in self._missing(group)}
+        # What is named, too: the keeper may not have noticed yet that it is missing.
+        needed = {key for group in self._engine.replicas for key in self._missing(group)}
+        needed |= self._keeper.named_blobs()
         for blob, since in list(self._damaged.items()):
             if blobs.has(blob) or blobs.has_object(blob):
                 log.info("blob.healed", blob=blob)
-            elif blob in missing:
-                if self._clock.monotonic() >= since + LOST_S:
-                    lost.append(blob)
+            elif self._clock.monotonic() < since + LOST_S:
+                continue
+            elif blob in needed:
+                lost.append(blob)
                 continue
             del self._damaged[blob]
             await self._store.delete_meta(DAMAGED_FACT + blob.hex())

@@ -69,7 +69,10 @@ class Bench:
             replicas={GROUP: SimpleNamespace(state=self.state)},
             state=lambda group: self.state if group == GROUP else None,
         )
-        keeper: Any = SimpleNamespace(contents=lambda _group: SimpleNamespace(missing=self.missing))
+        keeper: Any = SimpleNamespace(
+            contents=lambda _group: SimpleNamespace(missing=self.missing),
+            named_blobs=lambda: frozenset(self.missing),
+        )
         self.scrub = Scrub(
             engine=engine,
             driver=SimpleNamespace(fail=self.failures.append),  # type: ignore[arg-type]
