@@ -17,7 +17,7 @@ from crdt_merge_protocol.identity import check_public_key
 from support.bulk import LoopClock, run
 from support.whole_nodes import Site, WholeNode, save_model
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 def alarmed(node: WholeNode) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from support.daemons import CLI
 from support.whole_nodes import Site
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 SOCKETS = 96
 DESCRIPTORS = 64
 

@@ -62,7 +62,7 @@ def _container(
             yield
         finally:
             process.terminate()
-            status = process.wait(timeout=30)
+            status = process.wait(timeout=60)
     assert status == 0
 
 

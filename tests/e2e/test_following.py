@@ -16,7 +16,7 @@ import pytest
 from crdt_merge_node.local_cluster import Member
 from support.daemons import CLI, cli
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(scope="module")

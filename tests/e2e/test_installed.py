@@ -101,7 +101,7 @@ def _live(command: Path, state: Path, *confined: str | Path) -> None:
         status = json.loads(_run(command, "status", "--json", env=environment))
     finally:
         daemon.send_signal(signal.SIGTERM)
-        _, errors = daemon.communicate(timeout=30)
+        _, errors = daemon.communicate(timeout=60)
 
     assert daemon.returncode == 0, errors
     assert output.stat().st_size > 0

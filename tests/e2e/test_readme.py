@@ -53,7 +53,7 @@ class Machine:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,
             check=False,
         )
         assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -78,7 +78,7 @@ class Machine:
         if self._daemon is None:
             return 0
         self._daemon.terminate()
-        self._daemon.communicate(timeout=20)
+        self._daemon.communicate(timeout=60)
         return self._daemon.returncode
 
 
@@ -195,7 +195,7 @@ def test_the_readmes_dev_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
     assert all(control_socket(Path(node["data_dir"])).exists() for node in ready["nodes"])
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
 
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,7 @@ def save_large(path: Path, value: float) -> Path:
 async def close_while_waiting(stream: Any, fs: GateFs) -> None:
     """Read a stream until its work waits at the gate, close it, and only then let the work go on."""
     reading = asyncio.ensure_future(last(stream))
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(60.0):
         await fs.reached.wait()
         reading.cancel()
         await asyncio.sleep(0)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 async def _closed(node: WholeNode, peer: WholeNode) -> str:
     """Return why the connection to a peer ended."""
     connection = node.services.driver.connections[peer.id]
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(60.0):
         return await asyncio.shield(connection.closed)
 
 

@@ -26,8 +26,8 @@ from safetensors.numpy import save_file
 
 T = TypeVar("T")
 ONE = 1 << 32
-TIMEOUT_S = 10.0
-"""Nothing takes a tenth of it, but on a machine that does other things."""
+TIMEOUT_S = 60.0
+"""Nothing takes a hundredth of it, but on a machine that does other things."""
 
 
 def save_model(path: Path, value: float, *, rows: int = 3) -> Path:
