@@ -151,7 +151,7 @@ function options(chart, canvas) {
         incrs: chart.isBytes ? BYTE_STEPS : STEPS,
         size: 62,
         space: 34,
-        values: (_plot, values) => values.map(chart.format),
+        values: (_plot, values) => values.map((value) => chart.format(value).replace(".0 ", " ")),
       },
     ],
   };
