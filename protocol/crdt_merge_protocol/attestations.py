@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Final
 
+from .events import AttestationMismatch
 from .limits import ATTESTATIONS_PER_GROUP_MAX, ATTESTATIONS_PER_PEER_MAX
 from .messages.gossip import Attest
+
+ATTESTATIONS_ON_CONNECT: Final = 16
+"""Of each group, told to a new neighbour."""
 
 Written = OrderedDict[tuple[bytes, str], bytes]
 """(resolve key, numerics profile) -> output digest, the oldest first."""
@@ -42,15 +47,22 @@ class Attestations:
             if other != node and theirs.get(key, attest.output_digest) != attest.output_digest
         }
 
-    def mismatches(self, node: bytes, attest: Attest) -> list[tuple[bytes, bytes, bytes]]:
-        """Note what ``node`` wrote; return (peer, its output, ours) for every disagreement with this node."""
+    def mismatches(self, node: bytes, attest: Attest) -> list[AttestationMismatch]:
+        """Note what ``node`` wrote; return every disagreement between a peer and this node."""
         differing = self.record(node, attest)
         if node == self._node:
-            return [(peer, output, attest.output_digest) for peer, output in differing.items()]
-        ours = differing.get(self._node)
-        return [] if ours is None else [(node, attest.output_digest, ours)]
+            found = [(peer, output, attest.output_digest) for peer, output in differing.items()]
+        else:
+            ours = differing.get(self._node)
+            found = [] if ours is None else [(node, attest.output_digest, ours)]
+        return [
+            AttestationMismatch(
+                group=attest.group, resolve_key=attest.resolve_key, peer=peer, theirs=theirs, ours=ours
+            )
+            for peer, theirs, ours in found
+        ]
 
-    def own(self, *, newest: int) -> Iterator[Attest]:
+    def own(self, *, newest: int = ATTESTATIONS_ON_CONNECT) -> Iterator[Attest]:
         """Return this node's newest attestations of every group."""
         for group, writers in sorted(self._by_group.items()):
             written = writers.get(self._node, OrderedDict())

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .identity import verify
+from .events import Effect, Lane, PeerLeft
+from .identity import NodeKey, verify
 from .limits import DEPARTURES_PER_PEER_MAX
 from .messages.membership import Departed, departure
 from .overlay import Overlay
+from .sending import sends
 
 
 class Departures:
@@ -22,8 +24,14 @@ class Departures:
         self._unknown: Counter[bytes] = Counter()
         """How many departures of nodes unknown here each connected peer has passed on."""
 
-    def received(self, peer: bytes, message: Departed) -> list[bytes] | None:
-        """Forget who left; return the neighbours to tell, or None if this changes nothing.
+    def own(self, key: NodeKey) -> list[Effect]:
+        """Tell every connected peer that this node leaves for good."""
+        node, peers = key.node_id, sorted(self._overlay.active)
+        message = Departed(node=node, signature=key.sign(departure(node)))
+        return sends([(peer, message) for peer in peers], Lane.MEMBERSHIP)
+
+    def received(self, peer: bytes, message: Departed) -> list[Effect]:
+        """Forget who left, and tell the neighbours; nothing if this changes nothing.
 
         Of a node that is connected only its own word counts: what others pass on may be of an earlier time.
 
@@ -32,14 +40,15 @@ class Departures:
         """
         node, overlay = message.node, self._overlay
         if node == overlay.node or node in overlay.left or (node != peer and node in overlay.active):
-            return None
+            return []
         if node not in overlay.known:  # Anybody can make keys that nobody has heard of, and sign with them.
             self._unknown[peer] += 1
             if self._unknown[peer] > DEPARTURES_PER_PEER_MAX:
-                return None
+                return []
         verify(node, message.signature, departure(node))
         overlay.forget(node)
-        return [other for other in overlay.neighbours if other not in (peer, node)]
+        told = [(other, message) for other in overlay.neighbours if other not in (peer, node)]
+        return [PeerLeft(peer=node), *sends(told, Lane.MEMBERSHIP)]
 
     def forget_peer(self, peer: bytes) -> None:
         """Note the end of a connection."""

@@ -20,17 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from .address_book import Dial
 from .announcer import Announcer, announcements
+from .arriving_groups import ArrivingGroups
 from .attestations import Attestations
 from .broadcast import TREE_MESSAGES, Broadcast
 from .departures import Departures
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .events import (
-    AttestationMismatch,
     DialAnswered,
     DialFailed,
-    DialPeer,
     Disconnect,
     Effect,
     Event,
@@ -46,28 +44,24 @@ from .events import (
     PeerLeft,
     PeerUp,
     RememberPeer,
-    Send,
-    StoreGroup,
     StoreOperations,
     Tick,
 )
 from .genesis import Genesis
-from .hyparview import Close, Tell
 from .identity import NodeKey
-from .limits import GROUPS_MAX, IN_FLIGHT_BYTES_MAX
+from .limits import IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
-from .messages.membership import Departed, Goodbye, Peers, Roots, departure, peers_messages
+from .messages.membership import Departed, Goodbye, Peers, Roots
 from .messages.overlay import VIEW_MESSAGES, IHave, Prune
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
-from .overlay import Action, Overlay
-from .reconciler import Outgoing, Reconciler
+from .overlay import Overlay
+from .reconciler import Reconciler
 from .replica import Replica
+from .sending import introduce, perform, sends
 from .state import CRDTMergeState
-from .strangers import Strangers
 
-ATTESTATIONS_ON_CONNECT: Final = 16
 SYNCED_DELAY_S: Final = 1.0
 """In a partial view roots are announced now and then; after a session that brought something, within this."""
 SESSION_SPREAD_S: Final = 1.0
@@ -94,9 +88,7 @@ class Engine:
         self._broadcast = Broadcast(self.node)
         self.overlay.view.need = self._broadcast.tree.need
         self._announcer = Announcer(self._jitter)
-        self._strangers = Strangers()
-        self._storing: set[bytes] = set()
-        """Groups whose genesis is on its way to the disk."""
+        self.arriving = ArrivingGroups(self.replicas)
         self._in_flight_bytes = 0
         self._full_until = 0.0
         self._departures = Departures(self.overlay)
@@ -110,16 +102,13 @@ class Engine:
 
     def knows_more(self, peer: bytes) -> bool:
         """Tell whether a peer has said that it has groups that are not here."""
-        return bool(self._storing) or self._strangers.has_named(peer)
+        return self.arriving.is_any_from(peer)
 
     def deadline(self, *, now: float) -> float | None:
         """Return when :class:`Tick` is due, in the caller's seconds; None: not before another event."""
         due = self.overlay.next_due(now=now)
-        for other in (
-            self._announcer.next_due(),
-            self._broadcast.tree.next_due(),
-            self.reconciler.next_due(),
-        ):
+        others = (self._announcer.next_due(), self._broadcast.tree.next_due(), self.reconciler.next_due())
+        for other in others:
             if other is not None and (due is None or other < due):
                 due = other
         return due
@@ -136,12 +125,7 @@ class Engine:
         Raises:
             LocalProtocolError: The cluster has as many groups as it can have.
         """
-        if len(self.replicas) + len(self._storing) >= GROUPS_MAX:
-            raise LocalProtocolError(
-                f"there are {GROUPS_MAX} groups already, which is as many as there can be."
-            )
-        self._storing.add(genesis.group)
-        return [StoreGroup(group=genesis.group, genesis=genesis.encode())]
+        return self.arriving.create(genesis)
 
     def author(
         self, group: bytes, kind: int, body: bytes, refs: Iterable[bytes] = ()
@@ -161,16 +145,11 @@ class Engine:
     def attest(self, attest: Attest) -> list[Effect]:
         """Tell all neighbours what this node wrote for a resolve key, and compare with what they wrote."""
         effects = self._compare(self.node, attest)
-        return effects + [
-            Send(peer=peer, message=attest, lane=Lane.OPERATIONS) for peer in self.overlay.neighbours
-        ]
+        return effects + sends([(peer, attest) for peer in self.overlay.neighbours], Lane.OPERATIONS)
 
     def leave(self) -> list[Effect]:
         """Tell every connected peer that this node leaves for good, and does not come back by itself."""
-        message = Departed(node=self.node, signature=self._key.sign(departure(self.node)))
-        return [
-            Send(peer=peer, message=message, lane=Lane.MEMBERSHIP) for peer in sorted(self.overlay.active)
-        ]
+        return self._departures.own(self._key)
 
     # --- what happens ---------------------------------------------------------------------------------
 
@@ -207,17 +186,17 @@ class Engine:
             case Tick():
                 return self._tick(now=now)
             case DialAnswered():
-                return self._perform(self.overlay.dial_answered(event.dial, event.peer, now=now))
+                return perform(self.overlay.dial_answered(event.dial, event.peer, now=now))
             case DialFailed(dial=dial):
-                return self._perform(
+                return perform(
                     self.overlay.dial_failed(dial, event.reason, now=now, is_refusal=event.is_refused)
                 )
 
     def _tick(self, *, now: float) -> list[Effect]:
-        effects = self._perform(self.overlay.tick(now=now))
-        effects += self._tree_sends(self._broadcast.tree.tick(self._is_in_flight, now=now))
+        effects = perform(self.overlay.tick(now=now))
+        effects += sends(self._broadcast.tree.tick(self._is_in_flight, now=now), Lane.OPERATIONS)
         effects += self._announce(self.overlay.neighbours, self._announcer.take(self.replicas, now=now))
-        return effects + self._sync_sends(self.reconciler.tick(now=now))
+        return effects + sends(self.reconciler.tick(now=now), Lane.SYNC)
 
     # --- peers ----------------------------------------------------------------------------------------
 
@@ -232,20 +211,8 @@ class Engine:
         known = tuple(self.overlay.peers[peer].addresses)
         effects: list[Effect] = [RememberPeer(peer=peer, addresses=known)] if known else []
         if self.overlay.is_mesh:
-            effects += self._introduce(peer, known)
-        return effects + self._perform(actions)
-
-    def _introduce(self, peer: bytes, known: tuple[str, ...]) -> list[Effect]:
-        """Tell a new peer of all others, and all others of it: in a full mesh all know all."""
-        others = [(node, addresses) for node, addresses in self.overlay.introductions() if node != peer]
-        effects: list[Effect] = [
-            Send(peer=peer, message=message, lane=Lane.MEMBERSHIP) for message in peers_messages(others)
-        ]
-        return effects + [
-            Send(peer=other, message=message, lane=Lane.MEMBERSHIP)
-            for message in peers_messages([(peer, known)] if known else [])
-            for other in sorted(self.overlay.active - {peer})
-        ]
+            effects += introduce(self.overlay, peer, known)
+        return effects + perform(actions)
 
     def _neighbours_changed(self) -> list[Effect]:
         """Tell new neighbours what is here, and forget what those said who are none any more."""
@@ -254,41 +221,23 @@ class Engine:
             return []
         effects: list[Effect] = []
         for peer in removed:
-            effects += self._tree_sends(self._broadcast.tree.neighbour_down(peer))
+            effects += sends(self._broadcast.tree.neighbour_down(peer), Lane.OPERATIONS)
             self.reconciler.peer_down(peer)
         for peer in added:
             self._broadcast.tree.neighbour_up(peer)
         self.reconciler.spread_s = 0.0 if self.overlay.is_mesh else SESSION_SPREAD_S
         effects += self._announce(added, sorted(self.replicas)) if added else []
-        return effects + [
-            Send(peer=peer, message=attest, lane=Lane.OPERATIONS)
-            for peer in added
-            for attest in self.attestations.own(newest=ATTESTATIONS_ON_CONNECT)
-        ]
-
-    def _perform(self, actions: Iterable[Action]) -> list[Effect]:
-        """Return the effects that do what the overlay wants."""
-        effects: list[Effect] = []
-        for action in actions:
-            match action:
-                case Tell():
-                    effects.append(Send(peer=action.peer, message=action.message, lane=Lane.MEMBERSHIP))
-                case Dial():
-                    effects.append(DialPeer(dial=action))
-                case Close():
-                    effects.append(
-                        Disconnect(peer=action.peer, code="", reason=action.reason, is_routine=True)
-                    )
-        return effects
+        own = [(peer, attest) for peer in added for attest in self.attestations.own()]
+        return effects + sends(own, Lane.OPERATIONS)
 
     def _peer_down(self, peer: bytes, *, now: float) -> list[Effect]:
         actions = self.overlay.peer_down(peer, now=now)
         self.reconciler.peer_down(peer)
-        self._strangers.forget_peer(peer)
+        self.arriving.forget_peer(peer)
         self._departures.forget_peer(peer)
         for replica in self.replicas.values():
             replica.forget_peer(peer)
-        return self._perform(actions)
+        return perform(actions)
 
     def _peer_blocked(self, peer: bytes, *, is_blocked: bool) -> list[Effect]:
         if not is_blocked:
@@ -300,15 +249,6 @@ class Engine:
             return []
         return [Disconnect(peer=peer, code="E1602", reason="blocked by the operator of this node")]
 
-    def _departed(self, peer: bytes, message: Departed) -> list[Effect]:
-        passed_on = self._departures.received(peer, message)
-        if passed_on is None:
-            return []
-        return [
-            PeerLeft(peer=message.node),
-            *(Send(peer=other, message=message, lane=Lane.MEMBERSHIP) for other in passed_on),
-        ]
-
     # --- messages -------------------------------------------------------------------------------------
 
     def _received(self, peer: bytes, message: Message, *, now: float) -> list[Effect]:
@@ -319,7 +259,7 @@ class Engine:
         except RemoteProtocolError as error:
             return [self._offence(peer, error, now=now)]
         if type(message) in NEIGHBOUR_MESSAGES and not self.overlay.is_neighbour(peer):
-            effects += self._perform(self.overlay.view.not_a_neighbour(peer, now=now))
+            effects += perform(self.overlay.view.not_a_neighbour(peer, now=now))
         return effects
 
     def _offence(self, peer: bytes, error: RemoteProtocolError, *, now: float) -> Disconnect:
@@ -327,34 +267,32 @@ class Engine:
         self.overlay.closing(peer)
         return Disconnect(peer=peer, code=type(error).code, reason=error.message)
 
-    def _dispatch(  # noqa: PLR0911 - one answer per kind.
-        self, peer: bytes, message: Message, *, now: float
-    ) -> list[Effect]:
+    def _dispatch(self, peer: bytes, message: Message, *, now: float) -> list[Effect]:  # noqa: PLR0911 - as above.
         match message:
             case Gossip():
                 return self._pushed(peer, message, now=now)
             case Roots():
                 return self._roots(peer, message, now=now)
             case WantGenesis():
-                return self._give_genesis(peer, message.groups)
+                return self.arriving.give(peer, message.groups)
             case GenesisFound():
-                return self._take_genesis(message.genesis)
+                return self.arriving.take(message.genesis)
             case Attest():
                 return self._compare(peer, message)
             case Peers():
-                return self._perform(self.overlay.introduced(message.peers, peer, now=now))
+                return perform(self.overlay.introduced(message.peers, peer, now=now))
             case Departed():
-                return self._departed(peer, message)
+                return self._departures.received(peer, message)
             case Goodbye():
                 return []
         if isinstance(message, VIEW_MESSAGES):
-            return self._perform(self.overlay.received(peer, message, now=now))
+            return perform(self.overlay.received(peer, message, now=now))
         if isinstance(message, TREE_MESSAGES):
             replica = None if isinstance(message, Prune) else self.replicas.get(message.group)
-            return self._tree_sends(self._broadcast.told(peer, message, replica, now=now))
+            return sends(self._broadcast.told(peer, message, replica, now=now), Lane.OPERATIONS)
         if isinstance(message, SYNC_MESSAGES):
             outgoing, group, wires = self.reconciler.receive(peer, message, now=now)
-            effects = self._sync_sends(outgoing)
+            effects = sends(outgoing, Lane.SYNC)
             return effects + (self._ingest(peer, group, wires, is_push=False, now=now) if wires else [])
         raise MalformedMessageError(f"{type(message).__name__} does not belong on a gossip connection")
 
@@ -362,7 +300,7 @@ class Engine:
 
     def _pushed(self, peer: bytes, message: Gossip, *, now: float) -> list[Effect]:
         if message.group not in self.replicas:
-            return self._want_genesis(peer, [message.group])
+            return self.arriving.ask(peer, [message.group])
         if self._in_flight_bytes > IN_FLIGHT_BYTES_MAX:
             return []  # Shed. The roots differ then, and anti-entropy fetches it (DESIGN 3.6).
         return self._ingest(peer, message.group, message.operations, is_push=True, now=now)
@@ -376,8 +314,9 @@ class Engine:
         before = replica.in_flight_bytes
         receipt = replica.receive(wires, peer)
         self._in_flight_bytes += replica.in_flight_bytes - before
-        effects = self._tree_sends(
-            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh, now=now)
+        effects = sends(
+            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh, now=now),
+            Lane.OPERATIONS,
         )
         if receipt.accepted:
             effects.append(StoreOperations(group=group, operations=receipt.accepted))
@@ -387,7 +326,7 @@ class Engine:
         elif not replica.orphan_count:
             self.reconciler.relax(group)
         if receipt.durable:
-            effects += self._sync_sends(self.reconciler.stored(group, receipt.durable, now=now))
+            effects += sends(self.reconciler.stored(group, receipt.durable, now=now), Lane.SYNC)
         if receipt.refused is not None:
             effects.append(self._offence(peer, receipt.refused, now=now))
         return effects
@@ -399,8 +338,8 @@ class Engine:
         self._in_flight_bytes += replica.in_flight_bytes - before
         effects: list[Effect] = [GroupChanged(group=group)] if applied else []
         mesh = self.overlay.neighbours if self.overlay.is_mesh else None
-        effects += self._tree_sends(self._broadcast.stored(group, applied, mesh=mesh, now=now))
-        effects += self._sync_sends(self.reconciler.stored(group, ids, now=now))
+        effects += sends(self._broadcast.stored(group, applied, mesh=mesh, now=now), Lane.OPERATIONS)
+        effects += sends(self.reconciler.stored(group, ids, now=now), Lane.SYNC)
         if mesh is not None:
             self._root_changed(group, now=now)
         return effects
@@ -409,7 +348,7 @@ class Engine:
         """Forget what found no room, and take nothing more for a while: who sent it still has it."""
         self._full_until = now + FULL_RETRY_S
         for group in groups:
-            self._storing.discard(group)
+            self.arriving.ended(group)
             if replica := self.replicas.get(group):
                 self._in_flight_bytes -= replica.in_flight_bytes
                 replica.withdraw(self._random_bytes(LOG_BYTES))
@@ -423,60 +362,26 @@ class Engine:
         for group, root, count in message.roots:
             if group in self.replicas:
                 self.reconciler.announced(peer, group, root, count, now=now)
-            elif self._strangers.announced(peer, group, root, count):
+            elif self.arriving.announced(peer, group, root, count):
                 unknown.append(group)
-        return self._want_genesis(peer, unknown)
-
-    def _want_genesis(self, peer: bytes, groups: list[bytes]) -> list[Effect]:
-        wanted = tuple(group for group in dict.fromkeys(groups) if group not in self._storing)
-        if not wanted or len(self.replicas) + len(self._storing) >= GROUPS_MAX:
-            return []
-        return [Send(peer=peer, message=WantGenesis(groups=wanted), lane=Lane.MEMBERSHIP)]
-
-    def _give_genesis(self, peer: bytes, groups: tuple[bytes, ...]) -> list[Effect]:
-        return [
-            Send(
-                peer=peer,
-                message=GenesisFound(genesis=self.replicas[group].genesis_bytes),
-                lane=Lane.MEMBERSHIP,
-            )
-            for group in dict.fromkeys(groups)
-            if group in self.replicas
-        ]
-
-    def _take_genesis(self, encoded: bytes) -> list[Effect]:
-        group = Genesis.decode(encoded).group
-        is_known = group in self.replicas or group in self._storing
-        if is_known or len(self.replicas) + len(self._storing) >= GROUPS_MAX:
-            return []
-        self._storing.add(group)
-        return [StoreGroup(group=group, genesis=encoded)]
+        return self.arriving.ask(peer, unknown)
 
     def _group_stored(self, encoded: bytes, *, now: float) -> list[Effect]:
         genesis = Genesis.decode(encoded)
-        self._storing.discard(genesis.group)
+        self.arriving.ended(genesis.group)
         if genesis.group in self.replicas:
             return []
         self.open_group(genesis)
         self._root_changed(genesis.group, now=now)
-        for peer, root, count in self._strangers.take(genesis.group):
+        for peer, root, count in self.arriving.take_announced(genesis.group):
             self.reconciler.announced(peer, genesis.group, root, count, now=now)
             self.reconciler.hasten(peer, genesis.group, now=now)
         return [GroupChanged(group=genesis.group)]
 
-    # --- attestations ---------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------
 
     def _compare(self, node: bytes, attest: Attest) -> list[Effect]:
-        if attest.group not in self.replicas:
-            return []
-        return [
-            AttestationMismatch(
-                group=attest.group, resolve_key=attest.resolve_key, peer=peer, theirs=theirs, ours=ours
-            )
-            for peer, theirs, ours in self.attestations.mismatches(node, attest)
-        ]
-
-    # --- helpers --------------------------------------------------------------------------------------
+        return [*self.attestations.mismatches(node, attest)] if attest.group in self.replicas else []
 
     def _root_changed(self, group: bytes, *, now: float) -> None:
         self._announcer.changed(group, now=now)
@@ -484,19 +389,11 @@ class Engine:
 
     def _announce(self, peers: Iterable[bytes], groups: Iterable[bytes]) -> list[Effect]:
         messages = announcements(self.replicas, groups)
-        return [Send(peer=peer, message=message, lane=Lane.SYNC) for peer in peers for message in messages]
+        return sends([(peer, message) for peer in peers for message in messages], Lane.SYNC)
 
     def _is_in_flight(self, group: bytes, operation_id: bytes) -> bool:
         replica = self.replicas.get(group)
         return replica is not None and replica.is_in_flight(operation_id)
-
-    @staticmethod
-    def _tree_sends(outgoing: Outgoing) -> list[Effect]:
-        return [Send(peer=peer, message=message, lane=Lane.OPERATIONS) for peer, message in outgoing]
-
-    @staticmethod
-    def _sync_sends(outgoing: Outgoing) -> list[Effect]:
-        return [Send(peer=peer, message=message, lane=Lane.SYNC) for peer, message in outgoing]
 
     def _jitter(self) -> float:
         return int.from_bytes(self._random_bytes(4), "little") / 2**32

@@ -5,6 +5,7 @@ from random import Random
 from typing import TypeVar
 
 import pytest
+from crdt_merge_protocol import arriving_groups
 from crdt_merge_protocol import engine as engine_module
 from crdt_merge_protocol.engine import FULL_RETRY_S, Engine
 from crdt_merge_protocol.errors import LocalProtocolError
@@ -289,14 +290,14 @@ def test_groups_that_nobody_has_seen_fill_only_the_share_of_who_names_them() -> 
         node.receive(PEER, Roots(roots=lies))
     asked = sent(WantGenesis, node.receive(OTHER, Roots(roots=((GROUP, hash_of("root"), 5),))))
 
-    assert len(node.engine._strangers) == GROUPS_MAX + 1
+    assert len(node.engine.arriving.strangers) == GROUPS_MAX + 1
     assert [send.message.groups for send in asked] == [(GROUP,)]
     node.handle(PeerDown(peer=PEER, reason="closed"))
-    assert len(node.engine._strangers) == 1
+    assert len(node.engine.arriving.strangers) == 1
 
 
 def test_there_are_not_more_groups_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "GROUPS_MAX", 2)
+    monkeypatch.setattr(arriving_groups, "GROUPS_MAX", 2)
     node = Node()
     node.up(PEER)
     others = [make_genesis(weight_cap=number) for number in range(1, 4)]
