@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .ports import Clock
+from .telemetry.logging import get_logger
+
+log = get_logger()
 
 WINDOW_S: Final = 60.0
 SAID_MAX: Final = 6
@@ -90,3 +93,16 @@ class Flapping:
                 if window.timer is not None or now < window.ends
             }
             self._room = max(PEERS_MAX, 2 * len(self._windows))
+
+
+def log_changes(peer: bytes, changes: Changes, state: str) -> None:
+    """Log what a peer did within a minute and was not said, and how it is now."""
+    log.warning(
+        "peer.flapped",
+        peer=peer,
+        joined=changes.counts["joined"],
+        left=changes.counts["left"],
+        suspected=changes.counts["suspected"],
+        state=state,
+        reason=changes.reason,
+    )

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.errors import CrdtMergeError
 from crdt_merge_protocol.events import (
@@ -48,10 +47,13 @@ from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
 from crdt_merge_protocol.reconciler import Ended
 
-from .cloning import Instances, instance_in
-from .errors import PeerRefusedError, StorageError, StoreFailedError, TransportError
-from .flapping import Changes, Flapping
+from .cloning import instance_in
+from .deadline_timer import DeadlineTimer
+from .errors import PeerRefusedError, TransportError
+from .flapping import Flapping, log_changes
 from .pacing import Pacing
+from .peer_memory import PeerMemory
+from .peer_records import PeerRecord, PeerRecords, name_in
 from .ports import Clock
 from .repeats import Repeats
 from .standing import Standing
@@ -64,35 +66,6 @@ from .transport.endpoint import Endpoint
 from .writer import StoreWriter
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class LastExchange:
-    """How anti-entropy with a peer about a group ended last."""
-
-    time: float
-    """Wall time of the end."""
-    ended: Ended
-
-
-@dataclass(slots=True)
-class PeerRecord:
-    """What the driver knows of a peer beyond the engine."""
-
-    name: str = ""
-    """What it calls itself."""
-    state: str = "failed"
-    since: float = 0.0
-    """Wall time of the last change of ``state``."""
-    last_error: str = ""
-    last_sync: float | None = None
-    """Wall time at which all its roots were last found equal to ours."""
-    bytes_in: int = 0
-    bytes_out: int = 0
-    """On connections that have ended."""
-    exchanges: dict[bytes, LastExchange] = field(default_factory=dict)
-    """By group."""
-    instances: Instances = field(default_factory=Instances)
 
 
 @dataclass(slots=True)
@@ -119,16 +92,15 @@ class GossipDriver:
         self.endpoint: Endpoint | None = None
         """Set before :meth:`start`."""
         self.connections: dict[bytes, Connection] = {}
-        self._store = store
-        self._records: dict[bytes, PeerRecord] = {}
-        self._started = clock.now()
+        self._records = PeerRecords(clock)
+        self._memory = PeerMemory(store)
         self._repeats = Repeats(clock)
-        self._flapping = Flapping(clock, tell=self._flapped)
+        self._flapping = Flapping(
+            clock, tell=lambda peer, changes: log_changes(peer, changes, self.record(peer).state)
+        )
         self._pacing = Pacing(clock, self.counters)
         self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
-        self._timer: asyncio.TimerHandle | None = None
-        self._armed_for = 0.0
-        """Deadline of the timer, on the clock of the engine."""
+        self._timer = DeadlineTimer(lambda: self.handle(Tick()))
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
@@ -141,8 +113,7 @@ class GossipDriver:
         """Stop dialling, say goodbye, and return once everything queued is durable."""
         self._is_closing = True
         self._flapping.close()
-        if self._timer:
-            self._timer.cancel()
+        self._timer.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -182,9 +153,9 @@ class GossipDriver:
         """Block or unblock a peer."""
         self.handle(PeerBlocked(peer=peer, is_blocked=is_blocked))
         if not is_blocked:
-            self._set_state(peer, "failed", "")
+            self._records.set_state(peer, "failed", "")
         elif peer not in self.connections:
-            self._set_state(peer, "blocked", "blocked by the operator of this node")
+            self._records.set_state(peer, "blocked", "blocked by the operator of this node")
 
     def leave(self) -> None:
         """Tell all connected peers that this node leaves for good."""
@@ -192,7 +163,7 @@ class GossipDriver:
 
     async def forget(self, peer: bytes) -> None:
         """Give up a peer that will not come back; return once that is remembered."""
-        await self._note_left(peer)
+        await self._memory.note_left(peer)
         self.handle(PeerForgotten(peer=peer))
 
     def name(self, peer: bytes) -> str:
@@ -212,7 +183,7 @@ class GossipDriver:
 
     def record(self, peer: bytes) -> PeerRecord:
         """Return what is known of a peer; of one that was never met, nothing is kept."""
-        return self._records.get(peer) or PeerRecord(since=self._started)
+        return self._records.get(peer)
 
     def refused(self, remote: str, reason: str, *, peer: bytes | None = None, code: str = "E1602") -> None:
         """Log that one of two nodes would not talk with the other, unless it was said a moment ago."""
@@ -242,14 +213,13 @@ class GossipDriver:
         connection.on_silent = self._silent
         self.watch(connection)
         connection.closed.add_done_callback(lambda done: self._closed(connection, done))
-        named = [text.removeprefix("name=") for text in connection.hello.features if text.startswith("name=")]
         if present is not None:
             present.close("replaced by another connection")
         else:
-            self._set_state(peer, "alive", "")
+            self._records.set_state(peer, "alive", "")
             if self._flapping.is_said(peer, "joined"):
                 log.info("peer.joined", peer=peer, address=connection.remote)
-        self._records[peer].name = named[0] if named and is_name(named[0]) else ""
+        self._records[peer].name = name_in(connection.hello.features)
         if self._records[peer].instances.comes_back(instance_in(connection.hello.features)):
             self.callbacks.cloned(peer, connection.remote)
         address = dialled.address if dialled else None
@@ -308,7 +278,7 @@ class GossipDriver:
         reason = "cancelled" if done.cancelled() else done.result()
         blocked = peer in self.engine.overlay.blocked
         left = peer in self.engine.overlay.left
-        self._set_state(peer, "blocked" if blocked else "left" if left else "failed", reason)
+        self._records.set_state(peer, "blocked" if blocked else "left" if left else "failed", reason)
         if self._is_closing:
             return
         if self._flapping.is_said(peer, "left", reason):
@@ -321,25 +291,8 @@ class GossipDriver:
         if self.connections.get(peer) is connection and self._flapping.is_said(peer, "suspected"):
             log.warning("peer.suspected", peer=peer, duration_s=round(silent_s, 3))
 
-    def _flapped(self, peer: bytes, changes: Changes) -> None:
-        log.warning(
-            "peer.flapped",
-            peer=peer,
-            joined=changes.counts["joined"],
-            left=changes.counts["left"],
-            suspected=changes.counts["suspected"],
-            state=self.record(peer).state,
-            reason=changes.reason,
-        )
-
     def _is_converged_with(self, peer: bytes) -> bool:
         return all(self.engine.reconciler.is_equal(peer, group) for group in self.engine.replicas)
-
-    def _set_state(self, peer: bytes, state: str, error: str) -> None:
-        record = self._records.setdefault(peer, PeerRecord(since=self.clock.now()))
-        if record.state != state:
-            record.state, record.since = state, self.clock.now()
-        record.last_error = error
 
     # --- the loop around the engine ---------------------------------------------------------------------
 
@@ -375,32 +328,15 @@ class GossipDriver:
                 case GroupChanged():
                     self.callbacks.group_changed(effect.group)
                 case RememberPeer():
-                    self._spawn(self._remember(effect))
+                    self._spawn(self._memory.remember(effect))
                 case PeerLeft():
                     self._left(effect.peer)
                 case AttestationMismatch():
                     self.callbacks.mismatch(effect)
                 case Ended():
                     self._exchanged(effect)
-        self._arm()
-
-    def _arm(self) -> None:
-        """Set the one timer to the engine's deadline; most events do not move it."""
         now = self.clock.monotonic()
-        deadline = None if self._is_closing else self.engine.deadline(now=now)
-        if self._timer:
-            if deadline == self._armed_for:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._armed_for = deadline
-            delay = max(0.0, deadline - now)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        self.handle(Tick())
+        self._timer.set(None if self._is_closing else self.engine.deadline(now=now), now=now)
 
     def _disconnect(self, effect: Disconnect) -> None:
         connection = self.connections.get(effect.peer)
@@ -415,9 +351,7 @@ class GossipDriver:
         now = self.clock.now()
         if ended.outcome != "failed":
             self.counters.last_agreed = now
-        if record := self._records.get(ended.peer):
-            record.exchanges[ended.group] = LastExchange(now, ended)
-        _log_ended(ended)
+        self._records.note_exchange(ended, now)
 
     @property
     def queued_effects(self) -> int:
@@ -433,44 +367,22 @@ class GossipDriver:
             reason = error.message if isinstance(error, CrdtMergeError) else str(error)
             is_refused = isinstance(error, PeerRefusedError)
             self.handle(DialFailed(dial=dial, reason=reason, is_refused=is_refused))
-            if dial.expect in self._records and dial.expect not in self.engine.overlay.blocked:
-                self._set_state(dial.expect, "failed", reason)
+            peer = dial.expect
+            if peer is not None and peer in self._records and peer not in self.engine.overlay.blocked:
+                self._records.set_state(peer, "failed", reason)
             if is_refused:
-                self.refused(dial.address, reason, peer=dial.expect)
+                self.refused(dial.address, reason, peer=peer)
             else:
                 log.debug("peer.unreachable", address=dial.address, reason=reason)
             return
         self.connected(connection, dialled=dial)
 
-    async def _remember(self, effect: RememberPeer) -> None:
-        key, value = f"peer/{effect.peer.hex()}", "\n".join(effect.addresses).encode()
-        left = f"left/{effect.peer.hex()}"
-        if await self._store.get_meta(key) == value and await self._store.get_meta(left) is None:
-            return
-        try:
-            await self._store.update_meta({key: value, left: None})
-        except StoreFailedError:
-            raise
-        except StorageError as error:
-            log.debug("peer.forgotten", peer=effect.peer, error=error)
-
     def _left(self, peer: bytes) -> None:
         if peer not in self.connections:
-            self._set_state(peer, "left", "")
+            self._records.set_state(peer, "left", "")
         log.info("peer.departed", peer=peer)
-        self._spawn(self._try_note_left(peer))
+        self._spawn(self._memory.try_note_left(peer))
         self.callbacks.peers_changed()
-
-    async def _try_note_left(self, peer: bytes) -> None:
-        try:
-            await self._note_left(peer)
-        except StoreFailedError:
-            raise
-        except StorageError as error:
-            log.debug("peer.forgotten", peer=peer, error=error)
-
-    async def _note_left(self, peer: bytes) -> None:
-        await self._store.update_meta({f"peer/{peer.hex()}": None, f"left/{peer.hex()}": b"1"})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._is_closing:
@@ -484,17 +396,3 @@ class GossipDriver:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error)
-
-
-def _log_ended(ended: Ended) -> None:
-    log.debug(
-        "exchange.completed",
-        peer=ended.peer,
-        group=ended.group,
-        outcome=ended.outcome,
-        reason=ended.reason,
-        sent=ended.sent_count,
-        received=ended.received_count,
-        bytes=ended.nbytes,
-        duration_s=round(ended.duration_s, 3),
-    )
