@@ -24,6 +24,7 @@ from crdt_merge_protocol.quarantine import schema_problems
 from crdt_merge_node.checkpoints.reading import Checkpoint, CheckpointTensor, read_checkpoint
 from crdt_merge_node.ports import Fs, SystemFs
 
+from .ahead import Range, reading_ahead
 from .job import TensorSource, UsedModel
 from .pool import InlinePool, Pool
 from .tasks import Hash, HashPart
@@ -98,7 +99,8 @@ def describe_files(
     unfit: set[TensorSource] = set()
     kinds = kinds or {}
     tasks = list(_hash_tasks(files, kinds))
-    for task, (answers, _) in zip(tasks, pool.run(tasks), strict=True):
+    given: Iterator[Hash] = reading_ahead(tasks, _reads, pool.expect)
+    for task, (answers, _) in zip(tasks, pool.run(given), strict=True):
         for part, (digests, is_fit) in zip(task.parts, answers, strict=True):
             chunks.setdefault(part.source, []).extend(digests)
             if not is_fit:
@@ -136,6 +138,10 @@ def _hash_tasks(files: Sequence[Checkpoint], kinds: Mapping[Path, str]) -> Itera
                     parts, nbytes = [], 0
     if parts:
         yield Hash(tuple(parts))
+
+
+def _reads(task: Hash) -> Iterator[Range]:
+    return ((part.source, part.start, part.stop - part.start) for part in task.parts)
 
 
 def _describe(

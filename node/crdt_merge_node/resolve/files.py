@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from crdt_merge_protocol.errors import MalformedTensorFileError
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorEntry, TensorFile, header_bytes, parse_header
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from crdt_merge_node.checkpoints.reading import CheckpointTensor
 
 _OPEN_FILES_MAX: Final = 64
+
+
+@runtime_checkable
+class _WithDescriptor(Protocol):
+    """A file that the kernel knows; a simulated one is none."""
+
+    @property
+    def descriptor(self) -> int: ...
 
 
 @contextmanager
@@ -96,6 +106,16 @@ class SourceReader:
         if len(found) != nbytes:
             raise CorruptError(f"{source.path or 'an inline blob'} ended {nbytes - len(found)} bytes early.")
         return found
+
+    def expect(self, source: TensorSource, offset: int, nbytes: int) -> None:
+        """Say that a range of a tensor will be read soon. A hint: whatever is wrong, the reading tells."""
+        if source.path is None:
+            return
+        with contextlib.suppress(OSError):
+            file = self._file(source.path)
+            if isinstance(file, _WithDescriptor):
+                begin = source.offset + offset
+                os.posix_fadvise(file.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close all files."""

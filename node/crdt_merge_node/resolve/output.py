@@ -35,6 +35,8 @@ _TEMPORARY_SUFFIX: Final = ".part"
 _PROVENANCE_BYTES: Final = 1 << 20
 """Room asked for beside the output itself."""
 _PIECE_BYTES: Final = 1 << 22
+_BEHIND_BYTES: Final = 1 << 23
+"""Written before the disk is told to begin with it, so that the last sync finds little to do."""
 
 
 @contextlib.contextmanager
@@ -85,6 +87,7 @@ class _Part:
         self.file: File | None = None
         self.sha256 = hashlib.sha256(shard.header)
         self._has_begun = False
+        self._is_syncing_to = 0
 
     def open(self, fs: Fs) -> File:
         """Make the file, unless that is done."""
@@ -103,6 +106,15 @@ class _Part:
     def place(self, position: int) -> int:
         """Return where in the file a byte of the stream is."""
         return len(self.shard.header) + position - self.begin
+
+    def take_in(self, position: int, data: bytes | memoryview) -> None:
+        """Hash the next bytes of the stream, which are in the file, and let the disk begin with them."""
+        self.sha256.update(data)
+        written = self.place(position) + len(data)
+        begun, end = self._is_syncing_to, written - written % _BEHIND_BYTES
+        if self.file is not None and end > begun:
+            self.file.begin_sync(begun, end - begun)
+            self._is_syncing_to = end
 
     def close(self) -> None:
         """Close the file."""
@@ -177,7 +189,7 @@ class OutputWriter:
             piece = rest[: part.end - self._position]
             with naming(self.path, "written"):
                 file.write_at(part.place(self._position), piece)
-            part.sha256.update(piece)
+            part.take_in(self._position, piece)
             self._position += len(piece)
             rest = rest[len(piece) :]
 
@@ -198,7 +210,7 @@ class OutputWriter:
                 raise CorruptError(f"{part.path} ended before what was written to it.")
             if tensor is not None:
                 self.hash_bytes(tensor, data)
-            part.sha256.update(data)
+            part.take_in(self._position, data)
             self._position += len(data)
 
     def _part(self) -> tuple[_Part, File]:

@@ -22,9 +22,11 @@ from typing import Any, Final, Protocol, Self
 
 from crdt_merge_protocol.errors import ResolveError
 
-from crdt_merge_node.ports import Fs
+from crdt_merge_node.ports import Fs, SystemFs
 
 from .blocks import Worker
+from .files import SourceReader
+from .job import TensorSource
 from .tasks import Task
 from .worker import WorkerFailed
 
@@ -54,6 +56,10 @@ class Pool(Protocol):
 
     def tell(self, task: Task) -> None:
         """Run a task in every worker: how plans and states get there."""
+        ...
+
+    def expect(self, source: TensorSource, offset: int, nbytes: int) -> None:
+        """Have the kernel begin to read what tasks will. A hint."""
         ...
 
     def keep(self, workers: int) -> None:
@@ -89,6 +95,9 @@ class InlinePool:
         """Run a task."""
         task.run(self._worker, self._slot)
 
+    def expect(self, source: TensorSource, offset: int, nbytes: int) -> None:
+        """Ask for nothing: a job in this process is small, and its files may be simulated."""
+
     def keep(self, workers: int) -> None:
         """There is one, and it stays."""
 
@@ -98,6 +107,7 @@ class ProcessPool:
 
     def __init__(self, *, workers: int, slot_bytes: int, tick: Tick) -> None:
         self._tick = tick
+        self._reader = SourceReader(SystemFs())
         self._slot_bytes = slot_bytes
         self._slot_count = workers * TASKS_PER_WORKER
         memory_fd = os.memfd_create("crdt-merge-resolve")
@@ -116,6 +126,7 @@ class ProcessPool:
     ) -> None:
         for worker in self._workers:
             worker.end()
+        self._reader.close()
         # A caller's last view of a slot may still be alive; the kernel frees the memory with it.
         with contextlib.suppress(BufferError):
             self._memory.close()
@@ -155,6 +166,10 @@ class ProcessPool:
             self._tick()
             for worker in self._ready():
                 worker.finish()
+
+    def expect(self, source: TensorSource, offset: int, nbytes: int) -> None:
+        """Have the kernel read what workers will; they are busy, this process waits for them."""
+        self._reader.expect(source, offset, nbytes)
 
     def keep(self, workers: int) -> None:
         """End all but so many workers. Only between runs."""

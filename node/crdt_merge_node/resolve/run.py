@@ -22,6 +22,7 @@ from crdt_merge_protocol.strategies.surgery import RepresentationSurgery
 
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
+from .ahead import reading_ahead
 from .blocks import changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .modulators import ModulatorsFile
@@ -109,6 +110,7 @@ class Run:
 
     def write(self, writer: OutputWriter, *, started: float, clock: Clock) -> ResolveResult:
         """Do all steps and return the durable result."""
+        next(self._reading_ahead(self._plan.merge_batches()), None)  # While workers start.
         self._pool.tell(Load(self._plan))
         state = self._observe()
         self._merge(writer)
@@ -177,7 +179,7 @@ class Run:
                 self._strategy.needs(context, state, pass_no, index) for index in range(len(context.specs))
             ]
             batches = list(self._plan.observe_batches(wanted))
-            answers = self._pool.run(Observe(pass_no, batch) for batch in batches)
+            answers = self._pool.run(Observe(pass_no, batch) for batch in self._reading_ahead(batches))
             partials: list[tuple[Key, Any]] = []
             compact_at = PARTIALS_MAX
             for batch, (answer, _) in zip(batches, answers, strict=True):
@@ -210,13 +212,16 @@ class Run:
 
     def _merge_tasks(self, batches: Sequence[tuple[Span, ...]], writer: OutputWriter) -> Iterator[Task]:
         position = 0
-        for batch in batches:
+        for batch in self._reading_ahead(batches):
             nbytes = sum(map(self._plan.output_bytes, batch))
             if nbytes <= SLOT_BYTES:
                 yield Merge(batch)
             else:
                 yield MergeIntoFile(batch[0], *writer.place(position))
             position += nbytes
+
+    def _reading_ahead(self, batches: Iterable[tuple[Span, ...]]) -> Iterator[tuple[Span, ...]]:
+        return reading_ahead(batches, self._plan.reads, self._pool.expect)
 
     def _take_in(self, writer: OutputWriter, merged: Sequence[Merged], data: memoryview) -> None:
         """Write what a task put out, or look at what it has written, and note the digests of its chunks."""

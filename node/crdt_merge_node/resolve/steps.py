@@ -106,6 +106,12 @@ class TensorPlan:
             return True
         return self.step * DTYPE_BYTES[self.spec.dtype] % CHUNK_BYTES == 0
 
+    def reads(self, span: Span) -> Iterator[tuple[TensorSource, int, int]]:
+        """Yield (source, offset in it, bytes) of what a span of this tensor reads."""
+        for source, dtype in self.streams:
+            width = DTYPE_BYTES[dtype] if self.index >= 0 else 1
+            yield source, span.start * width, (span.stop - span.start) * width
+
     @property
     def _narrowest(self) -> int:
         return min(DTYPE_BYTES[dtype] for dtype in (self.spec.dtype, *(dtype for _, dtype in self.streams)))
@@ -174,6 +180,11 @@ class Plan:
         widths = sum(DTYPE_BYTES[dtype] for _, dtype in tensor.streams)
         whole = sum(part.source.nbytes for part in tensor.artefacts if not part.is_aligned)
         return (span.stop - span.start) * widths + (whole if span.start == 0 else 0)
+
+    def reads(self, batch: Iterable[Span]) -> Iterator[tuple[TensorSource, int, int]]:
+        """Yield (source, offset in it, bytes) of what spans read, without parts that come whole."""
+        for span in batch:
+            yield from self.tensors[span.tensor].reads(span)
 
     def _spans(self) -> Iterator[Span]:
         for number, tensor in enumerate(self.tensors):
