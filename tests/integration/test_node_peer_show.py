@@ -79,11 +79,12 @@ async def test_a_peer_that_comes_and_goes_is_not_said_each_time(tmp_path: Path) 
             present = driver.connections[other.id]
             present.abort("cut by the test")
             await one.until(lambda present=present: driver.connections.get(other.id) not in (None, present))
-        told = [event.event for event in one.services.events.read() if event.event.startswith("peer.")]
+        changes = {"peer.joined", "peer.left"}  # Both may dial at once, and then one is refused as well.
+        told = [event.event for event in one.services.events.read() if event.event in changes]
         (window,) = driver._flapping._windows.values()
 
         assert len(told) == SAID_MAX
-        assert set(told) == {"peer.joined", "peer.left"}
+        assert set(told) == changes
         assert window.silent.counts.total() >= SAID_MAX
         with one.services.events.bound():
             driver._flapping._ended(other.id)
