@@ -22,6 +22,12 @@ SOCKETS = 96
 DESCRIPTORS = 64
 
 
+def _environment() -> dict[str, str]:
+    """Return ours, without what would have Python keep nothing in its buffers."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return kept | {"CRDT_MERGE_NODE_HTTP__PORT": "", "CRDT_MERGE_NODE_LOG__LEVEL": "debug"}
+
+
 class Daemon:
     """A process that was told to run a node, and said that it is ready."""
 
@@ -31,7 +37,7 @@ class Daemon:
             [CLI, "--data-dir", str(home), "run", "--host", "127.0.0.1", "--port", "0", "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | {"CRDT_MERGE_NODE_HTTP__PORT": "", "CRDT_MERGE_NODE_LOG__LEVEL": "debug"},
+            env=_environment(),
             preexec_fn=prepare,  # noqa: PLW1509 - no other thread runs in these tests.
         )
         assert self.process.stdout is not None

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, cast
@@ -257,21 +258,32 @@ _level: list[Level] = ["info"]
 
 
 class _Forgiving:
-    """Writes lines as long as somebody takes them: a log that nobody reads must not end a node (B70)."""
+    """Writes lines as long as somebody takes them: a log that nobody reads must not end a node (B70).
+
+    Once the reader has gone, the rest goes nowhere: what the stream still held would fail again when Python
+    flushes it at the end, and then the process ends with status 120 instead of its own.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write, or let it be."""
-        with contextlib.suppress(OSError, ValueError):  # A broken pipe, a full disk; a closed file.
-            self._stream.write(text)
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
         """Flush, or let it be."""
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BrokenPipeError:
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+        except (OSError, ValueError):  # A full disk, which may have room again; a closed file.
+            return
 
 
 class _Timestamps:
