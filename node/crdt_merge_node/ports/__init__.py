@@ -9,7 +9,7 @@ it; that of ``files`` is long and has a module of its own, ``system_files``.
 from .clock import Clock, SystemClock
 from .files import DiskSpace, File, FileStat, Fs, Lock, replace_file
 from .net import Listener, Net, TcpNet, local_addresses
-from .process import available_memory_bytes, process_id
+from .process import available_memory_bytes, process_id, silence
 from .rng import Rng, SeededRng, SystemRng
 from .system_files import SystemFs, is_locked
 
@@ -33,4 +33,5 @@ __all__ = [
     "local_addresses",
     "process_id",
     "replace_file",
+    "silence",
 ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import structlog
 from crdt_merge_protocol.errors import CrdtMergeError
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from crdt_merge_node.ports import Clock, SystemClock
+from crdt_merge_node.ports import Clock, SystemClock, silence
 
 from .events import note
 
@@ -280,8 +279,8 @@ class _Forgiving:
         try:
             act()
         except BrokenPipeError:
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
+            with contextlib.suppress(OSError, ValueError):
+                silence(self._stream.fileno())
         except (OSError, ValueError):  # A full disk, which may have room again; a closed file.
             return
 
