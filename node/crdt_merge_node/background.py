@@ -57,6 +57,33 @@ async def run_with_progress(work: Callable[[Report, IsCancelled], T]) -> AsyncGe
             task.exception()  # Looked at, or asyncio warns; who closed the iterator does not care.
 
 
+class Duties:
+    """Tasks that a part of the node has as long as it lives; a failure of one is a failure of the node."""
+
+    def __init__(self, fail: Callable[[BaseException], None]) -> None:
+        self._fail = fail
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Run ``work`` until it ends or :meth:`close` ends it."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what still runs, and wait for it."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+
 async def finish(work: Coroutine[Any, Any, T], *, then: Callable[[T], None]) -> T:
     """Return the result of ``work`` after ``then`` has had it; who is cancelled meanwhile ends after both."""
 

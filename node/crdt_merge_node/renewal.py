@@ -18,6 +18,7 @@ from typing import Final
 from crdt_merge_protocol.errors import CrdtMergeError
 
 from .alarms import Alarms
+from .background import Duties
 from .control.model import CertificateInfo, Severity
 from .errors import PeerUnreachableError, StorageError
 from .gossip import GossipDriver
@@ -120,7 +121,7 @@ class CertificateKeeper:
         self._last_attempt = 0.0
         self._next_attempt = 0.0
         self._lock = asyncio.Lock()
-        self._task: asyncio.Task[None] | None = None
+        self._duties = Duties(driver.fail)
 
     @property
     def expires_at(self) -> float:
@@ -149,18 +150,11 @@ class CertificateKeeper:
 
     def start(self) -> None:
         """Look after it from now on."""
-        self._task = asyncio.create_task(self._run(), name="certificate")
-        self._task.add_done_callback(self._ended)
+        self._duties.begin(self._run(), name="certificate")
 
     async def close(self) -> None:
         """Stop; what is stored is whole."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._driver.fail(error)
+        await self._duties.close()
 
     async def _run(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from .alarms import Alarms
+from .background import Duties
 from .control.model import Severity
 from .gossip import GossipDriver
 from .keeper import ContentKeeper
@@ -45,7 +46,7 @@ class Restoration:
         self._alarms = alarms
         self._clock = clock
         self._fs = fs
-        self._task: asyncio.Task[None] | None = None
+        self._duties = Duties(driver.fail)
 
     def start(self) -> None:
         """Hold back if the node was restored, and look for a peer that knows more."""
@@ -58,18 +59,11 @@ class Restoration:
         hint = "It goes on once one peer has told it. If there is no other node: crdt-merge-node run --alone"
         self._driver.standing.close(NAME, message, hint=hint, is_serving=False)
         self._alarms.set(ALARM, severity=Severity.WARNING, code=ALARM, message=f"{message}.", hint=hint)
-        self._task = asyncio.create_task(self._run(self._clock.monotonic()), name="restoration")
-        self._task.add_done_callback(self._ended)
+        self._duties.begin(self._run(self._clock.monotonic()), name="restoration")
 
     async def close(self) -> None:
         """Stop looking; the next start goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._driver.fail(error)
+        await self._duties.close()
 
     async def _run(self, began: float) -> None:
         peer = self._reached()

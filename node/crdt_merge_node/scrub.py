@@ -12,10 +12,10 @@ operation is put back from memory. What no peer has is an alarm until it is here
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from crdt_merge_protocol.blobs import chunk_count
 from crdt_merge_protocol.canonical import decode, encode
@@ -24,6 +24,7 @@ from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.operations import SignedOperation
 
 from .alarms import Alarms
+from .background import Duties
 from .control.model import Severity
 from .errors import CorruptError, StorageError, StoreFailedError
 from .gossip import GossipDriver
@@ -109,7 +110,7 @@ class Scrub:
         """What was here and is not any more -> when that was noticed, on the monotonic clock."""
         self._found = 0
         """Damage found in this pass."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._duties = Duties(driver.fail)
         self._watch: asyncio.Task[None] | None = None
         self._is_closing = False
         self._cursor = Cursor(0.0)
@@ -127,16 +128,13 @@ class Scrub:
 
     def start(self) -> None:
         """Check from now on."""
-        self._spawn(self._run())
+        self._duties.begin(self._run(), name="scrub")
         self._watch_damage()
 
     async def close(self) -> None:
         """Stop; the next start goes on."""
         self._is_closing = True
-        tasks = [*self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._duties.close()
         with suppress(StorageError):  # It has been reported; the next start begins a little earlier.
             await self._save(is_due=True)
 
@@ -144,21 +142,8 @@ class Scrub:
         """Remember that a blob or object was set aside, until it is here again."""
         self._found += 1
         if not self._is_closing:
-            self._spawn(self._remember(blob))
+            self._duties.begin(self._remember(blob), name="damage")
             self._watch_damage()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task is self._watch:
-            self._watch = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._driver.fail(error)
 
     # --- the pass -----------------------------------------------------------------------------------------
 
@@ -295,8 +280,8 @@ class Scrub:
             log.debug("scrub.skipped", error=error)
 
     def _watch_damage(self) -> None:
-        if self._watch is None and not self._is_closing:
-            self._watch = self._spawn(self._watch_until_healed())
+        if (self._watch is None or self._watch.done()) and not self._is_closing:
+            self._watch = self._duties.begin(self._watch_until_healed(), name="damage watched")
 
     async def _watch_until_healed(self) -> None:
         while self._damaged:

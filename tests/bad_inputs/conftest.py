@@ -7,10 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
-from crdt_merge_node.ports import SeededRng, SystemFs
-from crdt_merge_node.transport.identity import Identity, load_authority
 from support.siege import Siege, besieged
-from support.transport_world import VirtualLoop, World, member, today
+from support.transport_world import World, make_members, quiet_world
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -24,17 +22,11 @@ async def siege() -> AsyncIterator[Siege]:
 @pytest.fixture
 def world() -> Iterator[World]:
     """Virtual time and a network of pipes, for what would take long."""
-    loop = VirtualLoop()
-    yield World(loop)
-    loop.close()
-    assert loop.problems == []
+    with quiet_world() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def members(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Two members of a cluster; ``a`` holds the CA."""
-    root, fs, rng = tmp_path_factory.mktemp("members"), SystemFs(), SeededRng(7)
-    a = Identity.create(root / "a", "prod", fs=fs, rng=rng, now=today())
-    authority = load_authority(root / "a", fs)
-    assert authority is not None
-    return SimpleNamespace(a=a, b=member(root / "b", authority, rng), authority=authority)
+    """Members of a cluster; ``a`` holds the CA."""
+    return make_members(tmp_path_factory.mktemp("members"))

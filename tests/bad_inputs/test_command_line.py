@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from crdt_merge_node.cli.app import COMMANDS, PROGRAM, root
+from support.commands import leaves
 
 BIN = Path(sys.executable).with_name(PROGRAM)
 MEGABYTE = "x" * (1 << 20)
@@ -44,20 +44,6 @@ HOSTILE = {
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 6, 7, 73, 78}
 LASTING = {"demo", "dev"}
 """Commands that begin long work as soon as their arguments are right."""
-
-
-def leaves(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every command that does something, with its name."""
-    if not isinstance(command, click.Group):
-        yield path, command
-        return
-    context = click.Context(command)
-    for name in command.list_commands(context):
-        child = command.get_command(context, name)
-        assert child is not None
-        yield from leaves(child, (*path, name))
 
 
 LEAVES = dict(leaves(root))

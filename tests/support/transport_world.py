@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from crdt_merge_node.transport.certificates import key_to_pem
 from crdt_merge_node.transport.connection import Connection
 from crdt_merge_node.transport.contexts import ALPN_GOSSIP
 from crdt_merge_node.transport.endpoint import Endpoint, EndpointConfig
-from crdt_merge_node.transport.identity import Identity, prepare_keys, write_membership
+from crdt_merge_node.transport.identity import Identity, load_authority, prepare_keys, write_membership
 from crdt_merge_node.transport.refusals import explain
 from crdt_merge_node.transport.tls import PumpBuffers, TlsPump
 from crdt_merge_protocol.identity import NodeKey
@@ -280,6 +281,15 @@ class World:
         return self.loop.run_until_complete(body())
 
 
+@contextmanager
+def quiet_world() -> Iterator[World]:
+    """Make a world, and check at its end that nothing in it went wrong unheard."""
+    loop = VirtualLoop()  # type: ignore[abstract]  # What it lacks, nodes do not use.
+    yield World(loop)
+    loop.close()
+    assert loop.problems == []
+
+
 def member(data_dir: Path, authority: Any, rng: SeededRng, *, now: float | None = None) -> Identity:
     """Return a new member, certified directly by the CA."""
     fs = SystemFs()
@@ -287,6 +297,17 @@ def member(data_dir: Path, authority: Any, rng: SeededRng, *, now: float | None 
     certificate = authority.issue(tls_key.public_key(), node_key.node_id, now=today() if now is None else now)
     write_membership(data_dir, certificate, authority.certificate, name="prod", introducers=(), fs=fs)
     return Identity.load(data_dir, fs)
+
+
+def make_members(root: Path) -> SimpleNamespace:
+    """Make three members of a cluster (``a`` holds the CA) and one of another."""
+    fs, rng = SystemFs(), SeededRng(7)
+    a = Identity.create(root / "a", "prod", fs=fs, rng=rng, now=today())
+    authority = load_authority(root / "a", fs)
+    assert authority is not None
+    others = {name: member(root / name, authority, rng) for name in "bc"}
+    stranger = Identity.create(root / "x", "dev", fs=fs, rng=rng, now=today())
+    return SimpleNamespace(a=a, **others, stranger=stranger, authority=authority, root=root)
 
 
 def today() -> float:

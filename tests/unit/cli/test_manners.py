@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,12 @@ import pytest
 from crdt_merge_node.cli import output
 from crdt_merge_node.cli.app import COMMANDS, root
 from support import nodes
+from support.commands import leaves
 from support.nodes import FakeNode
 
 CLI = Path(crdt_merge_node.cli.__file__).parent
 DOCUMENT = (CLI / "JSON.md").read_text()
 COMMON = {"--data-dir", "--json", "--quiet", "--no-input", "--debug"}
-
-
-def leaves(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every command that does something, with its name."""
-    if not isinstance(command, click.Group):
-        yield path, command
-        return
-    context = click.Context(command)
-    for name in command.list_commands(context):
-        child = command.get_command(context, name)
-        assert child is not None
-        yield from leaves(child, (*path, name))
 
 
 LEAVES = dict(leaves(root))

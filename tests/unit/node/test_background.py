@@ -5,7 +5,7 @@ import threading
 from contextlib import aclosing
 
 import pytest
-from crdt_merge_node.background import Done, finish, run_with_progress
+from crdt_merge_node.background import Done, Duties, finish, run_with_progress
 from crdt_merge_node.control.model import Progress
 
 pytestmark = pytest.mark.asyncio
@@ -87,3 +87,24 @@ async def test_what_cannot_be_finished_is_not_noted() -> None:
     with pytest.raises(KeyError):
         await finish(work(), then=noted.append)
     assert noted == []
+
+
+async def test_a_duty_that_fails_is_told_and_one_that_is_closed_is_not() -> None:
+    failures: list[BaseException] = []
+    duties = Duties(failures.append)
+    error = ValueError("a bug")
+
+    async def fail() -> None:
+        raise error
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    failing = duties.begin(fail(), name="failing")
+    waiting = duties.begin(wait(), name="waiting")
+    await asyncio.wait({failing})
+    await asyncio.sleep(0)  # Its end is told in the next turn.
+    await duties.close()
+
+    assert failures == [error]
+    assert waiting.cancelled()

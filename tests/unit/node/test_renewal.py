@@ -22,7 +22,7 @@ from crdt_merge_node.transport.join import JoinService
 from crdt_merge_simulations.plaintext import PlaintextContext, PlaintextObject
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from support.transport_world import Node, VirtualLoop, World, member
+from support.transport_world import Node, World, member, quiet_world
 
 YEAR_S = 365 * DAY_S
 
@@ -174,10 +174,8 @@ class _Cluster:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    loop = VirtualLoop()  # type: ignore[abstract]  # What it lacks, nodes do not use.
-    yield World(loop)
-    loop.close()
-    assert loop.problems == []
+    with quiet_world() as found:
+        yield found
 
 
 @pytest.fixture

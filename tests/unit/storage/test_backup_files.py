@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from crdt_merge_node.storage.findings import nothing
 from crdt_merge_node.storage.fsck import fsck
 from crdt_merge_node.storage.restore import restore_backup, verify_backup
 from crdt_merge_protocol.blobs import blob_digest_of
+from support.file_systems import SharingFs, StubbornFs
 from support.machines import StillClock
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("lines")]
@@ -20,24 +20,6 @@ pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("lines")]
 A, B = b"\x01" * ((1 << 20) + 5), b"\x02" * 100_000
 DATA = b"head" + A + B
 ORIGIN = Origin(release="1", node="ab" * 32, cluster="cd" * 32, cluster_name="prod")
-
-
-class SharingFs(SystemFs):
-    """A file system whose clones are copies: the one on which tests run cannot share blocks."""
-
-    def clone(self, source: Path, target: Path) -> bool:
-        shutil.copyfile(source, target)
-        return True
-
-
-class StubbornFs(SystemFs):
-    """A file system on which a file has one name and its blocks for itself."""
-
-    def clone(self, source: Path, target: Path) -> bool:
-        return False
-
-    def link(self, source: Path, target: Path) -> bool:
-        return False
 
 
 async def _keep(data_dir: Path, source: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_node.storage.schema import SCHEMA_VERSION
 from crdt_merge_protocol.blobs import blob_digest_of
 from crdt_merge_protocol.limits import CHUNK_BYTES
+from support.file_systems import SharingFs, StubbornFs
 from support.machines import StillClock
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("lines")]
@@ -25,24 +25,6 @@ SMALL = b"\x03" * 9
 GAP = b"head"
 DATA = GAP + A + B + SMALL
 RANGES = {A: (4, len(A)), B: (4 + len(A), len(B)), SMALL: (4 + len(A) + len(B), len(SMALL))}
-
-
-class SharingFs(SystemFs):
-    """A file system whose clones are copies: the one on which tests run cannot share blocks."""
-
-    def clone(self, source: Path, target: Path) -> bool:
-        shutil.copyfile(source, target)
-        return True
-
-
-class StubbornFs(SystemFs):
-    """A file system on which a file has one name and its blocks for itself."""
-
-    def clone(self, source: Path, target: Path) -> bool:
-        return False
-
-    def link(self, source: Path, target: Path) -> bool:
-        return False
 
 
 @asynccontextmanager
