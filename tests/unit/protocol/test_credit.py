@@ -13,10 +13,12 @@ from crdt_merge_protocol.limits import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 STEPS = st.lists(st.tuples(st.floats(0.0, 5.0), st.integers(0, 400)), min_size=1, max_size=60)
 
 
+@examples(100)
 @given(steps=STEPS, burst=st.floats(1.0, 500.0), per_s=st.floats(0.5, 300.0))
 def test_whoever_waits_as_told_never_gets_more_than_burst_and_rate(
     steps: list[tuple[float, int]], burst: float, per_s: float
@@ -29,13 +31,14 @@ def test_whoever_waits_as_told_never_gets_more_than_burst_and_rate(
         assert taken <= (burst + per_s * now) * (1 + 1e-9) + 1e-6
 
 
+@examples(100)
 @given(steps=STEPS)
 def test_whoever_stays_below_the_rate_never_waits(steps: list[tuple[float, int]]) -> None:
     bucket, now = Bucket(per_s=100.0, burst=400.0, now=0.0), 0.0
     for pause_s, amount in steps:
         now += max(pause_s, amount / 100.0)
 
-        assert bucket.take(amount, now=now) == 0.0
+        assert bucket.take(amount, now=now) < 1e-9  # Times are added up, and so is their rounding.
 
 
 def test_time_that_goes_backwards_gives_nothing() -> None:

@@ -3,12 +3,13 @@
 import pytest
 from crdt_merge_simulations.plan import Plan
 from crdt_merge_simulations.shrinking import ddmin, shrink, with_nodes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 from support.stories import World, make_plan
 
 
-@settings(derandomize=True, max_examples=60)
+@examples(60)
 @given(
     st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=4)))
 )
