@@ -17,6 +17,7 @@ from .artefact_fields import decimal_of, row_of, unmatched
 from .artefacts import Artefact, ArtefactNeed
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends_on_sum
 from .election import Ballot, Booth
 from .kernels import chunks, combine
 from .parameters import Parameter
@@ -105,6 +106,13 @@ class AdaMerging(SetBound):
     ) -> Any:
         """Return what TIES makes of a pass."""
         return _TIES.end_pass(_ties_context(context), state, pass_no, partials)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: its coefficients, unless magnitudes are ranked over the model."""
+        if context.params["plusplus"]:
+            return None
+        scales = [float(number) for number in self._lambdas(context, tensor_index)]
+        return depends_on_sum(self, context, scales)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled differences."""

@@ -21,6 +21,7 @@ from .artefacts import Artefact, ArtefactNeed
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Determinism, Float64Array, Granularity, Key, MergeContext, Wanted
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .linear_algebra import fits_exact, singular_values
 from .matrices import (
     MatrixStrategy,
@@ -146,6 +147,10 @@ class AdaRank(SetBound, MatrixStrategy):
             )
         return found
 
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, where it is decomposed exactly."""
+        return depends(self, context, tensor_index, is_bitwise=is_exact(context, tensor_index))
+
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the origin plus the masked and scaled differences."""
         origin, deltas = self._deltas(context, block)
@@ -222,6 +227,10 @@ class SvdTruncatedTa(MatrixStrategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return an estimate: a decomposition per contribution."""
         return svd_nanoseconds(context, tensor_index, context.k)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, where it is decomposed exactly."""
+        return depends(self, context, tensor_index, is_bitwise=is_exact(context, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the origin plus the truncated and scaled differences."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from crdt_merge_protocol.errors import ParameterError
 
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
+from .dependence import Dependence, depends_on_sum
 from .kernels import combine
 from .parameters import Parameter, Table
 
@@ -99,6 +100,10 @@ class WeightAverage(Strategy):
         """Return the shares."""
         return [float(share) for share in shares(context, tensor_index)]
 
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence:
+        """Return what decides a tensor: its coefficients."""
+        return depends_on_sum(self, context, self.linear_form(context, None, tensor_index))
+
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the weighted mean of a block."""
         return combine(block, self.linear_form(context, state, block.tensor_index))
@@ -160,6 +165,10 @@ class Linear(Strategy):
     def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:  # noqa: ARG002
         """Return the coefficients."""
         return self._coefficients(context, tensor_index)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence:
+        """Return what decides a tensor: its coefficients."""
+        return depends_on_sum(self, context, self.linear_form(context, None, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the weighted sum of a block."""

@@ -24,6 +24,7 @@ from crdt_merge_protocol.errors import ParameterError
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .crumbs import PASSES, CrumbSearch, CrumbState, Ranks
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import MERGEKIT, PAPER, Parameter, Value, profile_parameter
 from .rows import row_chunks
@@ -124,6 +125,10 @@ class ModelBreadcrumbs(Strategy):
     ) -> CrumbState:
         """Return how far the searches are."""
         return _search(context).end(state or CrumbState(), pass_no, partials)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled sum of the crumbs."""

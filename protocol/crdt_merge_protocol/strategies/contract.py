@@ -40,6 +40,7 @@ from crdt_merge_protocol.limits import WEIGHT_ONE
 
 from . import delegation
 from .artefacts import Artefact, ArtefactNeed
+from .dependence import Dependence
 from .parameters import Parameter, Scalar, Table, Value
 
 Float64Array = npt.NDArray[np.float64]
@@ -340,6 +341,14 @@ class Strategy(ABC):
 
         Returns:
             One per contribution; None: ask ``merge``.
+        """
+        return None
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides an output tensor besides that tensor of the inputs; None: other tensors, too.
+
+        With a dependence, passes may skip a tensor whose result is there already, and everything that the
+        state holds of a tensor stands under its index or (index, ...), so that it can be kept with it.
         """
         return None
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .distances import FEW
 from .kernels import chunks
 from .robust import AUTO, liars_parameter
@@ -42,6 +43,10 @@ class CoordinateMedian(Strategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of sorting."""
         return _sorting_time(context) * context.specs[tensor_index].numel
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, in whatever order."""
+        return depends(self, context, tensor_index, reads=voters_of(context), is_ordered=False)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of medians."""
@@ -93,6 +98,10 @@ class TrimmedMean(Strategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of sorting."""
         return (_sorting_time(context) + 2.0 * context.k) * context.specs[tensor_index].numel
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, in whatever order."""
+        return depends(self, context, tensor_index, reads=voters_of(context), is_ordered=False)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of trimmed means."""

@@ -17,6 +17,7 @@ from .artefact_fields import input_axis
 from .artefacts import Artefact, ArtefactNeed
 from .contract import BaseUse, Block, Float64Array, MergeContext, Wanted
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .set_bound import SetBound, artefact_parameter
 
@@ -62,6 +63,10 @@ class Dam(SetBound):
         spec, artefact = context.specs[tensor_index], context.artefacts[position]
         names = [f"{i}/{spec.name}" for i in range(context.k)]
         return tuple(Wanted(position, name, _shape_of(artefact, name) == spec.shape) for name in names)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the sum of a block."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .acceleration import ScaledDifferences
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import MERGEKIT, Parameter, possible, profile_parameter
 from .randomness import keep_mask, stream_key
@@ -122,6 +123,10 @@ class Dare(Strategy):
         """Return the factors that restore the sums."""
         return _factors(context, partials)
 
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, and the masks."""
+        return depends(self, context, tensor_index, is_drawn=_loses(context, tensor_index))
+
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled sum of what was kept."""
         assert block.base is not None
@@ -207,6 +212,10 @@ class DareTies(SignElection):
         if self.stages(context)[pass_no] == "factors":
             return replace(state or ElectionState(), factors=_factors(context, partials))
         return super().end_pass(context, state, pass_no, partials)
+
+    def draws(self, context: MergeContext, tensor_index: int) -> bool:
+        """Tell whether a tensor loses elements."""
+        return _loses(context, tensor_index)
 
     def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:
         """Return what writes the differences that were kept, scaled."""

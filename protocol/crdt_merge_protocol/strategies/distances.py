@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from .contract import LEAF_ELEMENTS, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import chunks, combine
 from .parameters import Parameter
 from .reductions import add_leaves, leaf_products
@@ -105,6 +106,11 @@ class ByDistance(Strategy):
     def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:
         """Return the coefficients."""
         return self._verdict(context, state, tensor_index).coefficients
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor that is judged alone."""
+        is_judged_as_part = scope_of(context, tensor_index) == WHOLE_MODEL and self.point_pairs(context)
+        return None if is_judged_as_part else depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the sum."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from .averages import shares, weight_parameter
 from .contract import BaseUse, Block, Float64Array, MergeContext
+from .dependence import Dependence, depends
 from .linear_algebra import householder_qr, svd, symmetric_eigh
 from .matrices import (
     MatrixStrategy,
@@ -90,6 +91,12 @@ class DualProjection(MatrixStrategy):
         decomposition, products = _EXACT_NS if _is_small(sides) else _LAPACK_NS
         turning = products * context.k * shape[0] * shape[1] * sum(sides)
         return decomposition * (rows**3 + columns**3) + turning
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, where it is diagonalised exactly."""
+        shape = matrix_shape(context.specs[tensor_index])
+        is_bitwise = shape is None or _is_small(_sides(context, shape))
+        return depends(self, context, tensor_index, is_bitwise=is_bitwise)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the minimum of the loss."""

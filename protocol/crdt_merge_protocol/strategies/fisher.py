@@ -23,6 +23,7 @@ from .artefact_checks import LABEL_MODES
 from .artefacts import ArtefactNeed
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Key, MergeContext, Strategy, Wanted
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter
 from .reductions import add_leaves, leaf_products, leaf_sums
@@ -170,6 +171,11 @@ class FisherMerge(Strategy):
             typical = math.sqrt(total / size) if is_model and size else total / max(size, 1)
             scales[scope, i] = 1.0 / typical if typical > 0 else 0.0
         return FisherScales(scales)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor, unless scales are those of whole models."""
+        is_scaled_as_part = context.params["normalize"] == "model_l2" and not _is_plain(context)
+        return None if is_scaled_as_part else depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the Fisher-weighted mean of a block."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .exponential import logarithm, softmax
 from .kernels import chunks
 from .rows import row_chunks, row_length, row_sums
@@ -141,6 +142,10 @@ class ArceeFusion(Strategy):
                     for each, counts in zip(start, tallies, strict=True)
                 )
         return replace(known, divergences=divergences, selections=selections)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the mean of what stands out."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .contract import Block, Determinism, Float64Array, Granularity, Key, MergeContext, Strategy, Wanted
+from .dependence import Dependence, within
 
 
 class Delegating(Strategy):
@@ -80,6 +81,11 @@ class Delegating(Strategy):
         """Return what the inner strategy makes of a pass."""
         strategy, within = self.inner(context)
         return strategy.end_pass(within, state, pass_no, partials)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor of the inner merge."""
+        strategy, inside = self.inner(context)
+        return within(self, strategy.dependence(inside, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the inner merge of a block."""

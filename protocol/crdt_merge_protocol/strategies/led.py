@@ -23,6 +23,7 @@ from crdt_merge_protocol.errors import ParameterError
 from .artefacts import ArtefactNeed
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Key, MergeContext, Strategy, Wanted
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter, Table, Value
 from .selection import LEVELS, Selection, Tally, advance, kept_count, merge_tallies, tally
@@ -51,8 +52,15 @@ class LedState:
 
     election: ElectionState = field(default_factory=ElectionState)
     """Searches for K-th scores; the key's second number is a column, not a contribution."""
-    kept: dict[int, int] = field(default_factory=dict)
-    """Elements that a contribution changes, over the whole model."""
+    kept: dict[tuple[int, int], int] | None = None
+    """By (tensor index, contribution): elements that it changes. None: nobody has counted."""
+
+    def changed(self, count: int) -> list[int]:
+        """Return how many elements each of so many contributions changes, over the whole model."""
+        totals = [0] * count
+        for (_, i), changed in (self.kept or {}).items():
+            totals[i] += changed
+        return totals
 
 
 class LedMerge(Strategy):
@@ -179,10 +187,10 @@ class LedMerge(Strategy):
         """Return the state with what this pass found."""
         known: LedState = state or LedState()
         if pass_no == _COUNT:
-            kept = dict.fromkeys(range(context.k), 0)
-            for _, counts in partials:
+            kept: dict[tuple[int, int], int] = {}
+            for (tensor_index, _), counts in partials:
                 for i, count in counts.items():
-                    kept[i] += count
+                    kept[tensor_index, i] = kept.get((tensor_index, i), 0) + count
             return replace(known, kept=kept)
         election = known.election
         if pass_no == _PLACE:
@@ -194,6 +202,10 @@ class LedMerge(Strategy):
             if not start.is_done:
                 searches[scope, column] = advance(start, tallies)
         return replace(known, election=replace(election, selections=searches))
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor that is ranked alone."""
+        return None if context.params["scope"] == "model" else depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the differences that are one contribution's alone."""
@@ -215,18 +227,21 @@ class LedMerge(Strategy):
 
     def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
         """Return the share of the model that each contribution changes as well."""
-        kept = (state or LedState()).kept
+        known: LedState = state or LedState()
         shares = {
-            context.digests[i].hex(): count / max(context.numel, 1) for i, count in sorted(kept.items())
+            digest.hex(): count / max(context.numel, 1)
+            for digest, count in zip(context.digests, known.changed(context.k), strict=True)
         }
-        return {**super().decisions(context, state), "kept": shares}
+        return {**super().decisions(context, state), "kept": shares if known.kept is not None else {}}
 
     def warnings(self, context: MergeContext, state: Any) -> list[str]:
         """Name the contributions of which nothing is left."""
-        kept = (state or LedState()).kept
+        known: LedState = state or LedState()
+        if known.kept is None:
+            return []
         return [
-            f"Nothing of contribution {context.digests[i].hex()[:12]} is in the result."
-            for i, count in sorted(kept.items())
+            f"Nothing of contribution {digest.hex()[:12]} is in the result."
+            for digest, count in zip(context.digests, known.changed(context.k), strict=True)
             if not count
         ]
 

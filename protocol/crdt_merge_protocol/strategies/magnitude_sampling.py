@@ -21,6 +21,7 @@ from crdt_merge_protocol.errors import ParameterError
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .dare import SEED_PARAMETERS, Factors, mask_key
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import MERGEKIT, Parameter, Value, possible, profile_parameter
 from .randomness import uniform
@@ -132,6 +133,10 @@ class Della(SignElection):
             return replace(state or ElectionState(), factors=_factors(context, partials))
         return super().end_pass(context, state, pass_no, partials)
 
+    def draws(self, context: MergeContext, tensor_index: int) -> bool:
+        """Tell whether a tensor loses elements."""
+        return _loses(context, tensor_index)
+
     def differences(self, context: MergeContext, state: ElectionState, block: Block) -> Differences:
         """Return what writes the differences that were kept, scaled."""
         index = block.tensor_index
@@ -214,6 +219,10 @@ class DellaLinear(Strategy):
     ) -> Factors:
         """Return the factors that restore the sums."""
         return _factors(context, partials)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, and what is drawn."""
+        return depends(self, context, tensor_index, is_drawn=_loses(context, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled sum of what was kept."""
@@ -299,6 +308,11 @@ def _check_window(values: dict[str, Value]) -> dict[str, Value]:
             hint="Probabilities from density - epsilon to density + epsilon lie between 0 and 1.",
         )
     return values
+
+
+def _loses(context: MergeContext, tensor_index: int) -> bool:
+    """Tell whether a tensor of some contribution loses elements by chance."""
+    return any(context.number("density", tensor_index, i) not in (0, 1) for i in range(context.k))
 
 
 def _needs_sums(context: MergeContext) -> bool:

@@ -19,6 +19,7 @@ from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import combine
 from .parameters import Parameter
 from .rows import row_chunks, row_length, row_products
@@ -108,6 +109,10 @@ class ModelStock(Strategy):
             sphere = measure(context.k, np.concatenate([partial for _, partial in group], axis=1))
             found[index] = _ratio(context, shares_in(context, index), sphere)
         return found
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the point between base and mean."""

@@ -10,6 +10,7 @@ from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter
 
@@ -50,6 +51,10 @@ class NearSwap(Strategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of one division and a few steps for each element."""
         return 7.0 * context.k * context.specs[tensor_index].numel
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of the base plus the mean of the shortened steps."""
@@ -113,6 +118,11 @@ class Passthrough(Strategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of one multiplication."""
         return 1.0 * context.specs[tensor_index].numel
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that of the one model, whoever else contributes."""
+        origin = _origins(context)[:1]
+        return depends(self, context, tensor_index, reads=origin, ignored=("origin",))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of the one model, scaled."""

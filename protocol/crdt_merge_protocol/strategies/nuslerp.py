@@ -18,6 +18,7 @@ from .angles import acos, cos, sin
 from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import combine
 from .parameters import Parameter
 from .reductions import add_leaves
@@ -108,6 +109,10 @@ class NuSlerp(Strategy):
                 products = np.array([[add_leaves(row)] for row in sums])
             found[index] = tuple(map(float, _coefficients(context, index, products)[:, 0]))
         return found
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the points on the arcs."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter
 from .trimming import voters as voters_of
@@ -54,6 +55,10 @@ class Ram(Strategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return the time of comparing and adding each difference."""
         return 8.0 * context.k * context.specs[tensor_index].numel
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the shared means."""

@@ -26,6 +26,7 @@ from .artefacts import ArtefactNeed
 from .averages import shares, weight_parameter
 from .contract import BaseUse, Block, Determinism, Float64Array, Granularity, Key, MergeContext, Wanted
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .linear_algebra import NotPositiveError, cholesky, solve_positive
 from .linear_algebra.sums import exponent_of
 from .matrices import MatrixStrategy, matrix_shape, mean_change
@@ -151,6 +152,12 @@ class RegMean(MatrixStrategy):
     ) -> dict[int, float]:
         """Return the ridge of every system."""
         return {index: ridge for (index, _), ridge in partials if ridge is not None}
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, where its system is solved exactly."""
+        is_solved = self._is_solved(context, tensor_index)
+        is_bitwise = not is_solved or self._side(context, tensor_index) <= EXACT_SIDE_MAX
+        return depends(self, context, tensor_index, is_bitwise=is_bitwise)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the solution, or the average."""

@@ -23,6 +23,7 @@ import numpy as np
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Determinism, Float64Array, Key, MergeContext
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .linear_algebra import exact_matmul
 from .linear_algebra.gemm import HALF
 from .linear_algebra.sums import exponent_of
@@ -147,6 +148,11 @@ class SafeMerge(ByRole, MatrixStrategy):
     ) -> dict[int, float]:
         """Return the rounded cosine of every matrix."""
         return {index: round(rho, _DECIMALS) for (index, _), rho in partials if rho is not None}
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that of the models in the roles."""
+        is_drawn = context.params["combine"] == "dare_linear" and context.number("density") != 1
+        return depends(self, context, tensor_index, reads=self.taken(context), is_drawn=is_drawn)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the fine-tuned model, or the mixture."""

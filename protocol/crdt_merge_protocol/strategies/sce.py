@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import chunks
 from .parameters import MERGEKIT, Parameter, profile_parameter
 from .reductions import add_leaves, leaf_products
@@ -146,6 +147,10 @@ class Sce(Strategy):
             else:
                 selections[index] = advance(start, [found])
         return replace(known, selections=selections, empty=frozenset(empty))
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the selected, weighted and elected changes."""

@@ -24,6 +24,7 @@ import numpy as np
 from .averages import check_weights, weight_parameter, weight_warnings
 from .averages import shares as shares_in
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .kernels import combine
 from .parameters import Parameter, profile_parameter
 from .sphere import (
@@ -97,6 +98,10 @@ class OnSphere(Strategy):
     def linear_form(self, context: MergeContext, state: Any, tensor_index: int) -> Sequence[float]:
         """Return the coefficients of the point."""
         return _arc(context, state, tensor_index).coefficients
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the point on the sphere, scaled."""

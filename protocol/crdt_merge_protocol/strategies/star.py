@@ -19,6 +19,7 @@ import numpy as np
 
 from .averages import shares, weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext
+from .dependence import Dependence, depends
 from .linear_algebra import exact_matmul, singular_values, svd
 from .matrices import (
     MatrixStrategy,
@@ -101,6 +102,10 @@ class Star(MatrixStrategy):
     ) -> Ranks:
         """Return the ranks."""
         return {(index, i): rank for (index, _), ranks in partials for i, rank in enumerate(ranks or ())}
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone, where it is decomposed exactly."""
+        return depends(self, context, tensor_index, is_bitwise=is_exact(context, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the base plus the mean of the truncated and scaled differences."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, MergeContext, Strategy
+from .dependence import Dependence, depends_on_sum
 from .kernels import combine
 from .parameters import Parameter
 
@@ -53,6 +54,10 @@ class TaskArithmetic(Strategy):
         weights = shares(context, tensor_index) if is_divided else context.weights_in(tensor_index)
         scale = _scale(context, tensor_index)
         return [float(scale * weight) for weight in weights]
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence:
+        """Return what decides a tensor: its coefficients."""
+        return depends_on_sum(self, context, self.linear_form(context, None, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus the scaled sum of differences."""

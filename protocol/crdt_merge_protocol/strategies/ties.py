@@ -25,6 +25,7 @@ from crdt_merge_protocol.errors import ParameterError
 from .acceleration import Contest, ScaledDifferences, current
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
+from .dependence import Dependence, depends
 from .election import Ballot, Booth, majority_sign
 from .kernels import chunks
 from .parameters import MERGEKIT, PAPER, Parameter, Scalar, Table, Value, possible, profile_parameter
@@ -45,6 +46,8 @@ from .trimming import (
 
 Stage = Literal["factors", "crumbs", "select", "place", "majority"]
 _SELECT: Final = tuple[Stage, ...](["select"] * LEVELS)
+_OVER_SCOPE: Final[frozenset[Stage]] = frozenset({"select", "place", "majority"})
+"""What passes find over all tensors together if ``scope`` says so."""
 
 
 class SignElection(Strategy):
@@ -174,6 +177,17 @@ class SignElection(Strategy):
                     start = found.get((scope, i)) or self._first_selection(context, scope, i)
                     found[scope, i] = advance(start, tallies)
         return replace(known, selections=found)
+
+    def draws(self, context: MergeContext, tensor_index: int) -> bool:  # noqa: ARG002 - a default
+        """Tell whether random numbers decide what a tensor loses."""
+        return False
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor that is ranked, and has its majority, alone."""
+        is_joint = not _OVER_SCOPE.isdisjoint(self.stages(context))
+        if is_joint and scope_of(context, tensor_index) == WHOLE_MODEL:
+            return None
+        return depends(self, context, tensor_index, is_drawn=self.draws(context, tensor_index))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the base plus lambda times the elected and merged differences."""

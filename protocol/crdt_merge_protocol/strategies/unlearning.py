@@ -20,6 +20,7 @@ from .acceleration import current
 from .averages import weight_parameter
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, MergeContext, Strategy
 from .delegation import INNER, NONE, fallback_parameter, inner_parameter, parameters_of, strategy_named
+from .dependence import Dependence, depends, within
 from .inner import Delegating
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import Parameter, Value
@@ -70,6 +71,10 @@ class NegativeMerge(ByRole):
         ):
             return reason
         return f"{self.id}: lambda has to be given; it is chosen on validation data, usually 0.3 to 1"
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that of the models in the role."""
+        return depends(self, context, tensor_index, reads=self.taken(context))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return a block of the base minus what the models agree on."""
@@ -193,6 +198,11 @@ class SplitUnlearnMerge(ByRole, Delegating):
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
         """Return what the inner strategy has to know of the unlearned models."""
         return super().observe(context, state, pass_no, narrowed_block(block, self.taken(context)))
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor of the inner merge, by contributions in the outer one."""
+        strategy, inside = self.inner(context)
+        return within(self, strategy.dependence(inside, tensor_index), self.taken(context))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return the inner merge of the unlearned models."""

@@ -31,6 +31,7 @@ from .artefacts import ArtefactNeed
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .delegation import fallback_parameter
+from .dependence import Dependence, depends
 from .kernels import combine
 from .parameters import Parameter, Value
 from .reductions import add_leaves, leaf_products, leaf_sums
@@ -173,6 +174,10 @@ class WeightScopeAlignment(Strategy):
             return Scopes(means=found)
         deviations = {index: tuple(map(math.sqrt, squares)) for index, squares in found.items()}
         return Scopes((state or Scopes()).means, deviations)
+
+    def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
+        """Return what decides a tensor: that tensor alone."""
+        return depends(self, context, tensor_index)
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:
         """Return a block of the average, of aligned tensors if asked."""
