@@ -49,7 +49,7 @@ from .events import (
 )
 from .genesis import Genesis
 from .identity import NodeKey
-from .limits import IN_FLIGHT_BYTES_MAX
+from .intake import Intake
 from .messages.base import Message
 from .messages.gossip import Attest, GenesisFound, Gossip, WantGenesis
 from .messages.membership import Departed, Goodbye, Peers, Roots
@@ -57,6 +57,7 @@ from .messages.overlay import VIEW_MESSAGES, IHave, Prune
 from .messages.sync import SYNC_MESSAGES
 from .operations import LOG_BYTES, SignedOperation
 from .overlay import Overlay
+from .reading import Reading
 from .reconciler import Reconciler
 from .replica import Replica
 from .sending import introduce, perform, sends
@@ -65,10 +66,6 @@ from .state import CRDTMergeState
 SYNCED_DELAY_S: Final = 1.0
 """In a partial view roots are announced now and then; after a session that brought something, within this."""
 SESSION_SPREAD_S: Final = 1.0
-ORPHAN_GRACE_S: Final = 0.5
-"""Two links of the tree are not in order with each other: what an operation builds on is on its way."""
-FULL_RETRY_S: Final = 5.0
-"""After the disk was full, how long nothing is taken from peers. What they offered stays with them."""
 
 NEIGHBOUR_MESSAGES: Final = frozenset({Gossip, Roots, IHave})
 """Who sends these takes us for a neighbour."""
@@ -89,8 +86,14 @@ class Engine:
         self.overlay.view.need = self._broadcast.tree.need
         self._announcer = Announcer(self._jitter)
         self.arriving = ArrivingGroups(self.replicas)
-        self._in_flight_bytes = 0
-        self._full_until = 0.0
+        self._intake = Intake(
+            self.replicas,
+            overlay=self.overlay,
+            broadcast=self._broadcast,
+            reconciler=self.reconciler,
+            announcer=self._announcer,
+            offence=self._offence,
+        )
         self._departures = Departures(self.overlay)
 
     # --- what the driver asks -------------------------------------------------------------------------
@@ -139,7 +142,7 @@ class Engine:
         if replica is None:
             raise LocalProtocolError(f"group {group.hex()[:12]} is not here.")
         signed = replica.author(kind, body, refs)
-        self._in_flight_bytes += len(signed.encoded)
+        self._intake.in_flight_bytes += len(signed.encoded)
         return signed, [StoreOperations(group=group, operations=(signed,))]
 
     def attest(self, attest: Attest) -> list[Effect]:
@@ -167,9 +170,9 @@ class Engine:
     def _handle(self, event: Event, *, now: float) -> list[Effect]:  # noqa: PLR0911 - one answer per kind.
         match event:
             case MessageReceived():
-                return self._received(event.peer, event.message, now=now)
+                return self._received(event, now=now)
             case OperationsStored():
-                return self._stored(event.group, event.ids, now=now)
+                return self._intake.stored(event.group, event.ids, now=now)
             case GroupStored():
                 return self._group_stored(event.genesis, now=now)
             case NotStored():
@@ -251,11 +254,21 @@ class Engine:
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _received(self, peer: bytes, message: Message, *, now: float) -> list[Effect]:
+    def read(self, peer: bytes, message: Message) -> tuple[Reading, list[tuple[bytes, SignedOperation]]]:
+        """Return what is to go with a message, and the operations in it whose signatures will be checked.
+
+        What of that the driver checks (:func:`~crdt_merge_protocol.reading.check`) and notes in the reading,
+        :meth:`handle` does not check again. Nothing changes here, and what was noted stays right whatever
+        happens meanwhile.
+        """
+        return self._intake.read(peer, message)
+
+    def _received(self, event: MessageReceived, *, now: float) -> list[Effect]:
+        peer, message = event.peer, event.message
         if peer not in self.overlay.active:
             return []
         try:
-            effects = self._dispatch(peer, message, now=now)
+            effects = self._dispatch(peer, message, event.reading or Reading(), now=now)
         except RemoteProtocolError as error:
             return [self._offence(peer, error, now=now)]
         if type(message) in NEIGHBOUR_MESSAGES and not self.overlay.is_neighbour(peer):
@@ -267,10 +280,12 @@ class Engine:
         self.overlay.closing(peer)
         return Disconnect(peer=peer, code=type(error).code, reason=error.message)
 
-    def _dispatch(self, peer: bytes, message: Message, *, now: float) -> list[Effect]:  # noqa: PLR0911 - as above.
+    def _dispatch(  # noqa: PLR0911 - as above.
+        self, peer: bytes, message: Message, reading: Reading, *, now: float
+    ) -> list[Effect]:
         match message:
             case Gossip():
-                return self._pushed(peer, message, now=now)
+                return self._pushed(peer, message, reading, now=now)
             case Roots():
                 return self._roots(peer, message, now=now)
             case WantGenesis():
@@ -291,68 +306,23 @@ class Engine:
             replica = None if isinstance(message, Prune) else self.replicas.get(message.group)
             return sends(self._broadcast.told(peer, message, replica, now=now), Lane.OPERATIONS)
         if isinstance(message, SYNC_MESSAGES):
-            outgoing, group, wires = self.reconciler.receive(peer, message, now=now)
+            outgoing, group, wires = self.reconciler.receive(peer, message, reading, now=now)
             effects = sends(outgoing, Lane.SYNC)
-            return effects + (self._ingest(peer, group, wires, is_push=False, now=now) if wires else [])
+            taken = self._intake.take(peer, group, wires, reading, is_push=False, now=now) if wires else []
+            return effects + taken
         raise MalformedMessageError(f"{type(message).__name__} does not belong on a gossip connection")
 
-    # --- operations -----------------------------------------------------------------------------------
-
-    def _pushed(self, peer: bytes, message: Gossip, *, now: float) -> list[Effect]:
+    def _pushed(self, peer: bytes, message: Gossip, reading: Reading, *, now: float) -> list[Effect]:
         if message.group not in self.replicas:
             return self.arriving.ask(peer, [message.group])
-        if self._in_flight_bytes > IN_FLIGHT_BYTES_MAX:
+        if self._intake.is_full:
             return []  # Shed. The roots differ then, and anti-entropy fetches it (DESIGN 3.6).
-        return self._ingest(peer, message.group, message.operations, is_push=True, now=now)
+        return self._intake.take(peer, message.group, message.operations, reading, is_push=True, now=now)
 
-    def _ingest(
-        self, peer: bytes, group: bytes, wires: Iterable[bytes], *, is_push: bool, now: float
-    ) -> list[Effect]:
-        if now < self._full_until:
-            return []
-        replica = self.replicas[group]
-        before = replica.in_flight_bytes
-        receipt = replica.receive(wires, peer)
-        self._in_flight_bytes += replica.in_flight_bytes - before
-        effects = sends(
-            self._broadcast.received(peer, receipt, is_push=is_push, is_mesh=self.overlay.is_mesh, now=now),
-            Lane.OPERATIONS,
-        )
-        if receipt.accepted:
-            effects.append(StoreOperations(group=group, operations=receipt.accepted))
-        if receipt.is_waiting:
-            wait_s = 0.0 if self.overlay.is_mesh else ORPHAN_GRACE_S
-            self.reconciler.hasten(peer, group, now=now, wait_s=wait_s)
-        elif not replica.orphan_count:
-            self.reconciler.relax(group)
-        if receipt.durable:
-            effects += sends(self.reconciler.stored(group, receipt.durable, now=now), Lane.SYNC)
-        if receipt.refused is not None:
-            effects.append(self._offence(peer, receipt.refused, now=now))
-        return effects
-
-    def _stored(self, group: bytes, ids: tuple[bytes, ...], *, now: float) -> list[Effect]:
-        replica = self.replicas[group]
-        before = replica.in_flight_bytes
-        applied = replica.stored(ids)
-        self._in_flight_bytes += replica.in_flight_bytes - before
-        effects: list[Effect] = [GroupChanged(group=group)] if applied else []
-        mesh = self.overlay.neighbours if self.overlay.is_mesh else None
-        effects += sends(self._broadcast.stored(group, applied, mesh=mesh, now=now), Lane.OPERATIONS)
-        effects += sends(self.reconciler.stored(group, ids, now=now), Lane.SYNC)
-        if mesh is not None:
-            self._root_changed(group, now=now)
-        return effects
-
-    def _not_stored(self, groups: Iterable[bytes], *, now: float) -> list[Effect]:
-        """Forget what found no room, and take nothing more for a while: who sent it still has it."""
-        self._full_until = now + FULL_RETRY_S
+    def _not_stored(self, groups: tuple[bytes, ...], *, now: float) -> list[Effect]:
         for group in groups:
             self.arriving.ended(group)
-            if replica := self.replicas.get(group):
-                self._in_flight_bytes -= replica.in_flight_bytes
-                replica.withdraw(self._random_bytes(LOG_BYTES))
-        self.reconciler.pause(self._full_until)
+        self._intake.not_stored(groups, lambda: self._random_bytes(LOG_BYTES), now=now)
         return []
 
     # --- groups ---------------------------------------------------------------------------------------
@@ -372,7 +342,7 @@ class Engine:
         if genesis.group in self.replicas:
             return []
         self.open_group(genesis)
-        self._root_changed(genesis.group, now=now)
+        self._intake.root_changed(genesis.group, now=now)
         for peer, root, count in self.arriving.take_announced(genesis.group):
             self.reconciler.announced(peer, genesis.group, root, count, now=now)
             self.reconciler.hasten(peer, genesis.group, now=now)
@@ -382,10 +352,6 @@ class Engine:
 
     def _compare(self, node: bytes, attest: Attest) -> list[Effect]:
         return [*self.attestations.mismatches(node, attest)] if attest.group in self.replicas else []
-
-    def _root_changed(self, group: bytes, *, now: float) -> None:
-        self._announcer.changed(group, now=now)
-        self.reconciler.changed(group, now=now)
 
     def _announce(self, peers: Iterable[bytes], groups: Iterable[bytes]) -> list[Effect]:
         messages = announcements(self.replicas, groups)

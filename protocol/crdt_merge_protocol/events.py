@@ -12,6 +12,7 @@ from enum import IntEnum
 from .messages.base import Message
 from .operations import SignedOperation
 from .overlay import Dial
+from .reading import Reading
 from .reconciler import Ended
 
 
@@ -68,6 +69,8 @@ class MessageReceived:
 
     peer: bytes
     message: Message
+    reading: Reading | None = None
+    """What :meth:`Engine.read` returned for it, if the driver asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

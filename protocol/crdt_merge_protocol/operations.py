@@ -15,6 +15,7 @@ from typing import Final, Self
 from . import bodies
 from .bodies import Add, Body, Hold, Kind, PolicyAct, Remove, read_sorted_ids
 from .canonical import decode, digest, encode
+from .envelope import read_envelope, signed_wire, split_wire
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .fields import Fields
 from .identity import SIGNATURE_BYTES, NodeKey, verify
@@ -97,6 +98,19 @@ class Operation:
         Raises:
             RemoteProtocolError: Not an operation within the limits.
         """
+        if (known := read_envelope(data)) is not None:
+            group, author, log, seq, prev, deps, refs, kind, body = known
+            return cls(
+                group=group,
+                author=author,
+                log=log,
+                seq=seq,
+                prev=prev,
+                deps=deps,
+                refs=refs,
+                kind=kind,
+                body=body,
+            )
         fields = Fields(decode(data, bytes_max=OPERATION_BYTES_MAX), what="operation")
         version = fields.integer()
         if version != ENVELOPE_VERSION:
@@ -129,6 +143,8 @@ class SignedOperation:
 
     def wire(self) -> bytes:
         """Return the bytes that travel and are stored: the canonical list of encoded and signature."""
+        if len(self.signature) == SIGNATURE_BYTES and len(self.encoded) <= OPERATION_BYTES_MAX:
+            return signed_wire(self.encoded, self.signature)
         return encode([self.encoded, self.signature])
 
     @classmethod
@@ -159,6 +175,9 @@ class SignedOperation:
         Raises:
             RemoteProtocolError: The bytes are not a signed operation.
         """
+        if (parts := split_wire(data)) is not None:
+            encoded, signature = parts
+            return cls(Operation.decode(encoded), encoded, signature, operation_id(encoded))
         fields = Fields(decode(data, bytes_max=CONTROL_BODY_BYTES_MAX), what="signed operation")
         encoded = fields.blob(size_max=OPERATION_BYTES_MAX)
         signature = fields.blob(size=SIGNATURE_BYTES)

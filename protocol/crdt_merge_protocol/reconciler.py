@@ -25,6 +25,7 @@ from .errors import MalformedMessageError
 from .limits import SYNC_INBOUND_MAX, SYNC_INBOUND_PER_PEER_MAX, SYNC_OUTBOUND_MAX, SYNC_RETRY_AFTER_S
 from .messages.base import Message
 from .messages.sync import SYNC_MESSAGES, Busy, Open
+from .reading import Reading
 from .state import CRDTMergeState
 from .sync import SyncSession
 
@@ -236,7 +237,14 @@ class Reconciler:
 
     # --- sessions ---------------------------------------------------------------------------------------
 
-    def receive(self, peer: bytes, message: Message, *, now: float) -> tuple[Outgoing, bytes, list[bytes]]:
+    def group_of(self, peer: bytes, session: bytes) -> bytes | None:
+        """Return which group a session under way is about; None if there is no such session."""
+        running = self._running.get((peer, session))
+        return None if running is None else running.group
+
+    def receive(
+        self, peer: bytes, message: Message, reading: Reading | None = None, *, now: float
+    ) -> tuple[Outgoing, bytes, list[bytes]]:
         """Feed a sync message of ``peer``; return (messages to send, group, operations to verify and store).
 
         Raises:
@@ -250,7 +258,7 @@ class Reconciler:
         if running is None:
             return [], b"", []  # A session that has ended here; what is missing shows in the roots.
         try:
-            replies = running.session.receive(message, now=now)
+            replies = running.session.receive(message, now=now, reading=reading)
         finally:
             self._settle(running, now=now)
         return [(peer, reply) for reply in replies], running.group, running.session.take_operations()

@@ -22,9 +22,11 @@ from .genesis import Genesis
 from .identity import NodeKey
 from .operations import Operation, SignedOperation, sign_operation
 from .orphans import OrphanBuffer
+from .reading import Reading
 from .state import CRDTMergeState
 
 REFUSALS_REMEMBERED_MAX = 4096
+_REFUSED = "crdt-merge/refused/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +110,15 @@ class Replica:
         self._launch(signed)
         return signed
 
-    def receive(self, wires: Iterable[bytes], peer: bytes) -> Receipt:
-        """Verify operations sent by a peer and sort them into known, acceptable and waiting. Never raises."""
+    def receive(self, wires: Iterable[bytes], peer: bytes, reading: Reading | None = None) -> Receipt:
+        """Verify operations sent by a peer and sort them into known, acceptable and waiting. Never raises.
+
+        Args:
+            wires: The signed operations, in the order in which they came.
+            peer: Who sent them.
+            reading: What was found out about these bytes before.
+        """
+        reading = reading or Reading()
         accepted: list[SignedOperation] = []
         durable: list[bytes] = []
         in_flight: list[bytes] = []
@@ -117,7 +126,7 @@ class Replica:
         refused: RemoteProtocolError | None = None
         for wire in wires:
             try:
-                signed = self._verify(wire)
+                signed = self._verify(wire, reading)
                 if signed.id in self.state:
                     durable.append(signed.id)
                 elif signed.id in self._in_flight:
@@ -137,6 +146,26 @@ class Replica:
             is_waiting=is_waiting,
             refused=refused,
         )
+
+    def unchecked(self, wires: Iterable[bytes], reading: Reading) -> list[tuple[bytes, SignedOperation]]:
+        """Return, with its bytes, every operation whose signature :meth:`receive` would check. Never raises.
+
+        That ends where :meth:`receive` would refuse something for another reason.
+        """
+        found: dict[bytes, SignedOperation] = {}
+        for wire in wires:
+            if self.is_refused(wire):
+                break
+            try:
+                signed = reading.load(wire)
+            except RemoteProtocolError:
+                break
+            if self.is_here(signed.id):
+                continue
+            if signed.operation.group != self.group:
+                break
+            found[wire] = signed
+        return list(found.items())
 
     def stored(self, ids: Iterable[bytes]) -> list[SignedOperation]:
         """Move operations from in flight into the state; return those that were new to it."""
@@ -190,30 +219,34 @@ class Replica:
         self._in_flight[signed.id] = signed
         self.in_flight_bytes += len(signed.encoded)
 
-    def _verify(self, wire: bytes) -> SignedOperation:
-        key = digest("crdt-merge/refused/1", wire)
-        if key in self._refused:
+    def _verify(self, wire: bytes, reading: Reading) -> SignedOperation:
+        if self.is_refused(wire):
             raise MalformedMessageError("an operation that was refused before was sent again")
         try:
-            signed = SignedOperation.load(wire)
+            signed = reading.load(wire)
             if signed.id in self.state or signed.id in self._in_flight:
                 return signed  # Nothing will be done with this copy, so nothing more is spent on it.
             if signed.operation.group != self.group:
                 raise MalformedMessageError("an operation of another group was sent")
-            signed.check_signature()
+            reading.check_signature(wire, signed)
         except RemoteProtocolError:
-            self._remember_refused(key)
+            self._remember_refused(wire)
             raise
         return signed
 
-    def _remember_refused(self, key: bytes) -> None:
-        self._refused[key] = None
+    def is_refused(self, wire: bytes) -> bool:
+        """Tell whether these bytes were refused before, as far as that is remembered."""
+        return bool(self._refused) and digest(_REFUSED, wire) in self._refused
+
+    def _remember_refused(self, wire: bytes) -> None:
+        self._refused[digest(_REFUSED, wire)] = None
         if len(self._refused) > REFUSALS_REMEMBERED_MAX:
             self._refused.popitem(last=False)
 
     def _missing(self, signed: SignedOperation) -> bytes | None:
         """Return one id that must be accepted before an operation and is not, or None."""
-        return next((id_ for id_ in self.state.missing(signed) if id_ not in self._in_flight), None)
+        missing = self.state.missing(signed)
+        return next((id_ for id_ in missing if id_ not in self._in_flight), None) if missing else None
 
     def _check_predecessor(self, signed: SignedOperation) -> None:
         """Refuse, before anything is stored, what does not continue its own log (PROTOCOL R5)."""
@@ -228,5 +261,5 @@ class Replica:
             operation.log,
             operation.seq - 1,
         ):
-            self._remember_refused(digest("crdt-merge/refused/1", signed.wire()))
+            self._remember_refused(signed.wire())
             raise MalformedMessageError(f"operation {signed.id.hex()[:12]} does not continue its own log")

@@ -64,7 +64,9 @@ class CRDTMergeState:
 
     def missing(self, signed: SignedOperation) -> tuple[bytes, ...]:
         """Return what must be delivered before an operation and is not here (PROTOCOL R3), sorted."""
-        return tuple(sorted(signed.operation.parents - self._operations.keys()))
+        here = self._operations
+        missing = [parent for parent in signed.operation.parents if parent not in here]
+        return tuple(sorted(missing)) if missing else ()
 
     def apply(self, signed: SignedOperation) -> bool:
         """Take in an operation whose signature was verified; False if it was here.

@@ -41,6 +41,7 @@ from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolErr
 from .limits import SYNC_PROGRESS_TIMEOUT_S
 from .messages.base import Message
 from .messages.sync import NONCE_BYTES
+from .reading import Reading
 from .sync_exchange import Exchange
 from .sync_stream import PastMissingError, SyncView
 
@@ -141,10 +142,15 @@ class SyncSession:
             raise LocalProtocolError("only the initiator starts a session, and once.")
         return [self._exchange.open()]
 
-    def receive(self, message: Message, *, now: float) -> list[Message]:
+    def receive(self, message: Message, *, now: float, reading: Reading | None = None) -> list[Message]:
         """Take in a message of the other side and return the answers.
 
         Received operations are then to be had from :meth:`take_operations`.
+
+        Args:
+            message: The message.
+            now: Monotonic seconds.
+            reading: What is known of its operations already.
 
         Raises:
             RemoteProtocolError: The message breaks the rules; the session has failed.
@@ -152,7 +158,7 @@ class SyncSession:
         try:
             if self.is_finished or getattr(message, "session", None) != self.session:
                 raise MalformedMessageError(f"{type(message).__name__} belongs to no session under way.")
-            replies = self._exchange.handle(message)
+            replies = self._exchange.handle(message, reading or Reading())
             if not self.is_finished:
                 replies += self._exchange.advance()
         except RemoteProtocolError as error:

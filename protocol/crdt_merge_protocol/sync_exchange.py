@@ -20,6 +20,7 @@ from .limits import (
 from .messages.base import Message
 from .messages.sync import Ack, Busy, End, Lack, List, Nodes, Open, Operations, SyncMessage
 from .messages.walk import Entry, Wanted
+from .reading import Reading
 from .sync_list import Listed, Lister
 from .sync_stream import Inbox, Outbox, SyncView
 from .sync_walk import Walk, session_key
@@ -89,8 +90,8 @@ class Exchange:
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def handle(self, message: Message) -> list[Message]:
-        """Take in a message and return the answers.
+    def handle(self, message: Message, reading: Reading) -> list[Message]:
+        """Take in a message, of whose operations this is known already, and return the answers.
 
         Raises:
             RemoteProtocolError: The message breaks the rules.
@@ -101,7 +102,7 @@ class Exchange:
             case Nodes():
                 replies = self._on_nodes(message)
             case Operations():
-                replies = self._on_operations(message)
+                replies = self._on_operations(message, reading)
             case Ack():
                 replies = self._on_ack(message)
             case List():
@@ -155,12 +156,12 @@ class Exchange:
         self._check_wants()
         return []
 
-    def _on_operations(self, message: Operations) -> list[Message]:
+    def _on_operations(self, message: Operations, reading: Reading) -> list[Message]:
         if self._phase is _Phase.WALKING and not self._is_asked:
             self._close_walk(is_closer=True)
         if self._phase not in (_Phase.SENDING, _Phase.LISTED) or self._their_end is not None:
             raise self._unexpected(message)
-        for identifier in self.inbox.accept(message):
+        for identifier in self.inbox.accept(message, reading):
             if self.walk is not None:
                 self.walk.wanted.discard(self.walk.short(identifier))
         self._check_wants()

@@ -16,6 +16,7 @@ from .limits import CONTROL_BODY_BYTES_MAX, SYNC_WINDOW_BYTES
 from .merkle import Trie
 from .messages.sync import OPERATIONS_PER_MESSAGE_MAX, Ack, Operations
 from .operations import SignedOperation
+from .reading import Reading
 
 _FRAMING_BYTES = 64
 """Room in a message for everything but the operations."""
@@ -138,8 +139,8 @@ class Inbox:
         """Note how many operations the other side is going to send."""
         self.left_count = left_count
 
-    def accept(self, message: Operations) -> list[bytes]:
-        """Take in a message and return the ids in it.
+    def accept(self, message: Operations, reading: Reading) -> list[bytes]:
+        """Take in a message, of which this is known already, and return the ids in it.
 
         Raises:
             RemoteProtocolError: An operation is malformed, not wanted, sent twice, or precedes its past; or
@@ -151,7 +152,7 @@ class Inbox:
                 f"{message.left_count + count} operations left, {self.left_count} were announced."
             )
         self.left_count = message.left_count
-        return [self._accept(wire) for wire in message.operations]
+        return [self._accept(wire, reading.load(wire)) for wire in message.operations]
 
     def settle(self, ids: Iterable[bytes]) -> bool:
         """Note what is durable; return whether any of it was pending."""
@@ -174,8 +175,7 @@ class Inbox:
         wires, self._wires = self._wires, []
         return wires
 
-    def _accept(self, wire: bytes) -> bytes:
-        signed = SignedOperation.load(wire)
+    def _accept(self, wire: bytes, signed: SignedOperation) -> bytes:
         identifier = signed.id
         if signed.operation.group != self._state.group:
             raise MalformedMessageError(f"operation {identifier.hex()[:12]} is of another group.")

@@ -13,7 +13,7 @@ from crdt_merge_node.errors import CorruptError, FullError, StoreFailedError
 from crdt_merge_node.ports import DiskSpace, SystemFs
 from crdt_merge_node.runtime import RunningNode
 from crdt_merge_node.world import World
-from crdt_merge_protocol import engine as engine_module
+from crdt_merge_protocol import intake
 from safetensors.numpy import save_file
 from support.whole_nodes import Site, WholeNode, config_of, last, save_model, until_agreed
 
@@ -166,7 +166,7 @@ async def test_a_full_disk_is_named_serves_on_and_ends_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SCENARIOS T20: what others send meanwhile is taken afterwards, without a restart."""
-    monkeypatch.setattr(engine_module, "FULL_RETRY_S", 0.1)
+    monkeypatch.setattr(intake, "FULL_RETRY_S", 0.1)
     fs = SmallFs()
     async with Site(tmp_path).nodes(2, n1=World(fs=fs)) as nodes:
         other, full = nodes
@@ -177,7 +177,7 @@ async def test_a_full_disk_is_named_serves_on_and_ends_by_itself(
         with pytest.raises(FullError) as raised:
             await full.add("g", save_model(tmp_path / "mine", 2.0), slot="mine")
         await other.add("g", save_model(tmp_path / "theirs", 3.0), slot="theirs")
-        await full.until(lambda: full.services.engine._full_until > 0.0)
+        await full.until(lambda: full.services.engine._intake._full_until > 0.0)
         during = await full.api.status()
         served = await full.resolve("g", tmp_path / "out")
 

@@ -5,9 +5,8 @@ from random import Random
 from typing import TypeVar
 
 import pytest
-from crdt_merge_protocol import arriving_groups
-from crdt_merge_protocol import engine as engine_module
-from crdt_merge_protocol.engine import FULL_RETRY_S, Engine
+from crdt_merge_protocol import arriving_groups, intake
+from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.events import (
     AttestationMismatch,
@@ -29,6 +28,7 @@ from crdt_merge_protocol.events import (
     StoreOperations,
     Tick,
 )
+from crdt_merge_protocol.intake import FULL_RETRY_S
 from crdt_merge_protocol.limits import (
     ATTESTATIONS_PER_PEER_MAX,
     DIALS_MAX,
@@ -208,7 +208,7 @@ def test_when_too_much_is_on_its_way_to_the_disk_pushes_are_shed(
     """DESIGN 3.6: shed and repair; what was shed shows in the roots."""
     node.up(PEER)
     chain = [author.add(f"content {number}") for number in range(3)]
-    monkeypatch.setattr(engine_module, "IN_FLIGHT_BYTES_MAX", len(chain[0].encoded))
+    monkeypatch.setattr(intake, "IN_FLIGHT_BYTES_MAX", len(chain[0].encoded))
     first = node.receive(PEER, gossip(chain[0]))
     second = node.receive(PEER, gossip(chain[1]))
     shed = node.receive(PEER, gossip(chain[2]))
