@@ -329,9 +329,16 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
+from crdt_merge_node.resolve.single import be_single
+if sys.argv.pop(1) == "copies":
+    be_single()
 from crdt_merge_node.resolve import merge_files
 
 def progress(done, total, step):
@@ -344,21 +351,24 @@ merge_files(files, Path(sys.argv[1]), strategy="linear", workers=2, progress=pro
 """
 
 
-def test_a_merge_killed_while_writing_leaves_no_output_and_no_process(models, tmp_path: Path):
+@pytest.mark.parametrize("kind", ["copies", "fresh"])
+def test_a_merge_killed_while_writing_leaves_no_output_and_no_process(models, tmp_path: Path, kind: str):
     """T43: under the output's name there is what was there before, and workers end with their parent."""
     output = tmp_path / "out.safetensors"
     output.write_text("before")
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(output), *map(str, models["F32"][1])],
+        [sys.executable, "-c", SCRIPT, kind, str(output), *map(str, models["F32"][1])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"merging\n"
         workers = [(pid, os.pidfd_open(pid)) for pid in children_of(process.pid)]
+        copies = [pid for pid, _ in workers if command_of(pid) == command_of(process.pid)]
         process.send_signal(signal.SIGKILL)
 
     assert len(workers) == 2
+    assert len(copies) == (2 if kind == "copies" else 0)
     for _, descriptor in workers:
         wait_for_end(descriptor)
     assert output.read_text() == "before"

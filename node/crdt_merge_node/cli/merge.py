@@ -134,6 +134,9 @@ def _merge(
     reports: tuple[str, ...] = (),
     card: str | None = None,
 ) -> ResolveResult:
+    from crdt_merge_node.resolve.single import be_single
+
+    be_single()  # First: the next imports bring numpy.
     from crdt_merge_node.ports import SystemFs
     from crdt_merge_node.report.writing import write_card, write_reports
     from crdt_merge_node.resolve.merge import merge_files

@@ -11,9 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -27,8 +24,8 @@ from crdt_merge_node.ports import Fs, SystemFs
 from .blocks import Worker
 from .files import SourceReader
 from .job import TensorSource
-from .tasks import Task
-from .worker import WorkerFailed
+from .starting import Process, start
+from .tasks import Task, WorkerFailed
 
 Answer = tuple[Any, memoryview]
 """What a task returned and the bytes it put out; the bytes are valid until the next answer is asked for."""
@@ -103,7 +100,7 @@ class InlinePool:
 
 
 class ProcessPool:
-    """Runs tasks in fresh interpreters that end with this process."""
+    """Runs tasks in processes that end with this one."""
 
     def __init__(self, *, workers: int, slot_bytes: int, tick: Tick) -> None:
         self._tick = tick
@@ -114,7 +111,10 @@ class ProcessPool:
         try:
             os.ftruncate(memory_fd, self._slot_count * slot_bytes)
             self._memory = mmap.mmap(memory_fd, 0)
-            self._workers = [_WorkerProcess(memory_fd, slot_bytes) for _ in range(workers)]
+            self._workers: list[_WorkerProcess] = []
+            for _ in range(workers):
+                others = [worker.connection for worker in self._workers]
+                self._workers.append(_WorkerProcess(*start(self._memory, memory_fd, slot_bytes, others)))
         finally:
             os.close(memory_fd)
 
@@ -191,21 +191,9 @@ class ProcessPool:
 class _WorkerProcess:
     """One worker, its connection, and what it was given; its length is the number of tasks under way."""
 
-    def __init__(self, memory_fd: int, slot_bytes: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module.
-                [
-                    # -P: a file named numpy.py in the working directory is not numpy.
-                    *(sys.executable, "-P", "-m", "crdt_merge_node.resolve.worker"),
-                    *(str(theirs.fileno()), str(memory_fd), str(slot_bytes)),
-                ],
-                pass_fds=(theirs.fileno(), memory_fd),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        self.connection = Connection(ours.detach())
+    def __init__(self, connection: Connection, process: Process) -> None:
+        self.connection = connection
+        self._process = process
         self._given: deque[tuple[int, int]] = deque()
 
     def __len__(self) -> int:
@@ -233,16 +221,14 @@ class _WorkerProcess:
         """End the worker. It holds nothing that is worth a farewell."""
         self._process.kill()
         self.connection.close()
-        self._process.wait()
+        self._process.wait(None)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, OSError):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_END_TIMEOUT_S)
-            status = self._process.returncode
+            status = self._process.wait(_END_TIMEOUT_S)
             raise ResolveError(
                 f"A resolve worker ended with status {status} before it was done.",
                 hint="If the kernel killed it for want of memory, lower resolve.memory_bytes.",

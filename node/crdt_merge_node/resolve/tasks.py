@@ -34,6 +34,10 @@ _Put = Callable[[memoryview], None]
 """Takes the next merged bytes of a span."""
 
 
+class WorkerFailed(Exception):  # noqa: N818 - an envelope for a traceback, never raised as such.
+    """An error of another process that is a bug, with its traceback as text."""
+
+
 class Task(Protocol):
     """Something to do in a worker."""
 

@@ -1,8 +1,8 @@
 """A worker process: reads tasks from a socket, writes merged bytes to shared memory, answers, repeats.
 
 It ends when its socket closes, so it never outlives the process that started it, whether that one finished,
-gave up or was killed. It is a fresh interpreter, not a fork: the daemon has threads and gRPC (NOTES 4). The
-socket carries pickled values between two processes of one program; nothing a peer sends is ever unpickled.
+gave up or was killed. ``starting`` says what it is. The socket carries pickled values between two processes
+of one program; nothing a peer sends is ever unpickled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from crdt_merge_protocol.errors import CrdtMergeError
 from crdt_merge_node.ports import SystemFs
 
 from .blocks import Worker
-from .tasks import Task
+from .tasks import Task, WorkerFailed
 
 NICENESS: Final = 5
 """A merge takes all cores for minutes; whoever answers peers meanwhile goes first."""
@@ -31,18 +31,25 @@ _M_MMAP_THRESHOLD: Final = -3
 _KEPT_BYTES: Final = 1 << 30
 
 
-class WorkerFailed(Exception):  # noqa: N818 - an envelope for a traceback, never raised as such.
-    """An error of another process that is a bug, with its traceback as text."""
-
-
 def main(arguments: list[str]) -> None:
     """Serve tasks: the arguments are two descriptors, of the socket and the memory, and the slot size."""
     socket_fd, memory_fd, slot_bytes = (int(argument) for argument in arguments)
+    serve(socket_fd, mmap.mmap(memory_fd, 0), slot_bytes)
+
+
+def serve(socket_fd: int, memory: mmap.mmap, slot_bytes: int) -> None:
+    """Serve tasks until the socket closes.
+
+    Args:
+        socket_fd: Where tasks come from and answers go.
+        memory: Of all slots.
+        slot_bytes: Size of each.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     _keep_memory()
-    slots = memoryview(mmap.mmap(memory_fd, 0))
+    slots = memoryview(memory)
     worker = Worker(SystemFs())
     with Connection(socket_fd) as connection, contextlib.suppress(EOFError, ConnectionError):
         while True:
