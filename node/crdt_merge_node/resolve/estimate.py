@@ -36,6 +36,9 @@ class Estimate:
     tensors: int
     merged_tensors: int
     """Of these, those that are computed; the others are copied."""
+    reused_tensors: int
+    """Of those that are copied, those that come from earlier outputs."""
+    reused_bytes: int
     passes: int
     """Times that the inputs are read at most."""
     read_bytes: int
@@ -63,7 +66,9 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
         determinism=strategy.determinism_in(plan.context),
         warnings=plan.warnings,
         tensors=len(plan.tensors),
-        merged_tensors=len(plan.context.specs),
+        merged_tensors=sum(tensor.index >= 0 for tensor in plan.tensors),
+        reused_tensors=len(plan.reuse.taken),
+        reused_bytes=plan.reuse.nbytes,
         passes=passes,
         read_bytes=plan.input_bytes * passes,
         output_bytes=plan.nbytes,
@@ -77,7 +82,8 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
 def _seconds(plan: Plan, passes: int, per_byte: float) -> float:
     """Return the arithmetic and the reading, shared out, or the writing if that takes longer."""
     strategy, context = get(plan.strategy), plan.context
-    arithmetic = sum(strategy.nanoseconds(context, index) for index in range(len(context.specs))) / 1e9
+    merged = (tensor.index for tensor in plan.tensors if tensor.index >= 0)
+    arithmetic = sum(strategy.nanoseconds(context, index) for index in merged) / 1e9
     reading = plan.input_bytes * passes * per_byte
     writing = plan.nbytes * per_byte
     if not plan.workers:

@@ -48,6 +48,18 @@ class TensorSource:
     """Blob digest. If given, the bytes are verified while they are merged (SCENARIOS T41)."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """A tensor of an earlier output."""
+
+    source: TensorSource
+    """In that output, with the blob digest that its account gives."""
+    misfits: int = 0
+    """Elements that did not fit the output type."""
+    findings: Any = None
+    """What the passes found of it; JSON."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
     """One contribution, or the base model."""
@@ -122,6 +134,8 @@ class ResolveJob:
     """Goes into the provenance as it is; JSON."""
     shard_bytes: int = 0
     """Size of tensors in one file of the output, a directory then; 0: one file. No part of any key."""
+    earlier: Mapping[bytes, KeptTensor] = field(default_factory=dict)
+    """Tensors of earlier outputs by their keys: they need not be computed. No part of any key."""
 
 
 class OutputFile(NamedTuple):
@@ -157,3 +171,6 @@ class ResolveResult:
     """What turns the common model into that of each task, for strategies that put that out."""
     files: tuple[OutputFile, ...] = ()
     """Of a directory: its shards, and their index if there are several."""
+    reused_tensors: int = 0
+    """Taken over from earlier outputs, not computed."""
+    reused_bytes: int = 0

@@ -18,14 +18,16 @@ from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
 from .describe import MODEL, DescribedFile, describe_files
+from .earlier import read_earlier, telling_what_changed
 from .estimate import Estimate, estimate_job
-from .job import DEFAULT_MEMORY_BYTES, IsCancelled, ReportProgress, ResolveJob, ResolveResult
+from .job import DEFAULT_MEMORY_BYTES, IsCancelled, KeptTensor, ReportProgress, ResolveJob, ResolveResult
 from .memory import share_memory
 from .offline import Inputs, job_of, job_unread, read_inputs
 from .output import open_output
 from .plan import INLINE_BYTES_MAX, make_plan
 from .pool import Pool
 from .run import Run, open_pool, say_nothing, ticker, usable_cores
+from .taken import EarlierChangedError
 
 _NAMED_MAX: Final = 4
 
@@ -44,6 +46,7 @@ def merge_files(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     workers: int | None = None,
     shard_bytes: int = 0,
+    reuses: bool = False,
     progress: ReportProgress | None = None,
     cancelled: IsCancelled | None = None,
     fs: Fs | None = None,
@@ -68,6 +71,8 @@ def merge_files(
         memory_bytes: Budget over all processes.
         workers: As in ``ResolveJob``.
         shard_bytes: As in ``ResolveJob``.
+        reuses: Take over from the output that is replaced, if its account is there, what need not be
+            computed again. The bytes are the same.
         progress: Told bytes done, bytes in all, and the step.
         cancelled: Asked about ten times a second.
         fs: Where headers are read and the output goes.
@@ -99,14 +104,24 @@ def merge_files(
     )
     count = _worker_count(inputs, len(files), memory_bytes=memory_bytes, workers=workers)
     report = progress or say_nothing
-    with open_pool(count, fs, ticker(cancelled)) as pool:
-        described = _describe(inputs, pool, report)
-        job = job_of(inputs, described, task=task, memory_bytes=memory_bytes, workers=count)
-        job = replace(job, shard_bytes=shard_bytes)
-        plan = make_plan(job, cores=count)
-        pool.keep(plan.workers)
-        with open_output(output, plan, shard_bytes=shard_bytes, fs=fs, rng=rng or SystemRng()) as writer:
-            result = Run(job, plan, pool, report).write(writer, started=started, clock=clock)
+
+    def once(earlier: Mapping[bytes, KeptTensor]) -> tuple[ResolveJob, ResolveResult]:
+        with open_pool(count, fs, ticker(cancelled)) as pool:
+            described = _describe(inputs, pool, report)
+            job = job_of(inputs, described, task=task, memory_bytes=memory_bytes, workers=count)
+            job = replace(job, shard_bytes=shard_bytes, earlier=earlier)
+            plan = make_plan(job, cores=count)
+            pool.keep(plan.workers)
+            with (
+                telling_what_changed(plan.reuse, fs),
+                open_output(output, plan, shard_bytes=shard_bytes, fs=fs, rng=rng or SystemRng()) as writer,
+            ):
+                return job, Run(job, plan, pool, report).write(writer, started=started, clock=clock)
+
+    try:
+        job, result = once(read_earlier(fs, output) if reuses else {})
+    except EarlierChangedError:
+        job, result = once({})
     if afterwards is not None:
         afterwards(job, result)
     return result

@@ -261,15 +261,16 @@ class OutputWriter:
     def output_digest(self, tensors: tuple[TensorPlan, ...]) -> bytes:
         """Return the digest over sorted (name, element type, shape, blob digest), STRATEGIES 1.11."""
         lines = [
-            [
-                tensor.spec.name,
-                tensor.spec.dtype,
-                list(tensor.spec.shape),
-                blob_digest(tensor.spec.nbytes, self._digests(number)),
-            ]
-            for number, tensor in enumerate(tensors)
+            [tensor.spec.name, tensor.spec.dtype, list(tensor.spec.shape), blob]
+            for tensor, blob in zip(tensors, self.blobs(tensors), strict=True)
         ]
         return digest("crdt-merge/output/1", encode(lines))
+
+    def blobs(self, tensors: tuple[TensorPlan, ...]) -> list[bytes]:
+        """Return the blob digest of every tensor, once everything is written."""
+        return [
+            blob_digest(tensor.spec.nbytes, self._digests(number)) for number, tensor in enumerate(tensors)
+        ]
 
     def final(self, path: Path) -> Path:
         """Return where a file that is beside the output under construction will be."""

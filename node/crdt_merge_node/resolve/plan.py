@@ -46,6 +46,7 @@ from .job import (
 from .memory import share_memory, with_blocks
 from .needs import add_parts, refuse_unmet
 from .steps import Plan, TensorPlan, all_sources_of
+from .tensor_keys import take_over
 
 SEED_RULE: Final = "root"
 INLINE_BYTES_MAX: Final = 32 * MIB
@@ -129,7 +130,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     working = _working(job)
     strategy, context = working.strategy, working.context
     tensors, warnings = _plan_tensors(job, uses_base=strategy.uses_base(context))
-    tensors = add_parts(job, strategy, context, tensors)
+    tensors, reuse = take_over(job, strategy, context, add_parts(job, strategy, context, tensors))
     header, _ = layout(tensor.spec for tensor in tensors)
     read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
     wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
@@ -156,6 +157,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         is_compiled=share.is_compiled,
         stand_in_reason="; ".join(working.reasons),
         memory_bytes=share.memory_bytes,
+        reuse=reuse,
     )
 
 

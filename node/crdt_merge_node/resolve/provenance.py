@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -22,9 +22,14 @@ PROVENANCE_SCHEMA: Final = "provenance/1"
 
 
 def provenance_of(
-    job: ResolveJob, plan: Plan, result: ResolveResult, modulators: ModulatorsFile | None = None
+    job: ResolveJob,
+    plan: Plan,
+    result: ResolveResult,
+    modulators: ModulatorsFile | None = None,
+    *,
+    tensors: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Return the account of a finished resolve."""
+    """Return the account of a finished resolve; ``tensors`` as ``Reuse.account`` yields it."""
     return {
         "schema": PROVENANCE_SCHEMA,
         "resolve_key": result.resolve_key.hex(),
@@ -41,6 +46,8 @@ def provenance_of(
                 for file in result.files
             ],
         },
+        "tensors": list(tensors),
+        "reused": {"tensors": result.reused_tensors, "nbytes": result.reused_bytes},
         "modulators": modulators
         and {
             "name": modulators.path.name,

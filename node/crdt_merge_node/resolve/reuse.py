@@ -109,4 +109,6 @@ def _result(account: Mapping[str, Any], job: ResolveJob, output: Path, account_p
             OutputFile(name=about["name"], nbytes=about["nbytes"], sha256=bytes.fromhex(about["sha256"]))
             for about in account["file"]["files"]
         ),
+        reused_tensors=account["file"]["tensors"],
+        reused_bytes=account["file"]["nbytes"],
     )

@@ -24,6 +24,7 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 
 from .ahead import reading_ahead
 from .blocks import changed
+from .earlier import telling_what_changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .modulators import ModulatorsFile
 from .output import OutputWriter, open_output
@@ -31,6 +32,7 @@ from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
 from .provenance import provenance_of, writable
 from .steps import SLOT_BYTES, Plan, Span, TensorPlan, sources_of
+from .taken import EarlierChangedError
 from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, MergeIntoFile, Observe, Task
 
 _WARNED_TENSORS_MAX: Final = 20
@@ -49,7 +51,8 @@ def run_job(
     """Merge the inputs of ``job`` into ``output`` and write its provenance beside it, or into the directory.
 
     Args:
-        job: Made by ``plan.build_job``.
+        job: Made by ``plan.build_job``. Should an earlier output not be what its account says, the job is
+            done without.
         output: A file, replaced atomically if it exists, or a directory of shards. Its parent must exist.
         progress: Told bytes read so far, bytes to read in all, and the step.
         cancelled: Asked about ten times a second.
@@ -65,11 +68,20 @@ def run_job(
     """
     fs, clock = fs or SystemFs(), clock or SystemClock()
     started = clock.monotonic()
-    plan = make_plan(job, cores=usable_cores())
-    with open_pool(plan.workers, fs, ticker(cancelled)) as pool:
-        run = Run(job, plan, pool, progress or say_nothing)
-        with open_output(output, plan, shard_bytes=job.shard_bytes, fs=fs, rng=rng or SystemRng()) as writer:
-            return run.write(writer, started=started, clock=clock)
+
+    def once(job: ResolveJob) -> ResolveResult:
+        plan = make_plan(job, cores=usable_cores())
+        with telling_what_changed(plan.reuse, fs), open_pool(plan.workers, fs, ticker(cancelled)) as pool:
+            run = Run(job, plan, pool, progress or say_nothing)
+            with open_output(
+                output, plan, shard_bytes=job.shard_bytes, fs=fs, rng=rng or SystemRng()
+            ) as writer:
+                return run.write(writer, started=started, clock=clock)
+
+    try:
+        return once(job)
+    except EarlierChangedError:
+        return once(replace(job, earlier={}))
 
 
 def usable_cores() -> int:
@@ -112,14 +124,15 @@ class Run:
         """Do all steps and return the durable result."""
         next(self._reading_ahead(self._plan.merge_batches()), None)  # While workers start.
         self._pool.tell(Load(self._plan))
-        state = self._observe()
+        state = self._plan.reuse.complete(self._observe())
         self._merge(writer)
-        decisions = writable(self._strategy.decisions(self._plan.context, state))
+        decisions = writable(self._plan.reuse.decisions(self._strategy, self._plan.context, state))
+        misfits = self._plan.reuse.misfits(self._plan.tensors, self._misfits)
         decisions["warnings"] = warnings = [
             *_stand_in_warnings(self._job, self._plan),
             *self._plan.warnings,
             *decisions.get("warnings", ()),
-            *_misfit_warnings(self._misfits),
+            *_misfit_warnings(misfits),
         ]
         modulators = self._finish_modulators(writer, decisions) if self._plan.is_modulated else None
         result = ResolveResult(
@@ -136,9 +149,13 @@ class Run:
             effective_strategy=self._plan.strategy,
             modulators_path=writer.final(modulators.path) if modulators else None,
             files=writer.files if self._job.shard_bytes else (),
+            reused_tensors=len(self._plan.reuse.taken),
+            reused_bytes=self._plan.reuse.nbytes,
         )
+        blobs = writer.blobs(self._plan.tensors)
+        tensors = list(self._plan.reuse.account(self._plan.tensors, blobs, misfits, state))
         self._report(self._total_bytes, self._total_bytes, "writing to disk")
-        writer.commit(provenance_of(self._job, self._plan, result, modulators), modulators)
+        writer.commit(provenance_of(self._job, self._plan, result, modulators, tensors=tensors), modulators)
         return result
 
     def _finish_modulators(self, writer: OutputWriter, decisions: Mapping[str, Any]) -> ModulatorsFile:

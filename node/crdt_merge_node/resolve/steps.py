@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
@@ -19,6 +19,7 @@ from crdt_merge_protocol.strategies.contract import Granularity, MergeContext
 from crdt_merge_protocol.strategies.registry import get
 
 from .job import TensorSource
+from .taken import Reuse
 
 SPAN_ELEMENTS: Final = 1 << 19
 """Elements of one tensor that one task merges: whole chunks of 1 MiB in every floating point type."""
@@ -140,6 +141,8 @@ class Plan:
     """Why ``strategy`` is not the job's own; empty if it is."""
     memory_bytes: int = 0
     """Anonymous and shared memory at the peak, estimated."""
+    reuse: Reuse = field(default_factory=Reuse)
+    """What is copied from earlier outputs, and the names that others will know this one's tensors by."""
 
     @property
     def is_modulated(self) -> bool:
