@@ -27,13 +27,13 @@ from blake3 import blake3
 from crdt_merge_protocol.blobs import chunk_count
 from crdt_merge_protocol.limits import CHUNK_BYTES
 
-from crdt_merge_node.errors import ConfigError, CorruptError, NotFoundError, StorageError
+from crdt_merge_node.errors import ConfigError, CorruptError, FullError, NotFoundError, StorageError
 from crdt_merge_node.ports import Clock, Fs, replace_file
 
 from .checking_files import Placed, blob_path, placed_blobs
 from .checking_rows import has_kept, roots_of_ids, select
 from .findings import Report
-from .health import NO_ROOM, full_error
+from .health import NO_ROOM
 from .schema import SCHEMA_VERSION
 from .store import Store
 
@@ -145,8 +145,12 @@ def write_backup(
         fs.sync_dir(target)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise full_error(target) from error
-        raise StorageError(f"{error.filename or target}: {error.strerror}.") from error
+            raise FullError(
+                f"no room on the file system of {target}.", hint="Make room there; the same command goes on."
+            ) from error
+        raise StorageError(
+            f"{error.filename or target}: {error.strerror}.", hint="Name a directory that can be written to."
+        ) from error
     return Written(manifest, work.linked_bytes, work.missing_blobs)
 
 

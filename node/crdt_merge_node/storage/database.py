@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
 
-from crdt_merge_node.errors import StorageError
+from crdt_merge_node.errors import FullError, StorageError
 
 from .connecting import connect, translated
 from .health import Health, Room, full_error
@@ -53,6 +53,17 @@ def done() -> Future[None]:
     future: Future[None] = Future()
     future.set_result(None)
     return future
+
+
+@contextmanager
+def _blaming(target: Path) -> Iterator[None]:
+    """Say of a copy what went wrong with it, so that nobody loses trust in the database itself."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise FullError(f"{target} cannot be written: no room.", hint="Make room there.") from error
+    except apsw.Error as error:
+        raise StorageError(f"{target} cannot be written: {error}.", hint="Name another place.") from error
 
 
 @dataclass(slots=True)
@@ -167,18 +178,19 @@ class Database:
             progress: Hears (bytes copied, bytes in all).
 
         Raises:
-            StorageError: The copy cannot be written.
+            FullError, StorageError: The copy cannot be written. It says nothing about this database.
         """
         copying: list[tuple[apsw.Connection, apsw.Backup]] = []
 
         def begin(connection: apsw.Connection) -> None:
-            copy = apsw.Connection(str(target))
-            copying.append((copy, copy.backup("main", connection, "main")))
+            with _blaming(target):
+                copy = apsw.Connection(str(target))
+                copying.append((copy, copy.backup("main", connection, "main")))
 
         def step(connection: apsw.Connection) -> tuple[int, int]:
             _, backup = copying[0]
             # Locked: a write of this very connection is under way. Whatever it changes is in the copy, too.
-            with suppress(apsw.LockedError, apsw.BusyError):
+            with _blaming(target), suppress(apsw.LockedError, apsw.BusyError):
                 backup.step(BACKUP_PAGES)
             page_bytes = int(connection.pragma("page_size"))
             return backup.page_count * page_bytes, backup.remaining * page_bytes
@@ -186,10 +198,11 @@ class Database:
         def end(_connection: apsw.Connection) -> None:
             for copy, backup in copying:
                 is_done = backup.done
-                backup.finish()
-                if is_done:
-                    copy.pragma("journal_mode", "delete")  # One file, without a log beside it.
-                copy.close()
+                with _blaming(target), closing(copy):
+                    with suppress(apsw.Error):  # It says again what a step said.
+                        backup.finish()
+                    if is_done:
+                        copy.pragma("journal_mode", "delete")  # One file, without a log beside it.
 
         try:
             self.read(begin)
@@ -197,8 +210,6 @@ class Database:
             while left or not copying[0][1].done:
                 total, left = self.read(step)
                 progress(total - left, total)
-        except apsw.Error as error:
-            raise StorageError(f"{target} cannot be written: {error}.") from error
         finally:
             self.read(end)
 

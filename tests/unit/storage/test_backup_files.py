@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
+from crdt_merge_node.errors import StorageError
 from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.storage import DataDir, Store
 from crdt_merge_node.storage.backup import Origin, Written, write_backup
@@ -13,7 +16,7 @@ from crdt_merge_node.storage.fsck import fsck
 from crdt_merge_node.storage.restore import restore_backup, verify_backup
 from crdt_merge_protocol.blobs import blob_digest_of
 from support.file_systems import SharingFs, StubbornFs
-from support.machines import StillClock
+from support.machines import GENESIS, GROUP, StillClock
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("lines")]
 
@@ -126,3 +129,27 @@ async def test_fsck_sees_what_was_written_to_a_kept_file(tmp_path: Path) -> None
     assert check(is_repairing=True) == [("blob", blob_digest_of(B).hex())]
     assert check(is_repairing=False) == []
     assert kept.read_bytes() == bytes(data)  # It still holds the other blob.
+
+
+def _open_files_named(part: str) -> list[str]:
+    descriptors = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [name for name in map(os.readlink, descriptors) if part in name]
+
+
+async def test_a_backup_without_room_blames_its_own_place_and_the_store_goes_on(tmp_path: Path) -> None:
+    """One that cannot be written must not end the node whose store is well, nor keep its file open."""
+    data = DataDir.open(tmp_path / "node")
+    store = await Store.open(data, clock=StillClock(), rng=SeededRng(7), reserve_bytes=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"copy\.db cannot be written"):
+            store.copy_database(tmp_path / "copy.db", nothing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    await store.add_group(GENESIS, GROUP)
+
+    assert store.groups() == [(GROUP, GENESIS)]
+    assert not _open_files_named("copy.db")
+    await store.close()
+    data.close()
