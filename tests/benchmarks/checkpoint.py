@@ -130,7 +130,7 @@ def _rows(
 
 
 def _ours(method: Method, models: Sequence[Path], base: Path, output: Path) -> Cost:
-    command = [str(CLI), "merge", *(str(path / MODEL_FILE) for path in models), "-o", str(output)]
+    command = [str(CLI), "merge", "--fresh", *(str(path / MODEL_FILE) for path in models), "-o", str(output)]
     command += ["--strategy", method.name]
     command += ["--base", str(base / MODEL_FILE)] if method.has_base else []
     for param in method.ours:

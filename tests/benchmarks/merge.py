@@ -42,6 +42,7 @@ def measure(options: Options) -> Iterator[Row]:
             command = [
                 str(CLI),
                 "merge",
+                "--fresh",  # Else the second time takes over what the first has written.
                 *map(str, models[:count]),
                 "-o",
                 str(output),

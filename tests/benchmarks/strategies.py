@@ -267,7 +267,7 @@ def _whole_commands(field: Field) -> Iterator[Row]:
         if made.returncode:
             continue
         more = json.loads(made.stdout)
-        command = [str(CLI), "merge", *map(str, models), "-o", str(output), "--strategy", strategy]
+        command = [str(CLI), "merge", "--fresh", *map(str, models), "-o", str(output), "--strategy", strategy]
         command += ["--base", str(base)] if needs_base(strategy) else []
         for name, value in more["params"].items():
             command += ["--param", f"{name}={value}"]

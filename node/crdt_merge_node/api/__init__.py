@@ -263,6 +263,7 @@ class LocalNode(Upkeep):
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
         shard_bytes: int = 0,
+        fresh: bool = False,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file, or a directory of shards."""
         from . import resolving
@@ -276,6 +277,7 @@ class LocalNode(Upkeep):
             report_paths=report_paths,
             card_path=card_path,
             shard_bytes=shard_bytes,
+            is_fresh=fresh,
         )
         steps = resolving.resolve_group(self._services, group, request)
         return steps if plan_only else measured(self._services, steps)

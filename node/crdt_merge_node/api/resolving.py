@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from crdt_merge_node.ports import available_memory_bytes
 from crdt_merge_node.report.kept import is_cheap, keep
 from crdt_merge_node.report.writing import measure_layers, write_card, write_reports
 from crdt_merge_node.resolve import (
+    KeptTensor,
     ResolveJob,
     ResolveResult,
     TensorSource,
@@ -33,6 +34,8 @@ from crdt_merge_node.resolve import (
     build_job,
     estimate_job,
     find_finished,
+    recall,
+    remember,
     run_job,
 )
 from crdt_merge_node.services import Services
@@ -63,6 +66,8 @@ class ResolveRequest:
     """Where to write a model card; empty: none."""
     shard_bytes: int = 0
     """Size of tensors in one file of a directory; 0: the output is one file."""
+    is_fresh: bool = False
+    """Compute everything, even what earlier outputs hold."""
 
 
 async def resolve_group(
@@ -100,13 +105,14 @@ async def resolve_group(
             hint=f"See: crdt-merge-node contribution list {name}",
         )
     job = _job(services, group, contents, selection, task=_task(selection, name, request.task))
-    job = replace(job, shard_bytes=request.shard_bytes)
+    earlier = {} if request.is_fresh else await asyncio.to_thread(_earlier, services, job)
+    job = replace(job, shard_bytes=request.shard_bytes, earlier=earlier)
     plan = await _plan(services, group, contents, job, selection)
     yield plan
     if request.is_plan_only:
         return
     result: ResolveResult | None = None
-    async with aclosing(_merge(services, job, Path(request.output_path))) as steps:
+    async with aclosing(_merge(services, job, request)) as steps:
         async for step in steps:
             if isinstance(step, Done):
                 result = step.value
@@ -171,14 +177,14 @@ async def _keep(services: Services, report: ResolveReport, layers: dict[str, Any
 
 
 async def _merge(
-    services: Services, job: ResolveJob, output: Path
+    services: Services, job: ResolveJob, request: ResolveRequest
 ) -> AsyncGenerator[Progress | Done[ResolveResult]]:
     """Do the work of a job; what turns out to be damaged is set aside, to be fetched again."""
     if services.merging.locked():
         yield Progress(step="waiting for another merge to end")
     async with services.merging:
         try:
-            async with aclosing(run_with_progress(partial(_run, services, job, output))) as steps:
+            async with aclosing(run_with_progress(partial(_run, services, job, request))) as steps:
                 async for step in steps:
                     yield step
         except CorruptError as error:
@@ -190,10 +196,14 @@ async def _merge(
 
 
 def _run(
-    services: Services, job: ResolveJob, output: Path, report: Report, is_cancelled: IsCancelled
+    services: Services, job: ResolveJob, request: ResolveRequest, report: Report, is_cancelled: IsCancelled
 ) -> ResolveResult:
-    finished = find_finished(job, output, fs=services.fs, progress=report, cancelled=is_cancelled)
-    return finished or run_job(
+    output = Path(request.output_path)
+    if not request.is_fresh:
+        finished = find_finished(job, output, fs=services.fs, progress=report, cancelled=is_cancelled)
+        if finished is not None:
+            return finished
+    result = run_job(
         job,
         output,
         progress=report,
@@ -202,6 +212,16 @@ def _run(
         clock=services.clock,
         rng=services.rng,
     )
+    try:
+        remember(services.config.node.data_dir, job, result, fs=services.fs)
+    except StorageError as error:
+        log.debug("report.forgotten", error=error)  # The output is there all the same.
+    return result
+
+
+def _earlier(services: Services, job: ResolveJob) -> Mapping[bytes, KeptTensor]:
+    """Return what outputs that this node wrote lately have to offer."""
+    return recall(services.config.node.data_dir, job, fs=services.fs)
 
 
 def _set_aside_damage(services: Services, job: ResolveJob) -> None:
@@ -337,6 +357,8 @@ async def _plan(
         workers=estimate.workers,
         peak_memory_bytes=estimate.peak_memory_bytes,
         estimated_s=estimate.seconds,
+        reused_tensors=estimate.reused_tensors,
+        reused_bytes=estimate.reused_bytes,
     )
 
 
@@ -395,4 +417,6 @@ def _report(
         effective_strategy=result.effective_strategy,
         determinism=result.profile,
         modulators_path=str(result.modulators_path or ""),
+        reused_tensors=result.reused_tensors,
+        reused_bytes=result.reused_bytes,
     )

@@ -13,6 +13,7 @@ from crdt_merge_node.control.model import Progress
 from .options import Invocation, command
 from .output import clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
+from .resolve import reused
 from .values import (
     MODEL,
     OUTPUT,
@@ -53,6 +54,7 @@ MIB = 1 << 20
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--fresh", is_flag=True, help="Compute everything, even what the replaced output holds.")
 @click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
 @click.option(
     "--workers", type=click.IntRange(0, 1024), help="Processes; else one per core for large models."
@@ -76,6 +78,7 @@ def merge(
     reports: tuple[str, ...],
     card: str | None,
     verify: str | None,
+    fresh: bool,
     memory_mib: int,
     workers: int | None,
 ) -> None:
@@ -116,7 +119,7 @@ def merge(
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    options["shard_bytes"] = shard_bytes_of(output, shard_size)
+    options |= {"shard_bytes": shard_bytes_of(output, shard_size), "reuses": not fresh}
     result = _merge(invocation, inputs, Path(output), options, task=task, reports=reports, card=card)
     if invocation.is_json:
         _say_json(result, strategy, len(files))
@@ -213,6 +216,7 @@ def _show(result: ResolveResult, strategy: str, inputs: int) -> None:
                 ("sha-256", result.file_sha256.hex()),
                 ("provenance", str(result.manifest_path)),
                 ("modulators", str(result.modulators_path or "")),
+                ("reused", reused(result.reused_tensors, None, result.reused_bytes)),
             )
         )
     )
@@ -237,4 +241,6 @@ def _say_json(result: ResolveResult, strategy: str, inputs: int) -> None:
         nbytes=result.nbytes,
         duration_s=result.duration_s,
         warnings=result.warnings,
+        reused_tensors=result.reused_tensors,
+        reused_bytes=result.reused_bytes,
     )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--fresh", is_flag=True, help="Compute everything, even what earlier outputs hold.")
 @click.option(
     "--verify-with", type=PEER, metavar="PEER", help="Fail unless this node announced the same output."
 )
@@ -52,6 +53,7 @@ def resolve(
     reports: tuple[str, ...],
     card: str | None,
     verify: str | None,
+    fresh: bool,
     verify_with: str | None,
 ) -> None:
     """Merge the contributions of GROUP into one safetensors file, or into a directory of shards.
@@ -77,6 +79,8 @@ def resolve(
             report_paths=tuple(str(absolute(path)) for path in reports),
             card_path=str(absolute(card) or ""),
             shard_bytes=0 if expected is not None else shard_bytes_of(output or "", shard_size),
+            # Who verifies an output does not want to be answered from it.
+            fresh=fresh or verify is not None,
         )
         if is_plan:
             _say_plan(invocation, events)
@@ -146,6 +150,7 @@ def _show_plan(plan: ResolvePlan) -> None:
                 ("reads", size(plan.read_bytes)),
                 ("writes", size(plan.output_bytes)),
                 ("memory", need),
+                ("reuses", reused(plan.reused_tensors, plan.tensors, plan.reused_bytes)),
                 ("work", f"{passes}, {count(plan.workers, 'worker')}, about {duration(plan.estimated_s)}"),
                 ("numerics", plan.determinism),
             )
@@ -167,6 +172,7 @@ def show_report(report: ResolveReport) -> None:
                 ("sha-256", report.file_sha256),
                 ("provenance", report.provenance_path),
                 ("modulators", report.modulators_path),
+                ("reused", reused(report.reused_tensors, None, report.reused_bytes)),
                 ("same output", agreeing or "no other node announced one for this key yet"),
             )
         )
@@ -176,6 +182,12 @@ def show_report(report: ResolveReport) -> None:
     if report.disagreeing:
         nodes = ", ".join(short(node) for node in report.disagreeing)
         note(f"DIFFERENT OUTPUT for the same key on: {nodes}. One of these machines computes wrongly.")
+
+
+def reused(tensors: int, of: int | None, nbytes: int) -> str:
+    """Return how much comes from earlier outputs; empty if nothing does."""
+    share = count(tensors, "tensor") if of is None else f"{tensors} of {count(of, 'tensor')}"
+    return f"{share}, {size(nbytes)}, from earlier outputs" if tensors else ""
 
 
 def _worked(report: ResolveReport) -> str:

@@ -225,6 +225,7 @@ class NodeApi(Protocol):
         report_paths: tuple[str, ...] = (),
         card_path: str = "",
         shard_bytes: int = 0,
+        fresh: bool = False,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file, or a directory of shards.
 
@@ -237,5 +238,6 @@ class NodeApi(Protocol):
             report_paths: Where to write what the layers look like: JSON if the name ends so, else a page.
             card_path: Where to write a model card; empty: none.
             shard_bytes: Size of tensors in one file of the output, which is a directory then; 0: one file.
+            fresh: Compute everything, even what earlier outputs hold. The bytes are the same.
         """
         ...

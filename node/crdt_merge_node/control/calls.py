@@ -245,6 +245,7 @@ def resolve(
     report_paths: tuple[str, ...] = (),
     card_path: str = "",
     shard_bytes: int = 0,
+    fresh: bool = False,
 ) -> Stream[model.ResolvePlan | model.Progress | model.ResolveReport]:
     """Ask to merge the used contributions."""
     request = pb.ResolveRequest(
@@ -257,6 +258,7 @@ def resolve(
         report_paths=report_paths,
         card_path=card_path,
         shard_bytes=shard_bytes,
+        fresh=fresh,
     )
     return Stream("Resolve", request)
 

@@ -298,6 +298,7 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 report_paths=tuple(request.report_paths),
                 card_path=request.card_path,
                 shard_bytes=request.shard_bytes,
+                fresh=request.fresh,
             )
             async for response in _stream(events, pb.ResolveResponse):
                 yield response

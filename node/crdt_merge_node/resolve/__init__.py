@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .files import read_header
     from .finite import scan_finite
     from .job import (
+        KeptTensor,
         ModelInput,
         ResolveCancelledError,
         ResolveJob,
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     )
     from .merge import merge_files
     from .plan import build_job
+    from .remembered import recall, remember
     from .reuse import find_finished
     from .run import run_job
 
 __all__ = [
     "DescribedFile",
     "Estimate",
+    "KeptTensor",
     "ModelInput",
     "ResolveCancelledError",
     "ResolveJob",
@@ -49,6 +52,8 @@ __all__ = [
     "merge_files",
     "read_artefact_file",
     "read_header",
+    "recall",
+    "remember",
     "run_job",
     "scan_finite",
 ]
@@ -60,6 +65,7 @@ _HOMES = {
     "files": ("read_header",),
     "finite": ("scan_finite",),
     "job": (
+        "KeptTensor",
         "ModelInput",
         "ResolveCancelledError",
         "ResolveJob",
@@ -70,6 +76,7 @@ _HOMES = {
     ),
     "merge": ("merge_files",),
     "plan": ("build_job",),
+    "remembered": ("recall", "remember"),
     "reuse": ("find_finished",),
     "run": ("run_job",),
 }

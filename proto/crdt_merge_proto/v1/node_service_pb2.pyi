@@ -1038,6 +1038,7 @@ class ResolveRequest(google.protobuf.message.Message):
     REPORT_PATHS_FIELD_NUMBER: builtins.int
     CARD_PATH_FIELD_NUMBER: builtins.int
     SHARD_BYTES_FIELD_NUMBER: builtins.int
+    FRESH_FIELD_NUMBER: builtins.int
     group: builtins.str
     output_path: builtins.str
     wait_s: builtins.float
@@ -1050,6 +1051,8 @@ class ResolveRequest(google.protobuf.message.Message):
     """Where to write a model card; empty: none."""
     shard_bytes: builtins.int
     """Size of tensors in one file of a directory; 0: the output is one file."""
+    fresh: builtins.bool
+    """Compute everything, even what earlier outputs hold."""
     @property
     def without(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Tags to leave out."""
@@ -1070,8 +1073,9 @@ class ResolveRequest(google.protobuf.message.Message):
         report_paths: collections.abc.Iterable[builtins.str] | None = ...,
         card_path: builtins.str = ...,
         shard_bytes: builtins.int = ...,
+        fresh: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["card_path", b"card_path", "group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "report_paths", b"report_paths", "shard_bytes", b"shard_bytes", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["card_path", b"card_path", "fresh", b"fresh", "group", b"group", "output_path", b"output_path", "plan_only", b"plan_only", "report_paths", b"report_paths", "shard_bytes", b"shard_bytes", "task", b"task", "wait_s", b"wait_s", "without", b"without"]) -> None: ...
 
 Global___ResolveRequest: typing_extensions.TypeAlias = ResolveRequest
 

@@ -961,6 +961,8 @@ class ResolvePlan(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: builtins.int
     ESTIMATED_S_FIELD_NUMBER: builtins.int
+    REUSED_TENSORS_FIELD_NUMBER: builtins.int
+    REUSED_BYTES_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     strategy: builtins.str
@@ -985,6 +987,9 @@ class ResolvePlan(google.protobuf.message.Message):
     peak_memory_bytes: builtins.int
     """Estimated, of all processes together."""
     estimated_s: builtins.float
+    reused_tensors: builtins.int
+    """Of those that are copied, those that come from earlier outputs."""
+    reused_bytes: builtins.int
     @property
     def params(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -1024,8 +1029,10 @@ class ResolvePlan(google.protobuf.message.Message):
         workers: builtins.int = ...,
         peak_memory_bytes: builtins.int = ...,
         estimated_s: builtins.float = ...,
+        reused_tensors: builtins.int = ...,
+        reused_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "dtype", b"dtype", "effective_strategy", b"effective_strategy", "estimated_s", b"estimated_s", "excluded", b"excluded", "free_memory_bytes", b"free_memory_bytes", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "memory_bytes", b"memory_bytes", "merged_tensors", b"merged_tensors", "output_bytes", b"output_bytes", "params", b"params", "passes", b"passes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "resolve_key", b"resolve_key", "stand_in_reason", b"stand_in_reason", "strategy", b"strategy", "strategy_version", b"strategy_version", "tensors", b"tensors", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "dtype", b"dtype", "effective_strategy", b"effective_strategy", "estimated_s", b"estimated_s", "excluded", b"excluded", "free_memory_bytes", b"free_memory_bytes", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "memory_bytes", b"memory_bytes", "merged_tensors", b"merged_tensors", "output_bytes", b"output_bytes", "params", b"params", "passes", b"passes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "resolve_key", b"resolve_key", "reused_bytes", b"reused_bytes", "reused_tensors", b"reused_tensors", "stand_in_reason", b"stand_in_reason", "strategy", b"strategy", "strategy_version", b"strategy_version", "tensors", b"tensors", "workers", b"workers"]) -> None: ...
 
 Global___ResolvePlan: typing_extensions.TypeAlias = ResolvePlan
 
@@ -1075,6 +1082,8 @@ class ResolveReport(google.protobuf.message.Message):
     EFFECTIVE_STRATEGY_FIELD_NUMBER: builtins.int
     DETERMINISM_FIELD_NUMBER: builtins.int
     MODULATORS_PATH_FIELD_NUMBER: builtins.int
+    REUSED_TENSORS_FIELD_NUMBER: builtins.int
+    REUSED_BYTES_FIELD_NUMBER: builtins.int
     group: builtins.str
     group_name: builtins.str
     path: builtins.str
@@ -1095,6 +1104,9 @@ class ResolveReport(google.protobuf.message.Message):
     determinism: builtins.str
     modulators_path: builtins.str
     """What turns the common model into that of each task."""
+    reused_tensors: builtins.int
+    """Taken over from earlier outputs, not computed."""
+    reused_bytes: builtins.int
     @property
     def params(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -1140,8 +1152,10 @@ class ResolveReport(google.protobuf.message.Message):
         effective_strategy: builtins.str = ...,
         determinism: builtins.str = ...,
         modulators_path: builtins.str = ...,
+        reused_tensors: builtins.int = ...,
+        reused_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "disagreeing", b"disagreeing", "dtype", b"dtype", "duration_s", b"duration_s", "effective_strategy", b"effective_strategy", "excluded", b"excluded", "file_sha256", b"file_sha256", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "modulators_path", b"modulators_path", "nbytes", b"nbytes", "output_digest", b"output_digest", "params", b"params", "path", b"path", "provenance_path", b"provenance_path", "resolve_key", b"resolve_key", "strategy", b"strategy", "strategy_version", b"strategy_version", "used_root", b"used_root", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "artefacts", b"artefacts", "base", b"base", "determinism", b"determinism", "disagreeing", b"disagreeing", "dtype", b"dtype", "duration_s", b"duration_s", "effective_strategy", b"effective_strategy", "excluded", b"excluded", "file_sha256", b"file_sha256", "group", b"group", "group_name", b"group_name", "inputs", b"inputs", "modulators_path", b"modulators_path", "nbytes", b"nbytes", "output_digest", b"output_digest", "params", b"params", "path", b"path", "provenance_path", b"provenance_path", "resolve_key", b"resolve_key", "reused_bytes", b"reused_bytes", "reused_tensors", b"reused_tensors", "strategy", b"strategy", "strategy_version", b"strategy_version", "used_root", b"used_root", "warnings", b"warnings"]) -> None: ...
 
 Global___ResolveReport: typing_extensions.TypeAlias = ResolveReport
 

@@ -99,6 +99,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         report_paths=("/r.html", "/r.json"),
         card_path="/c",
         shard_bytes=7,
+        fresh=True,
     ),
 }
 

@@ -60,6 +60,9 @@ class ResolvePlan:
     """Estimated, of all processes together."""
     estimated_s: float = 0.0
     """From the strategy's arithmetic and the rate at which this machine reads and hashes."""
+    reused_tensors: int = 0
+    """Of those that are copied, those that come from earlier outputs."""
+    reused_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,3 +98,6 @@ class ResolveReport:
     determinism: str = ""
     modulators_path: str = ""
     """What turns the common model into that of each task; empty for most strategies."""
+    reused_tensors: int = 0
+    """Taken over from earlier outputs, not computed."""
+    reused_bytes: int = 0
