@@ -12,6 +12,7 @@ from typing import Final
 
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.ports import Fs, replace_file
+from crdt_merge_node.resolve.files import naming
 
 from .collecting import Piece
 
@@ -35,6 +36,7 @@ def write_bundle(
 
     Raises:
         InvalidRequestError: There is a file of that name.
+        FullError, StorageError: It cannot be written.
     """
     if fs.stat(path) is not None:
         raise InvalidRequestError(f"{path} is there already.", hint="Give another -o FILE.")
@@ -60,7 +62,8 @@ def write_bundle(
         for piece in kept:
             if not piece.missing:
                 _add(archive, piece.name, piece.data, created)
-    replace_file(fs, path, buffer.getvalue())
+    with naming(path, "written"):
+        replace_file(fs, path, buffer.getvalue())
     return Bundled(path=path, nbytes=len(buffer.getvalue()), pieces=kept)
 
 

@@ -13,12 +13,14 @@ import click
 
 from crdt_merge_node.errors import did_you_mean
 
-from .output import clean
+from .output import INTERRUPTED, clean, warn
 
 PROGRAM: Final = "crdt-merge-node"
 _CLI: Final = "crdt_merge_node.cli"
 MESSAGE_CHARS_MAX: Final = 600
 """Of a message about wrong arguments: it repeats them, and they may be of any length."""
+SENTENCE_CHARS_MAX: Final = 200
+"""Of what a list of commands says of each."""
 COMMANDS: Final[Mapping[str, str]] = {
     "init": f"{_CLI}.init:init",
     "run": f"{_CLI}.run:run",
@@ -67,6 +69,9 @@ def _readable_errors() -> Iterator[None]:
             if isinstance(text := vars(error).get(name), str):
                 vars(error)[name] = _cut(clean(text))
         raise
+    except KeyboardInterrupt:  # While the command is still being imported.
+        warn("interrupted")
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _unpin(arguments: list[str]) -> list[str]:
@@ -101,6 +106,14 @@ class SuggestingGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature.
         """Return the names in order of definition, not of the alphabet."""
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their whole first sentences, where click would cut them off."""
+        named = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, each.get_short_help_str(SENTENCE_CHARS_MAX)) for name, each in named if each]
+            )
 
 
 class _Root(SuggestingGroup):
@@ -146,7 +159,7 @@ class _Root(SuggestingGroup):
     cls=_Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 failed or unhealthy, 2 bad usage, 3 no daemon, 4 not found, 5 refused, "
-    "6 timed out, 7 damaged, 78 bad configuration. Every command takes --json.",
+    "6 timed out or something is missing, 7 damaged, 78 bad configuration. Every command takes --json.",
 )
 @click.option("--data-dir", type=click.Path(file_okay=False), help="Directory of the node's data.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

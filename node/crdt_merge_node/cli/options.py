@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -9,26 +10,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NoReturn, ParamSpec
 
 import click
 from crdt_merge_protocol.errors import CrdtMergeError
 
 from crdt_merge_node.documents import error_document
-from crdt_merge_node.errors import ConfigError, InvalidRequestError, StorageError
+from crdt_merge_node.errors import ConfigError, FullError, InvalidRequestError, StorageError
 
-from .output import NO_INPUT, QUIET, clean, warn
+from .output import INTERRUPTED, NO_INPUT, QUIET, clean, warn
 from .place import find_data_dir, find_socket
 
 if TYPE_CHECKING:
     from crdt_merge_node.control.client import Client
 
 P = ParamSpec("P")
-INTERRUPTED = 130
 TEXT_CHARS_MAX = 8000
 """Of a message or a hint; one that lists 50 problems has room."""
 PATH_CHARS_MAX = 200
 """Of a path in a message."""
+_NOT_ALLOWED: Final = "This user is not allowed to: change the permissions, or name another place."
+_NO_ROOM: Final = "Make room, or name another place."
+_REMEDIES: Final = {
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: _NOT_ALLOWED,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: "The file system there, or `ulimit -f`, allows no file of this size; name another place.",
+    errno.ENOENT: "Make it first, or name another place.",
+}
+"""By the number of an error of the operating system that no command foresaw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,9 @@ def _in_our_words(error: Exception) -> CrdtMergeError:
         return InvalidRequestError("a path begins with the home directory (~) of nobody who is known here.")
     if isinstance(error, OSError):
         where = f"{str(error.filename)[:PATH_CHARS_MAX]}: " if error.filename else ""
-        return StorageError(f"{where}{error.strerror or error}.", hint="With --debug it says where.")
+        kind = FullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        hint = _REMEDIES.get(error.errno or 0, "With --debug it says where.")
+        return kind(f"{where}{error.strerror or error}.", hint=hint)
     return CrdtMergeError(
         f"{type(error).__name__}: {error}.",
         hint="This was not foreseen. Run it again with --debug and report what it prints.",

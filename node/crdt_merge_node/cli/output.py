@@ -17,6 +17,8 @@ import click
 from crdt_merge_node.documents import WEIGHT_ONE, document
 
 ID_DIGITS: Final = 12
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C."""
 QUIET: Final = "crdt_merge_node.quiet"
 """Where click's context holds whether ``--quiet`` was given."""
 NO_INPUT: Final = "crdt_merge_node.no_input"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -145,8 +146,13 @@ def replace_file(fs: Fs, path: Path, data: bytes, *, mode: int = 0o600) -> None:
     temporary = path.with_name(f".{path.name}.new")
     if fs.stat(temporary) is not None:  # Left by a crash.
         fs.unlink(temporary)
-    with fs.create(temporary, mode=mode) as file:
-        file.write_at(0, data)
-        file.sync()
-    fs.rename(temporary, path)
+    try:
+        with fs.create(temporary, mode=mode) as file:
+            file.write_at(0, data)
+            file.sync()
+        fs.rename(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            fs.unlink(temporary)
+        raise
     fs.sync_dir(path.parent)

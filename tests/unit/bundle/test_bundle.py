@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import json
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from crdt_merge_node.cli.app import root
 from crdt_merge_node.control.model import Alarm, LogEvent
 from crdt_merge_node.control.socket_path import not_running
 from crdt_merge_node.doctor import Patient
-from crdt_merge_node.errors import InvalidRequestError
+from crdt_merge_node.errors import FullError, InvalidRequestError
 from crdt_merge_node.ports import SystemFs, SystemRng
 from crdt_merge_node.transport.identity import Identity
 from support import nodes
@@ -179,6 +180,19 @@ def test_an_archive_is_private_owned_by_nobody_and_lists_itself(tmp_path: Path) 
     assert manifest["files"] == [{"name": "a.json", "about": "x", "nbytes": 3}]
     assert manifest["missing"] == [{"name": "b.txt", "about": "y", "reason": "gone"}]
     assert manifest["names"] == "replaced"
+
+
+def test_without_room_the_archive_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SystemFs, "rename", fail)
+
+    with pytest.raises(FullError, match=r"b\.tar\.gz cannot be written: No space left"):
+        write_bundle(tmp_path / "b.tar.gz", [], created=0.0, hides_names=True, fs=FS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import crdt_merge_node.cli
 import pytest
 from crdt_merge_node.cli import output
 from crdt_merge_node.cli.app import COMMANDS, root
+from crdt_merge_node.cli.options import Invocation
 from support import nodes
 from support.commands import leaves
 from support.nodes import FakeNode
@@ -185,3 +187,47 @@ def test_names_that_are_none_reach_the_daemon_or_end_in_a_line(run: Any, line: t
         assert "error E1000" not in result.output, (name[:20], result.output[:500])
         assert len(result.output) < 64_000
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", result.stderr)
+
+
+@pytest.mark.parametrize("group", [(), ("peer",), ("contribution",), ("config",)], ids=" ".join)
+def test_lists_of_commands_cut_no_sentence_off(run: Any, group: tuple[str, ...]) -> None:
+    result = run(*group, "--help")
+
+    assert result.exit_code == 0
+    assert not re.search(r"\.\.\.$", result.stdout.partition("Commands:")[2], re.MULTILINE)
+
+
+def test_interrupted_while_a_command_is_imported_it_ends_as_at_any_other_time(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crdt_merge_node.cli.app.importlib.import_module", interrupt)
+
+    result = run("version")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "remedy"),
+    [
+        (errno.ENOSPC, "E1502", "Make room"),
+        (errno.EROFS, "E1500", "This user is not allowed to"),
+        (errno.EFBIG, "E1500", "The file system there"),
+    ],
+)
+def test_what_the_system_refuses_comes_with_a_remedy(
+    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, code: str, remedy: str
+) -> None:
+    def refuse(_self: object) -> None:
+        raise OSError(number, os.strerror(number), "/some/place")
+
+    monkeypatch.setattr(Invocation, "client", refuse)
+
+    result = run("status")
+
+    assert result.exit_code == 1
+    assert f"error {code}: /some/place: {os.strerror(number)}." in result.stderr
+    assert f"hint: {remedy}" in result.stderr
