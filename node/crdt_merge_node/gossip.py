@@ -11,8 +11,8 @@ The driver is a thin loop around ``Engine.handle``. It adds no rule of its own b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from crdt_merge_protocol.engine import Engine
@@ -40,18 +40,21 @@ from crdt_merge_protocol.events import (
 )
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.messages import Message
-from crdt_merge_protocol.messages.gossip import Attest, Gossip
+from crdt_merge_protocol.messages.gossip import Attest
 from crdt_merge_protocol.messages.membership import Roots
-from crdt_merge_protocol.messages.sync import End, Operations
+from crdt_merge_protocol.messages.sync import End
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.overlay import Dial
+from crdt_merge_protocol.reading import Reading
 from crdt_merge_protocol.reconciler import Ended
 
+from .background import Duties
+from .callbacks import Callbacks
 from .cloning import instance_in
 from .deadline_timer import DeadlineTimer
 from .errors import PeerRefusedError, TransportError
 from .flapping import Flapping, log_changes
-from .pacing import Pacing
+from .pacing import Paced, Pacing
 from .peer_memory import PeerMemory
 from .peer_records import PeerRecord, PeerRecords, name_in
 from .ports import Clock
@@ -63,20 +66,10 @@ from .telemetry.logging import get_logger
 from .transport.connection import Connection, Lane
 from .transport.contexts import ALPN_GOSSIP
 from .transport.endpoint import Endpoint
+from .verifying import Verifier
 from .writer import StoreWriter
 
 log = get_logger()
-
-
-@dataclass(slots=True)
-class Callbacks:
-    """Who wants to know what the driver learns."""
-
-    group_changed: Callable[[bytes], None] = lambda _group: None
-    peers_changed: Callable[[], None] = lambda: None
-    mismatch: Callable[[AttestationMismatch], None] = lambda _effect: None
-    cloned: Callable[[bytes, str], None] = lambda _peer, _remote: None
-    fatal: Callable[[BaseException], None] = lambda _error: None
 
 
 class GossipDriver:
@@ -99,9 +92,10 @@ class GossipDriver:
             clock, tell=lambda peer, changes: log_changes(peer, changes, self.record(peer).state)
         )
         self._pacing = Pacing(clock, self.counters)
+        self._verifier = Verifier(clock, self._pacing, read=engine.read, deliver=self._deliver)
         self._writer = StoreWriter(store, report=self.handle, fatal=self.fail)
         self._timer = DeadlineTimer(lambda: self.handle(Tick()))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._duties = Duties(self.fail)
         self._is_closing = False
 
     def start(self) -> None:
@@ -114,11 +108,10 @@ class GossipDriver:
         self._is_closing = True
         self._flapping.close()
         self._timer.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._duties.close()
         for connection in list(self.connections.values()):
             connection.close("the node is shutting down")
+        await self._verifier.close()
         await self._writer.close()
 
     # --- what other parts of the node ask ---------------------------------------------------------------
@@ -203,16 +196,18 @@ class GossipDriver:
             connection.close("the node is shutting down")
             return
         present = self.connections.get(peer)
-        if present is not None and not self._replaces(connection, present):
+        if present is not None and present.is_open and not self._replaces(connection, present):
             connection.close("there is a connection already")
             if dialled is not None:
                 self.handle(DialAnswered(dial=dialled, peer=peer))
             return
         self.connections[peer] = connection
-        connection.on_message = self._message
+        connection.on_message = self.received
         connection.on_silent = self._silent
         self.watch(connection)
-        connection.closed.add_done_callback(lambda done: self._closed(connection, done))
+        connection.closed.add_done_callback(
+            lambda done: self._verifier.ended(connection, lambda: self._closed(connection, done))
+        )
         if present is not None:
             present.close("replaced by another connection")
         else:
@@ -248,24 +243,35 @@ class GossipDriver:
             return True
         return new.outbound == (self.engine.node < new.peer)
 
-    def _message(self, connection: Connection, message: Message) -> None:
+    def received(self, connection: Paced, message: Message) -> None:
+        """Deal with a message of a gossip connection, in its turn."""
+        if self.connections.get(connection.peer) is connection:
+            with self._blaming(connection, message):
+                self._verifier.arrived(connection, message)
+
+    def _deliver(self, connection: Paced, message: Message, reading: Reading | None) -> None:
         peer = connection.peer
         if self.connections.get(peer) is not connection:
             return
-        event = MessageReceived(peer=peer, message=message)
-        try:
+        with self._blaming(connection, message):
+            event = MessageReceived(peer=peer, message=message, reading=reading)
             self._carry_out(self.engine.handle(event, now=self.clock.monotonic()))
+            if isinstance(message, Roots | End) and self._is_converged_with(peer):
+                self._records[peer].last_sync = self.counters.last_agreed = self.clock.now()
+
+    @contextmanager
+    def _blaming(self, connection: Paced, message: Message) -> Iterator[None]:
+        """End a connection, and not the node, if a message of it makes something go wrong."""
+        peer = connection.peer
+        try:
+            yield
         except Exception as error:
             log.error(  # noqa: TRY400 - exc_info is given.
                 "message.failed", peer=peer, message=type(message).__name__, error=error, exc_info=error
             )
             self.engine.overlay.offended(peer, now=self.clock.monotonic())
-            connection.close("this node failed to deal with a message")
-            return
-        if isinstance(message, Gossip | Operations):
-            self._pacing.received(connection, message.operations)
-        if isinstance(message, Roots | End) and self._is_converged_with(peer):
-            self._records[peer].last_sync = self.counters.last_agreed = self.clock.now()
+            self._verifier.drop(connection)
+            self.connections[peer].close("this node failed to deal with a message")
 
     def _closed(self, connection: Connection, done: asyncio.Future[str]) -> None:
         peer = connection.peer
@@ -344,6 +350,7 @@ class GossipDriver:
             if not effect.is_routine and effect.peer not in self.engine.overlay.blocked:
                 self.counters.offences[effect.code] += 1
                 self.refused(connection.remote, effect.reason, peer=effect.peer, code=effect.code)
+            self._verifier.drop(connection)  # Whatever else it has sent, nobody will look at.
             connection.close(effect.reason)
 
     def _exchanged(self, ended: Ended) -> None:
@@ -388,11 +395,4 @@ class GossipDriver:
         if self._is_closing:
             work.close()
             return
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.fail(error)
+        self._duties.begin(work, name="gossip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -49,9 +50,11 @@ class Pacing:
         self._counters = counters
         self._credits: dict[bytes, Credit] = {}
         self._repeats = Repeats(clock)
+        self._holds: Counter[Paced] = Counter()
+        """How many want a connection not to be read from."""
 
     def received(self, connection: Paced, operations: Sequence[bytes]) -> None:
-        """Charge a peer for a message that was dealt with; let it wait if it has to."""
+        """Charge a peer for a message; let it wait if it has to."""
         now = self._clock.monotonic()
         credit = self._credits.get(connection.peer)
         if credit is None:
@@ -63,17 +66,26 @@ class Pacing:
         if wait_s and (count := self._repeats.count(connection.peer)):
             log.info("peer.slowed", peer=connection.peer, duration_s=round(wait_s, 3), count=count)
         self._counters.paused_s += wait_s
-        connection.pause_reading()
+        self.hold(connection)
         # A message is at most 64 KiB, and nothing comes after it: the debt is never more than one of them.
-        asyncio.get_running_loop().call_later(wait_s, _resume, connection)
+        asyncio.get_running_loop().call_later(wait_s, self.release, connection)
+
+    def hold(self, connection: Paced) -> None:
+        """Read nothing more from a connection until :meth:`release` was called as often as this."""
+        self._holds[connection] += 1
+        if self._holds[connection] == 1:
+            connection.pause_reading()
+
+    def release(self, connection: Paced) -> None:
+        """Take back one :meth:`hold`."""
+        self._holds[connection] -= 1
+        if not self._holds[connection]:
+            del self._holds[connection]
+            if connection.is_open:
+                connection.resume_reading()
 
     def _make_room(self, now: float) -> None:
         if len(self._credits) >= CREDITS_MAX:
             self._credits = {
                 peer: credit for peer, credit in self._credits.items() if not credit.is_full(now=now)
             }
-
-
-def _resume(connection: Paced) -> None:
-    if connection.is_open:
-        connection.resume_reading()

@@ -21,6 +21,7 @@ from crdt_merge_protocol.events import (
     StoreGroup,
     StoreOperations,
 )
+from crdt_merge_protocol.limits import OPERATIONS_PER_TURN_MAX
 
 from .errors import StorageError, StoreFailedError
 from .storage import OpRow, Store
@@ -143,12 +144,12 @@ class StoreWriter:
         ]
         await self._store.append(rows)
         while batch:
-            waiting = batch.pop(0)
-            effect = waiting.effect
-            assert isinstance(effect, StoreOperations), "groups are out by now"
-            ids = tuple(signed.id for signed in effect.operations)
-            self._report(OperationsStored(group=effect.group, ids=ids))
-            waiting.settle(None)
+            together, group = _together(batch)
+            ids = tuple(signed.id for _, effect in together for signed in effect.operations)
+            del batch[: len(together)]
+            self._report(OperationsStored(group=group, ids=ids))
+            for waiting, _ in together:
+                waiting.settle(None)
             await asyncio.sleep(0)  # Applying takes a while; others may have their turn in between.
 
     def _settle_all(self, batch: list[Waiting], error: BaseException) -> list[Waiting]:
@@ -160,3 +161,18 @@ class StoreWriter:
             if waiting.done is not None and not waiting.done.cancelled():
                 waiting.done.exception()  # Looked at, or asyncio warns if the one who waited is gone.
         return told
+
+
+def _together(batch: list[Waiting]) -> tuple[list[tuple[Waiting, StoreOperations]], bytes]:
+    """Return what at the front of a batch is of one group, and not too much to be applied in one turn."""
+    together: list[tuple[Waiting, StoreOperations]] = []
+    group = batch[0].effect.group
+    count = 0
+    for waiting in batch:
+        effect = waiting.effect
+        assert isinstance(effect, StoreOperations), "groups are out by now"
+        count += len(effect.operations)
+        if effect.group != group or (together and count > OPERATIONS_PER_TURN_MAX):
+            break
+        together.append((waiting, effect))
+    return together, group

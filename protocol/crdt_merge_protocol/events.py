@@ -82,7 +82,7 @@ class GroupStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationsStored:
-    """The operations of one :class:`StoreOperations` are durable. Reported in the order asked for."""
+    """The operations of one or several :class:`StoreOperations` are durable, in the order asked for."""
 
     group: bytes
     ids: tuple[bytes, ...]

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
+from crdt_merge_node.verifying import THREADS
 from crdt_merge_protocol.canonical import encode
 from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.limits import OPERATION_BYTES_MAX, ORPHANS_PER_PEER_MAX
@@ -249,7 +250,7 @@ async def test_b36_a_revoke_has_no_effect_in_this_release(siege: Siege, case):
 # --- floods -------------------------------------------------------------------------------------------
 
 
-async def test_t17_a_flood_of_bad_signatures_costs_one_verification(siege: Siege, monkeypatch):
+async def test_t17_a_flood_of_bad_signatures_costs_one_verification_of_each_thread(siege: Siege, monkeypatch):
     """The first one ends the connection; the sender may come back later, and ever later."""
     key = random_key()
     forged = [
@@ -268,7 +269,7 @@ async def test_t17_a_flood_of_bad_signatures_costs_one_verification(siege: Siege
         await hostile.is_sent_away()
         by_hostile = [id_ for id_ in verified if id_ in {operation_id_of(wire) for wire in forged}]
 
-        assert len(by_hostile) == 1
+        assert 1 <= len(by_hostile) <= THREADS <= 3
     async with siege.hostile(identity=identity, is_greeted=False) as again:
         assert "it may come back in" in await again.is_sent_away()
 

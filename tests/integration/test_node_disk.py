@@ -101,7 +101,7 @@ async def test_peers_find_each_other_again_without_seeds(tmp_path: Path) -> None
     async with site.running(first_dir) as first:
         async with site.running(second_dir, first.address) as second:
             await second.connected(first)
-            await asyncio.gather(*second.services.driver._tasks)  # What it learnt is remembered.
+            await asyncio.gather(*second.services.driver._duties._tasks)  # What it learnt is remembered.
         async with site.running(second_dir) as second:
             await second.connected(first)
 

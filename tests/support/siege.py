@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,11 @@ def bounded_memory(limit_bytes: int = MEMORY_BYTES_MAX) -> Iterator[None]:
 class Hostile:
     """A raw connection in the hands of a test: valid TLS, no manners. A ``TlsApp``."""
 
-    def __init__(self, context: ssl.SSLContext, identity: Identity) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, identity: Identity, *, digested: Callable[[], Awaitable[None]]
+    ) -> None:
         self.identity = identity
+        self._digested = digested
         self.node = identity.node
         self.messages: list[Message] = []
         self.error: Exception | None = None
@@ -154,7 +157,10 @@ class Hostile:
         return self.told
 
     async def is_still_heard(self) -> None:
-        """Return once the node has answered, on this connection, something said now."""
+        """Return once the node has answered, on this connection, something said now, and dealt with all else.
+
+        A ping is answered before the operations that came before it are checked.
+        """
         from crdt_merge_protocol.messages.membership import Ping, Pong
 
         nonce = int.from_bytes(os.urandom(7))
@@ -163,6 +169,7 @@ class Hostile:
             while Pong(nonce=nonce) not in self.messages:
                 assert not self.closed.done(), f"it closed: {self.told}"
                 await self._pulse.wait()
+        await self._digested()
 
     @property
     def told(self) -> str:
@@ -259,12 +266,21 @@ class Siege:
         """Connect as a member nobody has met; the connection is gone afterwards, on both sides."""
         identity = identity or self.member()
         made = context(identity) if context else client_context(identity, alpn)
-        hostile = Hostile(made, identity)
+        hostile = Hostile(made, identity, digested=lambda: self._digested(identity.node))
         try:
             yield await hostile.connect(self.live.address, is_greeted=is_greeted)
         finally:
             await hostile.close()
             await self.live.until(lambda: hostile.node not in self.live.services.driver.connections)
+
+    async def _digested(self, peer: bytes) -> None:
+        """Return once the besieged node has dealt with all that has come of a peer."""
+        driver = self.live.services.driver
+        if (connection := driver.connections.get(peer)) is not None:
+            done = asyncio.get_running_loop().create_future()
+            driver._verifier.ended(connection, lambda: done.set_result(None))
+            async with asyncio.timeout(PATIENCE_S):
+                await done
 
     def shows(self, tag: str) -> bool:
         """Tell whether a contribution is visible on the besieged node."""

@@ -8,7 +8,8 @@ from crdt_merge_node.errors import FullError, StorageError, StoreFailedError
 from crdt_merge_node.storage import OpRow
 from crdt_merge_node.writer import StoreWriter
 from crdt_merge_protocol.events import GroupStored, NotStored, OperationsStored, StoreGroup, StoreOperations
-from support.authors import Author, make_genesis
+from crdt_merge_protocol.limits import OPERATIONS_PER_TURN_MAX
+from support.authors import Author, hash_of, make_genesis
 
 pytestmark = pytest.mark.asyncio
 
@@ -63,7 +64,45 @@ async def test_what_queues_up_during_a_commit_shares_the_next() -> None:
     await world.writer.close()
 
     assert world.store.commits == [[OPERATIONS[0].id], [signed.id for signed in OPERATIONS[1:]]]
-    assert [report.ids for report in world.reports] == [(signed.id,) for signed in OPERATIONS]
+    assert [report.ids for report in world.reports] == [
+        (OPERATIONS[0].id,),
+        tuple(signed.id for signed in OPERATIONS[1:]),
+    ]
+
+
+async def test_what_shared_a_commit_is_reported_in_order_and_not_all_in_one_turn() -> None:
+    """Applying takes a while, so nobody waits for more than a turn of it."""
+    world = World()
+    other = hash_of("other")
+    world.store.gate.clear()
+    world.writer.put(effect(0))
+    await asyncio.sleep(0)
+    turn = (OPERATIONS[1],) * OPERATIONS_PER_TURN_MAX
+    effects = [
+        effect(1),
+        effect(2),
+        StoreOperations(group=other, operations=(OPERATIONS[3],)),
+        StoreOperations(group=GENESIS.group, operations=turn),
+        effect(2),
+        StoreOperations(group=GENESIS.group, operations=(*turn, *turn)),
+        effect(3),
+    ]
+    for each in effects:
+        world.writer.put(each)
+    world.store.gate.set()
+    await world.writer.close()
+
+    assert [(report.group, len(report.ids)) for report in world.reports] == [
+        (GENESIS.group, 1),
+        (GENESIS.group, 2),
+        (other, 1),
+        (GENESIS.group, OPERATIONS_PER_TURN_MAX),
+        (GENESIS.group, 1),
+        (GENESIS.group, 2 * OPERATIONS_PER_TURN_MAX),
+        (GENESIS.group, 1),
+    ]
+    reported = [id_ for report in world.reports for id_ in report.ids]
+    assert reported == [id_ for commit in world.store.commits for id_ in commit]
 
 
 async def test_a_group_is_stored_before_its_operations() -> None:
