@@ -21,7 +21,6 @@ from crdt_merge_protocol.canonical import digest, encode
 
 from .artefacts import SCOPES
 from .delegation import FALLBACK
-from .parameters import Table
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.blobs import TensorSpec
@@ -96,9 +95,10 @@ def depends(
     ]
     types = _artefact_types(strategy, context)
     seed = context.seed if is_drawn and context.params.get(_SEED_SCOPE) != "contribution" else b""
+    for_all = {name: _plain(context.value(name, tensor_index)) for name in names}
     common = (
         (strategy.id, strategy.version),
-        tuple((name, _plain(context.value(name, tensor_index))) for name in names),
+        tuple(for_all.items()),
         tuple(
             artefact.digest
             for artefact in context.artefacts
@@ -108,11 +108,8 @@ def depends(
     )
     terms = []
     for i in positions:
-        values = tuple(
-            (name, _plain(context.value(name, tensor_index, i)))
-            for name in names
-            if isinstance(context.params[name], Table)
-        )
+        own = {name: _plain(context.value(name, tensor_index, i)) for name in names}
+        values = tuple(item for item in own.items() if item[1] != for_all[item[0]])
         headers = tuple(_header(context, type_, i, tensor_index) for type_ in types)
         drawn = context.digests[i] if is_drawn else b""
         terms.append(Term(i, (_plain(context.weights[i]), values, headers, drawn)))
