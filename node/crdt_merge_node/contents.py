@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from crdt_merge_protocol.adapter_rules import AdapterRules, split_params
+from crdt_merge_protocol.adapters import ADAPTER, AdapterHeader
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.canonical import decode, encode
 from crdt_merge_protocol.errors import ParameterError, RemoteProtocolError
@@ -29,7 +31,9 @@ from crdt_merge_protocol.view import View, Visible
 
 ID_BYTES: Final = 32
 MODEL: Final = "model"
-"""The type of the contributions that are merged; those of other types are artefacts, or not known here."""
+"""The type of the contributions that are merged, in all groups but those of adapters."""
+MERGED: Final = frozenset({MODEL, ADAPTER})
+"""Types of contributions that are merged; those of other types are artefacts, or not known here."""
 
 
 class Selection(NamedTuple):
@@ -55,14 +59,16 @@ class Item:
     """As the manifest says."""
     problem: str = ""
     """Why it is quarantined; empty if it is not, or not yet judged."""
-    judged_by: tuple[bytes, int] | None = None
-    """Schema and weight cap that the manifest was judged by."""
+    judged_by: tuple[bytes, int, AdapterRules | None] | None = None
+    """What of the policy the manifest was judged by: see ``GroupContents.judging``."""
     is_judged: bool = False
     """Nothing about it can change any more: its bytes are here, or it is quarantined without them."""
     is_scanning: bool = False
     """Its bytes are here and are being looked through."""
     artefact: Artefact | None = None
     """Once it is judged and sound, if it is of a type that the policy's strategy works with."""
+    adapter: AdapterHeader | None = None
+    """Once it is judged and sound, if it is an adapter."""
     missing: dict[bytes, int] = field(default_factory=dict)
     """Id -> size in bytes, of the blobs that are not here; of the manifest 0."""
     meta: dict[str, str] = field(default_factory=dict)
@@ -73,8 +79,8 @@ class Item:
 
     @property
     def is_model(self) -> bool:
-        """Whether it is one of those that are merged."""
-        return self.visible.type == MODEL
+        """Whether it is one of those that are merged: a whole model, or an adapter."""
+        return self.visible.type in MERGED
 
     @property
     def is_artefact(self) -> bool:
@@ -97,6 +103,8 @@ class GroupContents:
     problem: str = ""
     """Why nothing can ever be resolved under this policy; empty if something can."""
     schema: Schema | None = None
+    rules: AdapterRules | None = None
+    """How adapters are merged, if the group is one of adapters."""
     base: Manifest | None = None
     shared_missing: dict[bytes, int] = field(default_factory=dict)
     """What all contributions need: the schema, the base's manifest and blobs. Id -> size, 0 if not known."""
@@ -106,6 +114,16 @@ class GroupContents:
     """What the policy's strategy works with besides models."""
     admins: frozenset[bytes] = frozenset()
     _selections: dict[frozenset[bytes], Selection] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """The type of the contributions that the group merges."""
+        return MODEL if self.rules is None else ADAPTER
+
+    @property
+    def judging(self) -> tuple[bytes, int, AdapterRules | None]:
+        """What of the policy every contribution is judged by: schema, weight cap, rules of adapters."""
+        return self.view.policy.schema, self.view.policy.weight_cap, self.rules
 
     @property
     def used(self) -> list[Item]:
@@ -155,7 +173,7 @@ class GroupContents:
 
     def is_needed(self, type_: str) -> bool:
         """Whether the policy's strategy works with contributions of a type."""
-        return type_ == MODEL or any(need.type == type_ for need in self.needs)
+        return type_ == self.kind or any(need.type == type_ for need in self.needs)
 
     def _is_awaited(self, item: Item) -> bool:
         return not item.is_judged and not item.is_pending and self.is_needed(item.visible.type)
@@ -186,6 +204,8 @@ class GroupContents:
 
 def needs_in(policy: Policy) -> tuple[ArtefactNeed, ...]:
     """Return what a policy's strategy works with besides models; nothing if this release cannot know."""
+    if split_params(dict(policy.params))[1]:
+        return ()  # Artefacts are of whole models.
     try:
         return needs_of(get(policy.strategy), dict(policy.params))
     except ParameterError:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from crdt_merge_protocol.adapters import ADAPTER
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec
 from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX
@@ -27,6 +28,7 @@ from .control.model import Progress
 from .errors import ControlError, StorageError
 from .judging import is_artefact, scan_artefact
 from .keeper import ContentKeeper
+from .lora.files import AdapterFile, header_entry, read_adapter_file
 from .ports import Fs
 from .resolve import scan_finite
 from .storage import BlobStore, Kept
@@ -88,7 +90,8 @@ class ModelImport:
 
     def _run(self, fs: Fs, blobs: BlobStore, report: Report, is_cancelled: IsCancelled) -> Manifest:
         """Bring every tensor of the files into the blob store, and the manifest beside them. Blocks."""
-        header = read_checkpoint(fs, self.path)
+        adapter = read_adapter_file(self.path, fs) if self.kind == ADAPTER else None
+        header = adapter.checkpoint if adapter else read_checkpoint(fs, self.path)
         reading = _Reading(self.path, header.nbytes, report, is_cancelled)
         present = set(blobs.digests())
         found: dict[str, bytes] = {}
@@ -100,12 +103,27 @@ class ModelImport:
                 for entry in sorted(tensors, key=lambda entry: entry.begin):
                     found[entry.spec.name] = self._take(blobs, entry, kept, reading, present)
         reading.note(0)
-        manifest = Manifest.of(
-            ManifestEntry(spec=entry.spec, blob=found[entry.spec.name]) for entry in header.entries
-        )
+        if adapter is not None:
+            manifest = self._finish_adapter(blobs, adapter, found, present)
+        else:
+            manifest = Manifest.of(
+                ManifestEntry(spec=entry.spec, blob=found[entry.spec.name]) for entry in header.entries
+            )
+            self.packing = None if header.is_plain else header.packing
         blobs.put_object(manifest.content, manifest.encode())
-        self.packing = None if header.is_plain else header.packing
         return manifest
+
+    def _finish_adapter(
+        self, blobs: BlobStore, adapter: AdapterFile, found: Mapping[str, bytes], present: set[bytes]
+    ) -> Manifest:
+        """Store an adapter's header beside its tensors, and keep how its author has it."""
+        header = header_entry(adapter.header)
+        blobs.put_inline(header.blob, adapter.header.encode())
+        if header.blob not in present:
+            self.fresh.add(header.blob)
+            self.copied_bytes += header.spec.nbytes
+        self.packing = adapter.packing
+        return adapter.manifest(found)
 
     @contextmanager
     def _source(

@@ -9,8 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from crdt_merge_protocol.adapter_rules import adapter_rules
+from crdt_merge_protocol.adapters import (
+    ADAPTER,
+    header_problem,
+    judge_header,
+    judge_specs,
+    read_adapter_header,
+)
 from crdt_merge_protocol.blobs import Manifest, Schema
-from crdt_merge_protocol.errors import ArtefactInvalidError, RemoteProtocolError
+from crdt_merge_protocol.errors import ArtefactInvalidError, ParameterError, RemoteProtocolError
 from crdt_merge_protocol.quarantine import judge
 from crdt_merge_protocol.strategies.artefacts import HEADER_TENSOR
 from crdt_merge_protocol.view import Visible
@@ -35,7 +43,7 @@ def is_final(item: Item, visible: Visible, contents: GroupContents, *, is_pendin
         item.is_judged
         and (item.has_meta or visible.payload is None)
         and contents.schema is not None
-        and item.judged_by == (contents.view.policy.schema, contents.view.policy.weight_cap)
+        and item.judged_by == contents.judging
         and item.is_pending == is_pending
         and (bool(item.problem) or (item.artefact is not None) == is_read)
         # The tag is a hash of all that the author said; only who holds it can be another.
@@ -61,6 +69,11 @@ class Inspector:
     async def fill_shared(self, contents: GroupContents, before: GroupContents | None) -> None:
         """Find what every contribution is judged by and merged with."""
         policy = contents.view.policy
+        try:
+            contents.rules = adapter_rules(dict(policy.params))
+        except ParameterError as error:
+            contents.problem = f"this release cannot read its policy: {error.message}"
+            return
         if before is not None and before.view.policy.schema == policy.schema:
             contents.schema = before.schema
         if before is not None and before.view.policy.base == policy.base:
@@ -94,7 +107,7 @@ class Inspector:
         await self._read_meta(item, before)
         if contents.schema is None:
             return item
-        item.judged_by = (contents.view.policy.schema, contents.view.policy.weight_cap)
+        item.judged_by = contents.judging
         is_read = item.is_artefact and contents.is_needed(visible.type)
         if (
             before is not None
@@ -105,11 +118,16 @@ class Inspector:
             item.manifest, item.tensors, item.nbytes = before.manifest, before.tensors, before.nbytes
             item.problem, item.is_judged = before.problem, True
             item.artefact = before.artefact if is_read else None
+            item.adapter = before.adapter
             return item
-        problem = await self._read_manifest(item, contents.schema, before)
-        if problem is None:
-            return item
-        problem = problem or self._judge_bytes(item)
+        problem = _other_kind(item, contents)
+        if not problem:
+            found = await self._read_manifest(item, contents, before)
+            if found is None:
+                return item
+            problem = found or self._judge_bytes(item)
+        if visible.type == ADAPTER and not problem:
+            problem = await self._judge_adapter(item, contents)
         if item.is_artefact and not problem:
             problem = await self._judge_artefact(item, contents.schema, is_kept=is_read)
         if problem:
@@ -118,7 +136,7 @@ class Inspector:
             item.missing.clear()
         return item
 
-    async def _read_manifest(self, item: Item, schema: Schema, before: Item | None) -> str | None:
+    async def _read_manifest(self, item: Item, contents: GroupContents, before: Item | None) -> str | None:
         """Get the manifest; return what is wrong with it, empty if nothing is, None if it is not here."""
         visible = item.visible
         if before is not None and before.manifest is not None:
@@ -135,7 +153,7 @@ class Inspector:
         item.tensors, item.nbytes = len(item.manifest.entries), item.manifest.nbytes
         if before is not None and before.manifest is not None and before.judged_by == item.judged_by:
             return self._lie(item.manifest)
-        return self._judge_manifest(item, schema)
+        return self._judge_manifest(item, contents)
 
     async def _decode(self, data: bytes) -> Manifest:
         """Decode a manifest; a long one off the loop: twenty thousand tensors take a fifth of a second."""
@@ -143,12 +161,16 @@ class Inspector:
             return Manifest.decode(data)
         return await asyncio.to_thread(Manifest.decode, data)
 
-    def _judge_manifest(self, item: Item, schema: Schema) -> str:
+    def _judge_manifest(self, item: Item, contents: GroupContents) -> str:
         assert item.manifest is not None, "the caller has read it"
-        assert item.judged_by is not None, "the caller has set it"
+        assert contents.schema is not None, "the caller has looked"
+        schema, cap, weight = contents.schema, contents.view.policy.weight_cap, item.visible.weight
         problem = ""
-        if item.is_model:
-            problem = judge(schema, item.judged_by[1], item.manifest, item.visible.weight, None) or ""
+        if contents.rules is not None and item.is_model:
+            specs = [entry.spec for entry in item.manifest.entries]
+            problem = judge_specs(contents.rules, schema, cap, specs, weight)
+        elif item.is_model:
+            problem = judge(schema, cap, item.manifest, weight, None) or ""
         return problem or self._lie(item.manifest)
 
     def _judge_bytes(self, item: Item) -> str:
@@ -162,7 +184,7 @@ class Inspector:
         is_finite = self._scans.verdict(content, kind)
         if is_finite is False:
             return "it holds NaN, infinity or " + (
-                "a boolean that is neither 0 nor 1" if item.is_model else f"values that no {kind} has"
+                f"values that no {kind} has" if item.is_artefact else "a boolean that is neither 0 nor 1"
             )
         item.missing = self._missing_blobs(item.manifest)
         if item.missing:
@@ -172,6 +194,32 @@ class Inspector:
             self._scans.begin(content, item.manifest, kind)
         else:
             item.is_judged = True
+        return ""
+
+    async def _judge_adapter(self, item: Item, contents: GroupContents) -> str:
+        """Judge an adapter by its header, if that is here; return what is wrong with it."""
+        assert item.manifest is not None, "the caller has read it"
+        assert contents.schema is not None, "the caller has looked"
+        assert contents.rules is not None, "a group of whole models has none"
+        entry = next((entry for entry in item.manifest.entries if entry.spec.name == ADAPTER), None)
+        problem = header_problem(entry.spec if entry else None)
+        if problem or entry is None:
+            return problem
+        try:
+            data = await asyncio.to_thread(self._store.blobs.read_chunk, entry.blob, 0)
+        except CorruptError:
+            data = None  # It was set aside and is fetched again.
+        if data is None:
+            item.is_judged = False
+            return ""
+        try:
+            header = read_adapter_header(data)
+        except ParameterError as error:
+            return error.message.removesuffix(".")
+        specs = [each.spec for each in item.manifest.entries]
+        if problem := judge_header(contents.rules, contents.schema, specs, header):
+            return problem
+        item.adapter = header if item.is_judged else None
         return ""
 
     async def _judge_artefact(self, item: Item, schema: Schema, *, is_kept: bool) -> str:
@@ -230,3 +278,12 @@ class Inspector:
             return await asyncio.to_thread(self._store.blobs.get_object, object_id)
         except CorruptError:
             return None  # It was set aside and is fetched again.
+
+
+def _other_kind(item: Item, contents: GroupContents) -> str:
+    """Return why a contribution is none of those that a group merges, if it would be merged elsewhere."""
+    if not item.is_model or item.visible.type == contents.kind:
+        return ""
+    if contents.rules is None:
+        return "it is an adapter, and the group merges whole models"
+    return "it is a whole model, and the group merges adapters"

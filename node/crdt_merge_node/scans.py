@@ -17,7 +17,7 @@ from crdt_merge_protocol.limits import CHUNK_BYTES
 
 from .contents import MODEL
 from .errors import CorruptError, StorageError, StoreFailedError
-from .judging import scan_artefact
+from .judging import is_artefact, scan_artefact
 from .resolve import scan_finite
 from .storage import Store
 from .stored_ids import read_id
@@ -148,7 +148,7 @@ class Scans:
             spec = entry.spec
             if spec.dtype not in FLOAT_DTYPES and spec.dtype != "BOOL":
                 continue
-            if kind == MODEL and (entry.blob, spec.dtype) in self._sound:
+            if not is_artefact(kind) and (entry.blob, spec.dtype) in self._sound:
                 continue
             for index in range(chunk_count(spec.nbytes)):
                 if self._is_closed:
@@ -158,7 +158,7 @@ class Scans:
                     raise StorageError(f"blob {entry.blob.hex()[:12]} went away while it was scanned.")
                 if not scan_finite(spec.dtype, chunk):
                     return False
-                if kind != MODEL and scan_artefact(kind, spec, chunk, index * CHUNK_BYTES):
+                if is_artefact(kind) and scan_artefact(kind, spec, chunk, index * CHUNK_BYTES):
                     return False
             if len(self._sound) >= SOUND_MAX:
                 self._sound.clear()

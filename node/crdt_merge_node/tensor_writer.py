@@ -39,8 +39,11 @@ class TensorWriter:
                 self._discard()
                 raise
 
-    def put(self, name: str, values: Float64Array) -> None:
+    def put(self, name: str, values: Float64Array) -> int:
         """Write a floating point tensor, rounded to its element type; too large values become the largest.
+
+        Returns:
+            How many were too large.
 
         Args:
             name: One of the specs'.
@@ -48,8 +51,9 @@ class TensorWriter:
         """
         spec = self._specs[name]
         assert values.size == spec.numel, f"{name} has {values.size} elements, {spec.numel} are declared"
-        stored, _ = encode_array(spec.dtype, values.reshape(-1), "saturate")
+        stored, misfits = encode_array(spec.dtype, values.reshape(-1), "saturate")
         self.put_bytes(name, 0, stored.tobytes())
+        return misfits
 
     def put_bytes(self, name: str, position: int, data: bytes | memoryview) -> None:
         """Write raw little-endian bytes of a tensor, ``position`` bytes from its beginning."""

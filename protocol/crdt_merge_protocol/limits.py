@@ -99,6 +99,12 @@ SHARD_NAME_CHARS_MAX: Final = 200
 PACKING_BYTES_MAX: Final = 8 * MIB
 """Headers and index of a checkpoint as its author had them: an object, like a manifest."""
 """20,000 tensors of 300 bytes each, with room; a manifest has the same cap."""
+ADAPTER_HEADER_BYTES_MAX: Final = INLINE_BLOB_BYTES_MAX
+"""What an adapter's tensors mean: a row of the database; a thousand modules with an alpha of their own."""
+ADAPTER_CONFIG_BYTES_MAX: Final = MIB
+"""The configuration of an adapter as its author had it; kept beside the headers of its files."""
+ADAPTER_RANK_MAX: Final = 4096
+"""Beyond the rank that any group may allow: singular values cost its cube."""
 PROVIDER_BAN_S: Final = 3600.0
 """How long a peer that sent a bad chunk is not asked again."""
 WANT_CHUNKS_MAX: Final = 64

@@ -17,10 +17,19 @@ from .canonical import decode, digest, encode
 from .checkpoint import check_shards, is_shard_name, parse_index
 from .errors import LimitExceededError, MalformedMessageError
 from .fields import Fields
-from .limits import PACKING_BYTES_MAX, SAFETENSORS_HEADER_BYTES_MAX, SHARD_NAME_CHARS_MAX, SHARDS_MAX
+from .limits import (
+    ADAPTER_CONFIG_BYTES_MAX,
+    PACKING_BYTES_MAX,
+    SAFETENSORS_HEADER_BYTES_MAX,
+    SHARD_NAME_CHARS_MAX,
+    SHARDS_MAX,
+)
 from .tensorfile import LENGTH_BYTES, layout, parse_header
 
 FORMAT: Final = 1
+FORMAT_WITH_CONFIG: Final = 2
+"""What an adapter has: one field more. Releases that know it not can write the tensors all the same."""
+CONFIG_NAME: Final = "adapter_config.json"
 _FILE_BYTES_MAX: Final = 1 << 53
 
 
@@ -62,6 +71,8 @@ class Packing:
     files: tuple[PackedFile, ...]
     index: bytes = b""
     """Bytes of the index file; empty if there was none."""
+    config: bytes = b""
+    """Bytes of the configuration beside an adapter's tensors; empty if it is none."""
 
     @property
     def is_directory(self) -> bool:
@@ -74,7 +85,8 @@ class Packing:
         Raises:
             LimitExceededError: More than an object may have.
         """
-        data = encode([FORMAT, [[file.name, file.nbytes, file.header] for file in self.files], self.index])
+        fields = [[[file.name, file.nbytes, file.header] for file in self.files], self.index]
+        data = encode([FORMAT_WITH_CONFIG, *fields, self.config] if self.config else [FORMAT, *fields])
         if len(data) > PACKING_BYTES_MAX:
             raise LimitExceededError(
                 f"headers and index of the checkpoint have {len(data)} bytes, at most "
@@ -91,7 +103,7 @@ class Packing:
             RemoteProtocolError: Not a packing within the limits.
         """
         fields = Fields(decode(data, bytes_max=PACKING_BYTES_MAX, elements_max=SHARDS_MAX), what="packing")
-        fields.integer(low=FORMAT, high=FORMAT)
+        version = fields.integer(low=FORMAT, high=FORMAT_WITH_CONFIG)
         files = []
         for record in fields.records(count_max=SHARDS_MAX):
             name = record.text(size_max=SHARD_NAME_CHARS_MAX)
@@ -100,8 +112,11 @@ class Packing:
             record.end()
             files.append(PackedFile(name=name, nbytes=size, header=header))
         index = fields.blob(size_max=PACKING_BYTES_MAX)
+        config = fields.blob(size_max=ADAPTER_CONFIG_BYTES_MAX) if version == FORMAT_WITH_CONFIG else b""
         fields.end()
-        found = cls(files=tuple(files), index=index)
+        if version == FORMAT_WITH_CONFIG and not config:
+            raise MalformedMessageError("packing: its configuration is empty.")
+        found = cls(files=tuple(files), index=index, config=config)
         found._check_names()
         return found
 
@@ -111,6 +126,8 @@ class Packing:
             raise MalformedMessageError("packing: these are not the names of a checkpoint's files.")
         if (len(names) > 1 and not self.index) or (names == [""] and self.index):
             raise MalformedMessageError("packing: several files have an index, and one alone has none.")
+        if self.config and (len(names) > 1 or names == [""]):
+            raise MalformedMessageError("packing: beside a configuration is one file in a directory.")
 
     def unpack(self, manifest: Manifest) -> tuple[UnpackedFile, ...]:
         """Return the files that hold the tensors of a manifest, each exactly once.
@@ -133,6 +150,8 @@ class Packing:
         listed = {file.name: [entry.spec.name for entry in file.entries] for file in found}
         if self.index:
             check_shards(parse_index(self.index), listed)
+        if self.config:
+            found.append(UnpackedFile(CONFIG_NAME, self.config, ()))
         return tuple(found)
 
 

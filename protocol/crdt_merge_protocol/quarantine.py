@@ -56,17 +56,24 @@ def judge(
         is_finite: Whether its tensors were found free of NaN, infinity and impossible booleans; None while
             its bytes are not here, which condemns nothing.
     """
-    cap = weight_cap or WEIGHT_MAX
-    if weight <= 0:
-        return f"its weight {weight / WEIGHT_ONE:g} is not positive"
-    if weight > cap:
-        return f"its weight {weight / WEIGHT_ONE:g} is over the group's cap {cap / WEIGHT_ONE:g}"
+    if problem := weight_problem(weight_cap, weight):
+        return problem
     problems = _texts(_problems(schema, (entry.spec for entry in manifest.entries)))
     if problems:
         return problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more problems)"
     if is_finite is False:
         return "it holds NaN, infinity or a boolean that is neither 0 nor 1"
     return None
+
+
+def weight_problem(weight_cap: int, weight: int) -> str:
+    """Return why a contribution cannot have a weight, both over 2^32; empty if it can."""
+    cap = weight_cap or WEIGHT_MAX
+    if weight <= 0:
+        return f"its weight {weight / WEIGHT_ONE:g} is not positive"
+    if weight > cap:
+        return f"its weight {weight / WEIGHT_ONE:g} is over the group's cap {cap / WEIGHT_ONE:g}"
+    return ""
 
 
 def _problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[_Problem]:

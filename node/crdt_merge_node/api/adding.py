@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from crdt_merge_protocol.adapters import ADAPTER
 from crdt_merge_protocol.blobs import payload_id
 from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.errors import (
@@ -27,14 +28,16 @@ from crdt_merge_protocol.strategies.artefacts import SCOPES
 
 from crdt_merge_node.background import finish
 from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
-from crdt_merge_node.contents import ID_BYTES, MODEL, GroupContents, write_payload
+from crdt_merge_node.contents import ID_BYTES, MERGED, MODEL, GroupContents, write_payload
 from crdt_merge_node.control.model import ContributionAdded, ContributionPlan, Placement, Progress
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_mean, quoted
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
+from crdt_merge_node.lora.files import WEIGHTS, is_adapter_directory
 from crdt_merge_node.resolve import describe_file, read_artefact_file
 from crdt_merge_node.services import Services
 
+from .adapters import check_adapter, other_kind
 from .contributions import contribution_show
 from .naming import find_group
 
@@ -58,6 +61,8 @@ async def add_contribution(
     services.driver.standing.check()
     group = find_group(services, group_name)
     contents = await services.keeper.current(group)
+    if kind == MODEL and is_adapter_directory(services.fs, Path(path)):
+        kind = ADAPTER  # As PEFT saves it; nothing else has such a configuration.
     plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)
     plan = await asyncio.to_thread(_placed, services, plan, may_link=may_link)
     _check_payload(meta)
@@ -70,7 +75,7 @@ async def add_contribution(
         await _check_base(contents, base_path)
     yield plan
     began = services.clock.monotonic()
-    async with services.imports.importing(Path(path), kind, may_link=may_link) as model:
+    async with services.imports.importing(Path(path), plan.type, may_link=may_link) as model:
         async with aclosing(model.steps(services)) as steps:
             async for step in steps:
                 yield step
@@ -139,23 +144,29 @@ async def _plan(
             f' the cap of group "{name}".',
             hint="Weights only count relative to each other; an administrator can raise --weight-cap.",
         )
-    if kind != MODEL and not is_artefact(kind):
+    if kind not in MERGED and not is_artefact(kind):
+        known = [*sorted(MERGED), *SCOPES]
         raise InvalidRequestError(
             f'"{kind}" is no type of contribution.',
-            hint=did_you_mean(kind, [MODEL, *SCOPES]) or f"Known: {', '.join([MODEL, *SCOPES])}.",
+            hint=did_you_mean(kind, known) or f"Known: {', '.join(known)}.",
         )
     if contents.schema is None:
         raise MissingBlobError(
             f'the schema of group "{name}" is not here yet.', hint=f"See: crdt-merge-node why {name}"
         )
-    header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
-    header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
+    if kind in MERGED and kind != contents.kind:
+        raise other_kind(path, name, is_adapter=kind == ADAPTER)
+    if kind == ADAPTER:
+        header = await asyncio.to_thread(check_adapter, services, contents, path, weight)
+    else:
+        header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
+        header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
     specs = [entry.spec for entry in header.entries]
     if kind == MODEL:
         problems = schema_problems(contents.schema, specs)
         if problems:
             raise _schema_error(problems, path=path, group_name=name)
-    else:
+    elif kind != ADAPTER:
         await _check_artefact(services, contents, header, kind=kind)
     replaced = [
         item.visible.tag.hex()
@@ -182,7 +193,8 @@ async def _plan(
 
 def _placed(services: Services, plan: ContributionPlan, *, may_link: bool) -> ContributionPlan:
     """Return a plan that says whether the bytes are copied, which only trying tells."""
-    checkpoint = read_checkpoint(services.fs, Path(plan.path))
+    place = Path(plan.path)
+    checkpoint = read_checkpoint(services.fs, place / WEIGHTS if plan.type == ADAPTER else place)
     small = sum(e.spec.nbytes for e in checkpoint.entries if e.spec.nbytes <= INLINE_BLOB_BYTES_MAX)
     if small == checkpoint.nbytes:
         return plan  # Rows of the database, all of it.

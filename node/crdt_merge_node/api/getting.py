@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
+from crdt_merge_protocol.adapters import ADAPTER
 from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import (
     MalformedTensorFileError,
@@ -19,6 +20,7 @@ from crdt_merge_node.background import Done, IsCancelled, Report, run_with_progr
 from crdt_merge_node.checkpoints.writing import Export, GetCancelledError, Written
 from crdt_merge_node.contents import read_payload
 from crdt_merge_node.control.model import ContributionWritten, Progress, WrittenFile
+from crdt_merge_node.lora.files import as_files
 from crdt_merge_node.services import Services
 
 from .contributions import contribution_show
@@ -85,11 +87,13 @@ def _write(
     export = Export(fs=services.fs, rng=services.rng, read=services.store.blobs.read_chunk, advance=advance)
     try:
         packing = None if is_plain else _packing(services, add)
+        if add.type == ADAPTER:
+            manifest, packing = as_files(manifest, packing, services.store.blobs.read_chunk)
         files = export.write(manifest, packing, target)
     except (RemoteProtocolError, MalformedTensorFileError) as error:
         raise MalformedTensorFileError(
             f"what its author says of the files does not fit the tensors: {error.message}",
-            hint="--plain writes the tensors into one file in the layout of this program.",
+            hint="--plain writes the tensors in the layout of this program.",
         ) from error
     return Written(files=files, is_exact=not is_plain)
 

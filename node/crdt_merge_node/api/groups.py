@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+from crdt_merge_protocol.adapter_rules import split_params, write_rules
+from crdt_merge_protocol.adapters import schema_specs
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.errors import ParameterError
@@ -31,9 +33,11 @@ from crdt_merge_node.control.model import (
 )
 from crdt_merge_node.errors import InvalidRequestError, quoted
 from crdt_merge_node.imports import ModelImport
+from crdt_merge_node.lora.files import is_adapter_directory, read_adapter_file
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
+from .adapters import check_adapters, common_schema, implied_rules, refuse_adapter
 from .contributions import contribution_list
 from .naming import find_group
 
@@ -147,17 +151,19 @@ async def create_group(
             "a group needs a schema: the names, shapes and element types of its tensors.",
             hint="Name a safetensors file: --base FILE (the common base model) or --like FILE (schema only).",
         )
-    chosen = _check_strategy(strategy, params, has_base=base_path is not None, dtype=dtype)
+    refuse_adapter(services, base_path)
+    like = None if like_path is None else await _schema_of(services, like_path)
+    params = dict(params) | implied_rules(services, params, like_path)
+    chosen, params = _check_strategy(strategy, params, has_base=base_path is not None, dtype=dtype)
     policy = Policy(
         strategy=chosen.id,
         strategy_version=chosen.version,
-        params=sorted_params(chosen.normalise(params)),
+        params=sorted_params(params),
         schema=bytes(32),
         dtype=dtype,
         weight_cap=weight_cap or DEFAULT_WEIGHT_CAP,
         holders=holders,
     )
-    like = None if like_path is None else await _schema_of(services, like_path)
     if base_path is None:
         assert like is not None, "one of the two is given"
         yield await _found(services, name, replace(policy, schema=await _keep_schema(services, like)))
@@ -167,9 +173,10 @@ async def create_group(
             async for step in steps:
                 yield step
         base = _imported(model)
-        if like is not None and like.id != base.schema.id:
+        whole = base.schema if like is None else common_schema(base.schema, like, policy)
+        if whole is None:
             raise InvalidRequestError(f"{base_path} and {like_path} have different schemas.")
-        schema = await _keep_schema(services, base.schema)
+        schema = await _keep_schema(services, whole)
         info = await _found(services, name, replace(policy, schema=schema, base=base.content), model)
     yield info
 
@@ -208,6 +215,7 @@ async def change_policy(
             f'group "{genesis.name}" needs {genesis.quorum} administrators\' signatures for an act.',
             hint="This release cannot collect signatures of several nodes.",
         )
+    refuse_adapter(services, changes.base_path)
     _next_policy(services, group, changes, has_base=changes.base_path is not None)
     if changes.base_path is None:
         await _author_policy(services, group, _next_policy(services, group, changes))
@@ -230,14 +238,24 @@ def _next_policy(
     """Return the next version of the policy in force, or refuse what could never be resolved."""
     policy = services.engine.replicas[group].state.view.policy
     strategy = changes.strategy or policy.strategy
-    kept = dict(policy.params) if registry.get(strategy).id == policy.strategy else {}
-    params = {key: value for key, value in (kept | dict(changes.params)).items() if value}
+    own, rules = split_params(dict(policy.params))
+    kept = own if registry.get(strategy).id == policy.strategy else {}
+    changed, changed_rules = split_params(dict(changes.params))
+    if changed_rules and not rules:
+        raise InvalidRequestError(
+            "the group merges whole models, and what a group merges is fixed for life.",
+            hint="Make one of adapters: group create NAME --like ADAPTER.",
+        )
+    params = {key: value for key, value in (kept | changed).items() if value}
+    params |= write_rules(rules | changed_rules) if rules else {}
     dtype = policy.dtype if changes.dtype is None else changes.dtype
-    chosen = _check_strategy(strategy, params, has_base=has_base or policy.base is not None, dtype=dtype)
+    chosen, params = _check_strategy(
+        strategy, params, has_base=has_base or policy.base is not None, dtype=dtype
+    )
     return policy.next(
         strategy=chosen.id,
         strategy_version=chosen.version,
-        params=chosen.normalise(params),
+        params=params,
         dtype=dtype,
         weight_cap=policy.weight_cap if changes.weight_cap is None else changes.weight_cap,
         holders=policy.holders if changes.holders is None else changes.holders,
@@ -273,12 +291,22 @@ async def _keep_schema(services: Services, schema: Schema) -> bytes:
     return schema.id
 
 
-def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool, dtype: str) -> Strategy:
-    """Refuse before any byte is read what could never be resolved."""
+def _check_strategy(
+    strategy: str, params: Mapping[str, str], *, has_base: bool, dtype: str
+) -> tuple[Strategy, dict[str, str]]:
+    """Refuse what could never be resolved, before any byte is read.
+
+    Returns:
+        The strategy, and all parameters as a policy has them.
+    """
     chosen = registry.get(strategy)
+    params, texts = split_params(params)
+    rules = write_rules(texts) if texts else {}
     chosen.validate(params)
+    if rules:
+        check_adapters(chosen, rules, has_base=has_base)
     for each in (chosen, *named_strategies(params)):
-        if each.base == "required" and not has_base:
+        if each.base == "required" and not has_base and not rules:
             raise InvalidRequestError(
                 f"{each.id} works on differences from a base model.", hint="Name it: --base FILE."
             )
@@ -289,9 +317,12 @@ def _check_strategy(strategy: str, params: Mapping[str, str], *, has_base: bool,
         )
     if dtype and dtype not in ("F64", "F32", "F16", "BF16"):
         raise ParameterError(f'"{dtype}" is no element type of an output.', hint="Use F64, F32, F16 or BF16.")
-    return chosen
+    return chosen, chosen.normalise(params) | rules
 
 
 async def _schema_of(services: Services, path: str) -> Schema:
+    if is_adapter_directory(services.fs, Path(path)):
+        file = await asyncio.to_thread(read_adapter_file, Path(path), services.fs)
+        return Schema.of(schema_specs(file.layout, file.header.fan_in_fan_out))
     header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
     return Schema.of(entry.spec for entry in header.entries)

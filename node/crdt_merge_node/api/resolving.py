@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import CrdtMergeError, EmptySetError
-from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.messages.gossip import Attest
 
 from crdt_merge_node.attesting import remember_attestation
 from crdt_merge_node.background import Done, IsCancelled, Report, run_with_progress
-from crdt_merge_node.contents import MODEL, GroupContents, Selection
+from crdt_merge_node.contents import MERGED, GroupContents, Selection
 from crdt_merge_node.control.model import Progress, ResolvePlan, ResolveReport
 from crdt_merge_node.errors import CorruptError, StorageError, StoreFailedError
+from crdt_merge_node.lora.estimate import estimate_adapter_job
+from crdt_merge_node.lora.group import run_adapter_job
 from crdt_merge_node.ports import available_memory_bytes
 from crdt_merge_node.report.kept import is_cheap, keep
 from crdt_merge_node.report.writing import measure_layers, write_card, write_reports
@@ -28,10 +28,6 @@ from crdt_merge_node.resolve import (
     KeptTensor,
     ResolveJob,
     ResolveResult,
-    TensorSource,
-    UsedArtefact,
-    UsedModel,
-    build_job,
     estimate_job,
     find_finished,
     recall,
@@ -41,7 +37,8 @@ from crdt_merge_node.resolve import (
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
-from .contributions import idle_items, shown_contributions
+from .contributions import shown_contributions
+from .jobs import job_of, refuse_unfit
 from .naming import find_group, find_tag
 from .waiting import beyond, refuse_if_late
 
@@ -104,7 +101,8 @@ async def resolve_group(
             f'group "{name}" has no usable contribution.',
             hint=f"See: crdt-merge-node contribution list {name}",
         )
-    job = _job(services, group, contents, selection, task=_task(selection, name, request.task))
+    job = job_of(services, group, contents, selection, task=_task(selection, name, request.task))
+    refuse_unfit(job, request)
     earlier = {} if request.is_fresh else await asyncio.to_thread(_earlier, services, job)
     job = replace(job, shard_bytes=request.shard_bytes, earlier=earlier)
     plan = await _plan(services, group, contents, job, selection)
@@ -141,7 +139,7 @@ async def _write_extras(
         How it goes, and last what was measured; also unasked, where somebody may look and it is cheap.
     """
     paths = [Path(path) for path in request.report_paths]
-    is_looked_at = bool(services.web.url) and is_cheap(job)
+    is_looked_at = bool(services.web.url) and is_cheap(job) and job.adapters is None
 
     def write(report: Report, _is_cancelled: IsCancelled) -> dict[str, Any] | None:
         layers = write_reports(job, result.output_path, paths, fs=services.fs, progress=report)
@@ -203,7 +201,7 @@ def _run(
         finished = find_finished(job, output, fs=services.fs, progress=report, cancelled=is_cancelled)
         if finished is not None:
             return finished
-    result = run_job(
+    result = (run_job if job.adapters is None else run_adapter_job)(
         job,
         output,
         progress=report,
@@ -212,6 +210,8 @@ def _run(
         clock=services.clock,
         rng=services.rng,
     )
+    if job.adapters is not None:
+        return result  # The tensors of adapters are not taken over one by one.
     try:
         remember(services.config.node.data_dir, job, result, fs=services.fs)
     except StorageError as error:
@@ -221,6 +221,8 @@ def _run(
 
 def _earlier(services: Services, job: ResolveJob) -> Mapping[bytes, KeptTensor]:
     """Return what outputs that this node wrote lately have to offer."""
+    if job.adapters is not None:
+        return {}
     return recall(services.config.node.data_dir, job, fs=services.fs)
 
 
@@ -243,86 +245,6 @@ def _task(selection: Selection, group_name: str, text: str) -> bytes:
     return tags[find_tag(text, tags, group_name=group_name)]
 
 
-def _job(
-    services: Services, group: bytes, contents: GroupContents, selection: Selection, *, task: bytes
-) -> ResolveJob:
-    policy, config = contents.view.policy, services.config.resolve
-    assert contents.schema is not None, "complete contents have their schema"
-    used = []
-    for item in selection.models:
-        assert item.manifest is not None, "used contributions have their manifest"
-        visible = item.visible
-        used.append(
-            UsedModel(visible.digest, visible.weight, item.manifest, _sources(services, item.manifest))
-        )
-    artefacts = []
-    for item in selection.artefacts:
-        assert item.manifest is not None, "used contributions have their manifest"
-        assert item.artefact is not None, "chosen artefacts were judged"
-        artefacts.append(UsedArtefact(item.artefact, item.manifest, _sources(services, item.manifest)))
-    base = None
-    if contents.base is not None and policy.base is not None:
-        base = UsedModel(policy.base, WEIGHT_ONE, contents.base, _sources(services, contents.base))
-    return build_job(
-        policy,
-        contents.schema,
-        used,
-        base,
-        group_mode=True,
-        artefacts=artefacts,
-        unfit=selection.choice.unfit,
-        task=task,
-        memory_bytes=int(config.memory_bytes),
-        workers=config.workers,
-        facts=_facts(services, group, contents, selection),
-    )
-
-
-def _facts(services: Services, group: bytes, contents: GroupContents, selection: Selection) -> dict[str, Any]:
-    """Return what the provenance says of the group."""
-    state = services.engine.replicas[group].state
-    used = [*selection.models, *selection.artefacts]
-    idle = idle_items(contents, selection)
-    return {
-        "group": group.hex(),
-        "group_name": state.genesis.name,
-        "node": services.engine.node.hex(),
-        "cluster": services.identity.cluster.hex(),
-        "policy_version": contents.view.policy.version,
-        "sync_root": state.sync_root.hex(),
-        "contributions": [
-            {
-                "tag": item.visible.tag.hex(),
-                "author": item.visible.author.hex(),
-                "slot": item.visible.slot,
-                "type": item.visible.type,
-                "digest": item.visible.digest.hex(),
-                "content": item.visible.content.hex(),
-                "weight": item.visible.weight,
-            }
-            for item in used
-        ],
-        "excluded": [
-            {
-                "tag": tag.hex(),
-                "reason": item.problem or idle.get(tag, ("", ""))[1] or "left out on request",
-            }
-            for tag, item in contents.items.items()
-            if item not in used
-        ],
-    }
-
-
-def _sources(services: Services, manifest: Manifest) -> dict[str, TensorSource]:
-    sources = {}
-    for entry in manifest.entries:
-        path, offset, nbytes, data = services.store.blobs.source(entry.blob)
-        sources[entry.spec.name] = TensorSource(
-            str(path) if path else None, offset, nbytes, data, blob=entry.blob
-        )
-    return sources
-
-
 async def _plan(
     services: Services, group: bytes, contents: GroupContents, job: ResolveJob, selection: Selection
 ) -> ResolvePlan:
@@ -331,7 +253,8 @@ async def _plan(
     )
     chosen = {item.visible.tag.hex() for item in (*selection.models, *selection.artefacts)}
     policy = contents.view.policy
-    estimate = await asyncio.to_thread(estimate_job, job, clock=services.clock)
+    estimate_of = estimate_job if job.adapters is None else estimate_adapter_job
+    estimate = await asyncio.to_thread(estimate_of, job, clock=services.clock)
     return ResolvePlan(
         group=group.hex(),
         group_name=services.engine.replicas[group].state.genesis.name,
@@ -339,7 +262,7 @@ async def _plan(
         strategy_version=policy.strategy_version,
         params=dict(policy.params),
         resolve_key=job.resolve_key.hex(),
-        inputs=tuple(info for info in infos if info.tag in chosen and info.type == MODEL),
+        inputs=tuple(info for info in infos if info.tag in chosen and info.type in MERGED),
         excluded=tuple(info for info in infos if info.tag not in chosen),
         base=policy.base.hex() if policy.base else "",
         dtype=job.dtype,
@@ -347,7 +270,7 @@ async def _plan(
         output_bytes=estimate.output_bytes,
         memory_bytes=job.memory_bytes,
         free_memory_bytes=available_memory_bytes(),
-        artefacts=tuple(info for info in infos if info.tag in chosen and info.type != MODEL),
+        artefacts=tuple(info for info in infos if info.tag in chosen and info.type not in MERGED),
         effective_strategy=estimate.strategy,
         stand_in_reason=estimate.stand_in_reason,
         determinism=estimate.determinism,

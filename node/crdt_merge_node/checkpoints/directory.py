@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from crdt_merge_protocol.checkpoint import INDEX_NAME, is_shard_name
+from crdt_merge_protocol.packing import CONFIG_NAME
 
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.ports import Fs, Rng, process_id
@@ -68,7 +69,7 @@ class StagedDirectory:
 
 def is_output_name(name: str) -> bool:
     """Tell whether a file of this name in an output directory is one that we wrote."""
-    return is_shard_name(name) or name == INDEX_NAME or name.endswith(PROVENANCE_SUFFIX)
+    return is_shard_name(name) or name in (INDEX_NAME, CONFIG_NAME) or name.endswith(PROVENANCE_SUFFIX)
 
 
 def _require_replaceable(fs: Fs, target: Path) -> None:

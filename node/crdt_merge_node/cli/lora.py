@@ -42,9 +42,9 @@ def show(invocation: Invocation, adapter: str) -> None:
                 "module": module,
                 "rank": pair.rank,
                 "scale": found.scale(module),
-                "down": list(pair.down.spec.shape),
-                "up": list(pair.up.spec.shape),
-                "dtype": pair.down.spec.dtype,
+                "down": list(pair.down.shape),
+                "up": list(pair.up.shape),
+                "dtype": pair.down.dtype,
             }
             for module, pair in found.pairs.items()
         ]
@@ -56,8 +56,8 @@ def show(invocation: Invocation, adapter: str) -> None:
             module,
             str(pair.rank),
             f"{found.scale(module):g}",
-            "x".join(map(str, (pair.up.spec.shape[0], *pair.down.spec.shape[1:]))),
-            pair.down.spec.dtype,
+            "x".join(map(str, (pair.up.shape[0], *pair.down.shape[1:]))),
+            pair.down.dtype,
         )
         for module, pair in found.pairs.items()
     ]

@@ -1,7 +1,10 @@
-"""Low-rank adapters in PEFT's format: merged as the differences they stand for, never factor by factor."""
+"""Low-rank adapters in PEFT's format: merged as the differences they stand for, never factor by factor.
 
-from .adapter import Adapter, read_adapter
-from .merging import expand_adapter, merge_adapters
-from .writing import AdapterResult
+Start reading at ``merging``: ``offline`` calls it for directories, ``group`` for what a group holds.
+"""
+
+from .adapter import Adapter
+from .files import read_adapter
+from .offline import AdapterResult, expand_adapter, merge_adapters
 
 __all__ = ["Adapter", "AdapterResult", "expand_adapter", "merge_adapters", "read_adapter"]

@@ -1,65 +1,23 @@
-"""Reading an adapter as PEFT saves it: ``adapter_config.json`` and ``adapter_model.safetensors``.
+"""An adapter whose form has been checked, wherever its bytes are: a user's directory, or the blob store.
 
-An adapter of rank r gives a module two factors, A ``(r, in)`` and B ``(out, r)``, and stands for the
-difference ``s B A`` of the module's weight, where the scale s is ``alpha / r``, or ``alpha / sqrt(r)`` with
-rank-stabilised scaling; rank and alpha may differ by module (``rank_pattern``, ``alpha_pattern``). A
-convolution has factors ``(r, in, h, w)`` and ``(out, r, 1, 1)``; an embedding has its factors transposed.
-
-What would make the difference depend on the base's weights (DoRA), or is not a pair of factors, is refused.
-
-Source: Hu et al., LoRA, ICLR 2022, arXiv:2106.09685; Kalajdzievski, rsLoRA, 2023, arXiv:2312.03732; the
-documented file format of PEFT 0.21.
+What adapters are, and which are none, is in ``crdt_merge_protocol.adapters``.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
 
 import numpy as np
-from crdt_merge_protocol.blobs import FLOAT_DTYPES
-from crdt_merge_protocol.errors import MalformedTensorFileError, ParameterError, ShapeMismatchError
+from crdt_merge_protocol.adapters import AdapterHeader, AdapterLayout, Pair
+from crdt_merge_protocol.blobs import TensorSpec, blob_digest_of
 from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.dtypes import decode_block
-from crdt_merge_protocol.tensorfile import TensorEntry
 
 from crdt_merge_node.ports import Fs
-from crdt_merge_node.resolve.files import SourceReader, naming, read_header
+from crdt_merge_node.resolve.blocks import changed
+from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import TensorSource
-
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
-PREFIX: Final = "base_model.model."
-_CONFIG_BYTES_MAX: Final = 1 << 20
-_FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.weight)?")
-_REFUSED: Final = {
-    "use_dora": "its difference depends on the base's weights: merge it into the base first",
-    "layer_replication": "it changes the layers of the base",
-    "alora_invocation_tokens": "it is not always active",
-    "target_parameters": "its factors are not of modules",
-    "lora_bias": "it has a bias in its factors",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Where the two factors of a module are."""
-
-    down: TensorEntry
-    """A."""
-    up: TensorEntry
-    """B."""
-    is_embedding: bool
-
-    @property
-    def rank(self) -> int:
-        """Number of directions."""
-        return self.down.spec.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +33,53 @@ class Factors:
     is_transposed: bool
     """The weight is the transpose of the product: embeddings, and layers that are saved input first."""
 
+    def turned(self, is_transposed: bool) -> Factors:
+        """Return factors of the same difference whose product is, or is not, the transpose of the weight."""
+        if is_transposed == self.is_transposed:
+            return self
+        # (B A)' = A' B': the same rank and no rounding.
+        down, up = np.ascontiguousarray(self.up.T), np.ascontiguousarray(self.down.T)
+        return Factors(down, up, self.shape, is_transposed)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter whose form has been checked; its numbers are read when they are asked for."""
+    """An adapter; its numbers are read when they are asked for."""
 
-    path: Path
-    base_name: str
-    config: Mapping[str, Any]
-    pairs: Mapping[str, Pair]
-    """By module, in byte order."""
-    others: Mapping[str, TensorEntry]
-    """Tensors that are saved whole (``modules_to_save``, biases), by their name in the base."""
+    origin: str
+    """A path or a contribution, for messages."""
+    header: AdapterHeader
+    layout: AdapterLayout
+    sources: Mapping[str, TensorSource]
+    """By the names of the tensors in canonical spelling, the header's aside."""
     fs: Fs
+
+    @property
+    def base_name(self) -> str:
+        """What its author calls the base."""
+        return self.header.base_model
+
+    @property
+    def pairs(self) -> Mapping[str, Pair]:
+        """The factors by module, in byte order."""
+        return self.layout.pairs
+
+    @property
+    def others(self) -> Mapping[str, TensorSpec]:
+        """Tensors that are saved whole, by their name in the base."""
+        return self.layout.others
 
     def scale(self, module: str) -> float:
         """Return what the product of a module's factors is multiplied by."""
-        rank = self.pairs[module].rank
-        alpha = float(_matching(self.config.get("alpha_pattern"), module, self.config["lora_alpha"]))
-        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+        return self.header.scale(module, self.pairs[module].rank)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape of the weight of a module."""
+        return self.pairs[module].weight_shape(self.header.fan_in_fan_out)
+
+    def is_transposed(self, module: str) -> bool:
+        """Tell whether the weight of a module is the transpose of the product of its factors."""
+        return self.pairs[module].is_transposed(self.header.fan_in_fan_out)
 
     def factors(self, module: str) -> Factors:
         """Return the factors of a module.
@@ -103,98 +89,32 @@ class Adapter:
         """
         pair = self.pairs[module]
         down, up = self._read(pair.down), self._read(pair.up)
-        outputs, inputs = up.shape[0], down.shape[1:]
-        is_transposed = pair.is_embedding or bool(self.config.get("fan_in_fan_out"))
-        shape = (*inputs, outputs) if is_transposed else (outputs, *inputs)
         return Factors(
             down=down.reshape(pair.rank, -1),
-            up=up.reshape(outputs, -1) * self.scale(module),
-            shape=shape,
-            is_transposed=is_transposed,
+            up=up.reshape(pair.up.shape[0], -1) * self.scale(module),
+            shape=self.shape(module),
+            is_transposed=self.is_transposed(module),
         )
 
     def other(self, name: str) -> Float64Array:
         """Return a tensor that is saved whole, float64 in its own shape."""
         return self._read(self.others[name])
 
-    def _read(self, entry: TensorEntry) -> Float64Array:
-        reader = SourceReader(self.fs)
-        try:
-            nbytes = entry.end - entry.begin
-            raw = reader.read(TensorSource(str(self.path / WEIGHTS), entry.begin, nbytes), 0, nbytes)
-            return np.array(decode_block(entry.spec.dtype, raw)).reshape(entry.spec.shape)
-        finally:
-            reader.close()
+    def _read(self, spec: TensorSpec) -> Float64Array:
+        return read_array(self.fs, self.sources[spec.name], spec, self.origin)
 
 
-def read_adapter(path: Path, fs: Fs) -> Adapter:
-    """Return the adapter in a directory.
+def read_array(fs: Fs, source: TensorSource, spec: TensorSpec, origin: str) -> Float64Array:
+    """Return a tensor as float64 in its own shape, compared with the blob that it shall be, if that is known.
 
     Raises:
-        ParameterError: Not a LoRA adapter, or one that uses what is not supported; the message says what.
-        ShapeMismatchError: Factors that do not fit one another.
-        MalformedTensorFileError, StorageError: Its files cannot be read.
+        StorageError, CorruptError: It cannot be read, or its bytes have changed.
     """
-    config = _read_config(path, fs)
-    entries = {entry.spec.name: entry for entry in read_header(fs, path / WEIGHTS).entries}
-    sides: dict[str, dict[str, TensorEntry]] = {}
-    embeddings: set[str] = set()
-    others: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        if entry.spec.dtype not in FLOAT_DTYPES:
-            raise ParameterError(f"{path}: {name} has element type {entry.spec.dtype}.")
-        bare = name.removeprefix(PREFIX)
-        match = _FACTOR.fullmatch(bare)
-        if match is None:
-            if ".lora_" in bare:
-                raise ParameterError(f"{path}: {name} is no factor that is understood here.")
-            others[bare] = entry
-            continue
-        sides.setdefault(match["module"], {})[match["side"]] = entry
-        if match["kind"]:
-            embeddings.add(match["module"])
-    pairs = {}
-    for module in sorted(sides, key=str.encode):
-        found = sides[module]
-        if len(found) != 2:
-            raise ParameterError(f"{path}: module {module} has factor {', '.join(found)} alone.")
-        pairs[module] = Pair(found["A"], found["B"], module in embeddings)
-        _check_shapes(path, module, pairs[module])
-    if not pairs:
-        raise ParameterError(f"{path}: there are no factors in {WEIGHTS}.")
-    base_name = str(config.get("base_model_name_or_path") or "")
-    return Adapter(path, base_name, config, pairs, others, fs)
-
-
-def _read_config(path: Path, fs: Fs) -> dict[str, Any]:
-    with naming(path / CONFIG, "read"), fs.open_read(path / CONFIG, follow=True) as file:
-        data = file.read_at(0, _CONFIG_BYTES_MAX)
+    reader = SourceReader(fs)
     try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MalformedTensorFileError(f"{path / CONFIG} is not JSON: {error}.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ParameterError(f"{path / CONFIG} is not of a LoRA adapter.", hint="peft_type has to be LORA.")
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            raise ParameterError(f"{path / CONFIG}: {key} is not supported: {reason}.")
-    alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ParameterError(f"{path / CONFIG}: lora_alpha is no number.")
-    return config
-
-
-def _check_shapes(path: Path, module: str, pair: Pair) -> None:
-    down, up = pair.down.spec.shape, pair.up.spec.shape
-    if len(down) < 2 or len(up) < 2 or len(down) != len(up) or down[0] != up[1] or not down[0]:
-        raise ShapeMismatchError(f"{path}: factors of {module} are {list(down)} and {list(up)}.")
-    if any(size != 1 for size in up[2:]):
-        raise ShapeMismatchError(f"{path}: factor B of {module} is a convolution of {list(up[2:])}.")
-
-
-def _matching(pattern: Any, module: str, default: Any) -> Any:
-    """Return the value of the first key that is the end of the module's name, read as PEFT reads it."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+        raw = reader.read(source, 0, source.nbytes)
+    finally:
+        reader.close()
+    if source.blob and blob_digest_of(raw) != source.blob:
+        raise changed(source, f"tensor {spec.name} of {origin}")
+    return np.array(decode_block(spec.dtype, raw)).reshape(spec.shape)

@@ -7,20 +7,17 @@ factors, so no matrix of the module's size is ever made (Eckart and Young, 1936)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from crdt_merge_protocol.errors import ParameterError
+from crdt_merge_protocol.adapter_rules import RANK_CAP, parse_rank
 from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.linear_algebra import exact_matmul, fits_exact, householder_qr, svd
 
 from .adapter import Factors
-
-RANK_CAP = 256
-"""Up to this rank a sum is kept as it is unless another rule is given."""
-RULES = ("auto", "sum", "max", "min", "mean", "energy:SHARE", "NUMBER")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +43,34 @@ def target_rank(rule: str, ranks: Sequence[int]) -> int | Fraction:
     """Return the rank that a rule asks for, or the share of energy to keep.
 
     Args:
-        rule: One of :data:`RULES`.
+        rule: One of ``adapter_rules.RANK_RULES``.
         ranks: Of the parts of the sum.
 
     Raises:
         ParameterError: No such rule.
     """
+    wanted = parse_rank(rule)
+    if not isinstance(wanted, str):
+        return wanted
     total = sum(ranks)
-    if rule == "auto":
+    if wanted == "auto":
         return total if total <= RANK_CAP else max(ranks)
-    named = {"sum": total, "max": max(ranks), "min": min(ranks), "mean": -(-total // len(ranks))}
-    if rule in named:
-        return named[rule]
-    try:
-        if rule.startswith("energy:"):
-            share = Fraction(rule.removeprefix("energy:"))
-            if 0 < share <= 1:
-                return share
-        elif int(rule) > 0:
-            return int(rule)
-    except (ValueError, ZeroDivisionError):
-        pass
-    raise ParameterError(f"A rank is one of {', '.join(RULES)}, not {rule!r}.")
+    return {"sum": total, "max": max(ranks), "min": min(ranks), "mean": -(-total // len(ranks))}[wanted]
+
+
+def rank_of_sum(total: int, rows: int, columns: int, target: int) -> int:
+    """Return the rank of what :func:`reduce` makes of factors ``(rows, total)`` and ``(total, columns)``."""
+    return total if target >= total else min(target, rows, columns)
+
+
+def needs_singular_values(total: int, target: int | Fraction) -> bool:
+    """Tell whether :func:`reduce` has anything to cut."""
+    return not isinstance(target, int) or target < total
 
 
 def reduce(up: Float64Array, down: Float64Array, target: int | Fraction) -> Reduced:
     """Return the best factors of the wanted rank; those given, if they are short enough already."""
-    if isinstance(target, int) and target >= up.shape[1]:
+    if not needs_singular_values(up.shape[1], target):
         return Reduced(up, down, 0.0)
     left, left_core = householder_qr(up)
     right, right_core = householder_qr(np.ascontiguousarray(down.T))
@@ -95,11 +93,15 @@ def delta(factors: Factors) -> Float64Array:
     return product.reshape(factors.shape)
 
 
-def as_matrix(difference: Float64Array, factors: Factors) -> Float64Array:
-    """Return a difference in a weight's shape as the product of factors like these, ``(m, n)``."""
-    if factors.is_transposed:
-        return _transposed(difference.reshape(-1, factors.up.shape[0]))
-    return difference.reshape(factors.up.shape[0], -1)
+def as_matrix(difference: Float64Array, *, is_transposed: bool) -> Float64Array:
+    """Return a difference in a weight's shape as the product that factors of it have, ``(m, n)``."""
+    return _transposed(difference) if is_transposed else difference.reshape(difference.shape[0], -1)
+
+
+def matrix_shape(shape: tuple[int, ...], *, is_transposed: bool) -> tuple[int, int]:
+    """Return the shape of that product, of a weight of this shape."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    return (columns, rows) if is_transposed else (rows, columns)
 
 
 def _cut(u: Float64Array, s: Float64Array, vt: Float64Array, target: int | Fraction) -> Reduced:

@@ -6,167 +6,204 @@ request. All others work on elements, so the differences are written out, merged
 zeros, and made low-rank again only on request, with the loss stated.
 
 A module that an adapter does not change is a difference of zero there. Tensors that are saved whole are
-averaged among the adapters that have them.
+averaged among the adapters that have them. ``merge_set`` does all of this, for a group and offline alike.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, TypeVar
 
-import numpy as np
 from crdt_merge_protocol.strategies.contract import Float64Array
-from crdt_merge_protocol.strategies.dtypes import decode_block
+from crdt_merge_protocol.strategies.linear_algebra import fits_exact
 from crdt_merge_protocol.strategies.registry import get
 
-from crdt_merge_node.ports import Fs, SystemFs, SystemRng
-from crdt_merge_node.resolve.files import read_header
-from crdt_merge_node.resolve.job import DEFAULT_MEMORY_BYTES, ReportProgress, TensorSource
-from crdt_merge_node.resolve.merge import merge_files
-from crdt_merge_node.tensor_writer import TensorWriter
+from crdt_merge_node.ports import Fs
+from crdt_merge_node.resolve.job import IsCancelled, ReportProgress, ResolveCancelledError
 
-from .collection import AdapterSet, delta_specs, linear_sums, products, read_set
-from .factors import Reduced, as_matrix, concatenate, delta, reduce, target_rank, truncate
-from .writing import AdapterResult, Target, reading, write_adapter, write_delta, write_model
+from .collection import AdapterSet, linear_sums, products
+from .dense import DenseRecipe, merge_differences, stored
+from .factors import (
+    Reduced,
+    as_matrix,
+    concatenate,
+    matrix_shape,
+    needs_singular_values,
+    rank_of_sum,
+    reduce,
+    target_rank,
+    truncate,
+)
+from .sinks import Target, Written
+from .writing import Account, BaseModel, Outcome, write_adapter, write_delta, write_model
 
+_T = TypeVar("_T")
 LINEAR: Final = frozenset({"weight_average", "linear", "task_arithmetic"})
 """Strategies whose result is a fixed sum of the differences."""
 
 
-def merge_adapters(
-    paths: Sequence[Path],
-    output: Path,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """What is merged, and how; everything but where the result goes."""
+
+    found: AdapterSet
+    dense: DenseRecipe
+    """Of a strategy that is linear, only its name and parameters count."""
+    output: str
+    """``adapter``, ``delta`` or ``model``."""
+    rank: str
+    """A rank rule; of an adapter only."""
+    base_name: str
+    """What the adapter that is written calls its base."""
+    base: BaseModel | None = None
+    """Of a model only."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the result is a fixed sum of the differences."""
+        return get(self.dense.strategy).id in LINEAR
+
+    def target(self, module: str) -> int | Fraction:
+        """Return the rank, or the share of the squared norm, that a module of the result shall have."""
+        return target_rank(self.rank, self.found.ranks(module))
+
+    def rank_of(self, module: str) -> int | None:
+        """Return the rank that a module of the result has; None if only its numbers tell."""
+        target = self.target(module)
+        if not isinstance(target, int):
+            return None
+        rows, columns = self._matrix(module)
+        if self.is_linear:
+            return rank_of_sum(sum(self.found.ranks(module)), rows, columns, target)
+        return min(target, rows, columns)
+
+    @property
+    def is_bitwise(self) -> bool:
+        """Whether no singular values are needed of a matrix beyond the size up to which they are exact."""
+        return self.output != "adapter" or all(map(self._is_exact, self.found.modules))
+
+    def _is_exact(self, module: str) -> bool:
+        rows, columns = self._matrix(module)
+        if not self.is_linear:
+            return fits_exact(rows, columns)
+        total = sum(self.found.ranks(module))
+        if not needs_singular_values(total, self.target(module)):
+            return True
+        return fits_exact(min(rows, total), min(columns, total))
+
+    def _matrix(self, module: str) -> tuple[int, int]:
+        found = self.found
+        return matrix_shape(found.shape(module), is_transposed=found.is_transposed(module))
+
+
+def merge_set(
+    merge: Merge,
+    target: Target,
     *,
-    strategy: str = "weight_average",
-    params: Mapping[str, str] | None = None,
-    weights: Sequence[int] | None = None,
-    rank: str = "auto",
-    dtype: str = "",
-    base: Path | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
-    progress: ReportProgress | None = None,
-    fs: Fs | None = None,
-) -> AdapterResult:
-    """Merge adapters of one base model.
+    progress: ReportProgress,
+    cancelled: IsCancelled,
+    account: Account,
+    directory_file: str = "",
+) -> tuple[Written, Outcome]:
+    """Merge adapters and write the result, whole or not at all.
 
     Args:
-        paths: Directories in PEFT's format. Their order does not matter.
-        output: A directory for an adapter or for whole differences; with ``base`` the file of a whole model.
-        strategy: Of models; it is applied to the differences.
-        params: Of the strategy.
-        weights: One per adapter, over 2^32; None: all one.
-        rank: A rule of ``factors.RULES``. ``auto`` keeps the exact sum up to a rank of 256, then the largest
-            rank; with strategies that are not linear it writes the whole differences.
-        dtype: Of the tensors written; empty: as in the adapters, or in the base.
-        base: Write the base plus the merged differences.
-        memory_bytes: Budget of the merge of whole differences.
-        progress: As of a resolve.
-        fs: Where everything is.
+        merge: What, and how.
+        target: Where the result goes.
+        progress: Told modules done, modules in all, and the step in words; or bytes of whole differences.
+        cancelled: Asked before every module.
+        account: Returns what is written with the tensors.
+        directory_file: Of whole differences: the target is a directory, the file in it is called so.
+
+    Returns:
+        What was written, and what came of the modules.
 
     Raises:
-        ParameterError, ShapeMismatchError: The adapters cannot be merged; the message says why.
-        ResolveError, StorageError: As of a resolve of whole models.
+        ResolveError, StorageError: As of ``run_job``.
     """
-    target = Target(output, dtype, fs or SystemFs(), SystemRng())
-    found = read_set(paths, weights, target.fs)
-    recipe = get(strategy)
-    texts = dict(params or {})
-    recipe.validate(texts)
-    if recipe.id in LINEAR:
-        sums = linear_sums(found, recipe.id, texts)
-        if base is not None:
-            return write_model(target, base, found, products(found, sums))
-        return write_adapter(target, found, _reduced(found, sums, rank))
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
-        merged = Path(name) / "merged.safetensors"
-        warnings = merge_files(
-            _expand_all(found, Path(name), target),
-            merged,
-            strategy=recipe.id,
-            base=_zeros(found, Path(name), target) if recipe.base != "unused" else None,
-            params=texts,
-            weights=found.weights,
-            memory_bytes=memory_bytes,
-            progress=progress,
-        ).warnings
-        if base is not None:
-            return write_model(target, base, found, _stored(merged, found, target.fs))
-        if rank == "auto":
-            return write_delta(target, merged, found, warnings)
-        return write_adapter(target, found, _truncated(found, merged, rank, target.fs), warnings)
-
-
-def expand_adapter(
-    path: Path, output: Path, *, base: Path | None = None, dtype: str = "", fs: Fs | None = None
-) -> AdapterResult:
-    """Write the differences that an adapter stands for, or with ``base`` the model that it makes of it.
-
-    Raises:
-        ParameterError, ShapeMismatchError, StorageError: As :func:`merge_adapters`.
-    """
-    target = Target(output, dtype, fs or SystemFs(), SystemRng())
-    found = read_set([path], None, target.fs)
-    differences = products(found, {module: [(0, 1.0)] for module in found.modules})
-    if base is not None:
-        return write_model(target, base, found, differences)
-    specs = delta_specs(found, dtype or "F32").values()
-    with TensorWriter(output, specs, fs=target.fs, rng=target.rng) as writer:
-        for module, difference in differences:
-            writer.put(f"{module}.weight", difference)
-    return AdapterResult(paths=(output,), modules=len(found.modules), ranks={}, dropped={})
-
-
-def _reduced(
-    found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]], rank: str
-) -> dict[str, Reduced]:
-    """Return the factors of a weighted sum of adapters by module, at the rank that the rule gives."""
-    reduced = {}
-    for module, parts in sums.items():
-        ranks = [found.adapters[i].pairs[module].rank for i, _ in parts]
-        up, down = concatenate([(c, found.adapters[i].factors(module)) for i, c in parts])
-        reduced[module] = reduce(up, down, target_rank(rank, ranks))
-    return reduced
-
-
-def _truncated(found: AdapterSet, merged: Path, rank: str, fs: Fs) -> dict[str, Reduced]:
-    """Return factors of the whole differences in a file by module, cut to the rank that the rule gives."""
-    return {
-        module: truncate(
-            as_matrix(difference, found.adapters[found.having(module)[0]].factors(module)),
-            target_rank(rank, [found.adapters[i].pairs[module].rank for i in found.having(module)]),
+    found, recipe = merge.found, merge.dense
+    output = _Output(merge, target, progress, cancelled, account, directory_file)
+    if merge.is_linear:
+        sums = linear_sums(found, recipe.strategy, recipe.params, is_strict=not recipe.group_mode)
+        return output.write(_summed(merge, sums), products(found, sums)), output.outcome
+    with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=f".{target.path.name}.") as name:
+        merged = merge_differences(
+            found, recipe, Path(name), progress=progress, cancelled=cancelled, fs=target.fs, rng=target.rng
         )
-        for module, difference in _stored(merged, found, fs)
-    }
+        output.outcome.engine = merged
+        output.outcome.warnings += merged.warnings
+        differences = stored(merged.output_path, found, target.fs)
+        written = output.write(_truncated(merge, merged.output_path, target.fs), differences)
+    return written, output.outcome
 
 
-def _expand_all(found: AdapterSet, directory: Path, target: Target) -> list[Path]:
-    """Write every adapter's differences as a model of its own."""
-    files = []
-    for number, adapter in enumerate(found.adapters):
-        files.append(directory / f"{number}.safetensors")
-        specs = delta_specs(found, "F32").values()
-        with TensorWriter(files[-1], specs, fs=target.fs, rng=target.rng) as writer:
-            for module in adapter.pairs:
-                writer.put(f"{module}.weight", delta(adapter.factors(module)))
-    return files
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Writes what was merged as whatever is wanted; of two forms that it is given only one is computed."""
+
+    merge: Merge
+    target: Target
+    progress: ReportProgress
+    cancelled: IsCancelled
+    account: Account
+    directory_file: str
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def write(
+        self, factors: Iterator[tuple[str, Reduced]], differences: Iterator[tuple[str, Float64Array]]
+    ) -> Written:
+        """Write the result, by its factors or by its whole differences."""
+        merge, target, found = self.merge, self.target, self.merge.found
+        options: _Options = {"outcome": self.outcome, "account": self.account}
+        if merge.output == "model":
+            assert merge.base is not None, "whoever asks for a model has a base"
+            return write_model(target, merge.base, found, self._steps(differences), **options)
+        if merge.output == "delta":
+            steps = self._steps(differences)
+            return write_delta(target, found, steps, directory_file=self.directory_file, **options)
+        reduced: Iterable[tuple[str, Reduced]] = self._steps(factors)
+        ranks = {module: merge.rank_of(module) for module in found.modules}
+        known = {module: rank for module, rank in ranks.items() if rank is not None}
+        if len(known) < len(ranks):
+            # A share of the norm: only the numbers tell the ranks, which the file begins with.
+            reduced = list(reduced)
+            known = {module: each.up.shape[1] for module, each in reduced}
+        return write_adapter(target, found, known, reduced, base_name=merge.base_name, **options)
+
+    def _steps(self, parts: Iterator[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:
+        """Report what is done of the modules, and end when nobody wants the result."""
+        total = len(self.merge.found.modules)
+        for number, part in enumerate(parts):
+            if self.cancelled():
+                raise ResolveCancelledError("The resolve was cancelled. No file has changed.")
+            self.progress(number, total, "merging modules")
+            yield part
 
 
-def _zeros(found: AdapterSet, directory: Path, target: Target) -> Path:
-    """Write the model that differences are differences from."""
-    path = directory / "zeros.safetensors"
-    with TensorWriter(path, delta_specs(found, "F32").values(), fs=target.fs, rng=target.rng):
-        pass
-    return path
+class _Options(TypedDict):
+    """What every writer is told."""
+
+    outcome: Outcome
+    account: Account
 
 
-def _stored(merged: Path, found: AdapterSet, fs: Fs) -> Iterator[tuple[str, Float64Array]]:
-    """Yield each module's difference from a file of whole differences."""
-    entries = {entry.spec.name: entry for entry in read_header(fs, merged).entries}
-    with reading(fs) as reader:
-        for module in found.modules:
-            entry = entries[f"{module}.weight"]
-            nbytes = entry.end - entry.begin
-            raw = reader.read(TensorSource(str(merged), entry.begin, nbytes), 0, nbytes)
-            yield module, np.array(decode_block(entry.spec.dtype, raw)).reshape(entry.spec.shape)
+def _summed(merge: Merge, sums: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[tuple[str, Reduced]]:
+    """Yield the factors of a weighted sum of adapters by module, at the rank that the rule gives."""
+    found = merge.found
+    for module, parts in sums.items():
+        is_transposed = found.is_transposed(module)
+        turned = [(c, found.adapters[i].factors(module).turned(is_transposed)) for i, c in parts]
+        up, down = concatenate(turned)
+        yield module, reduce(up, down, merge.target(module))
+
+
+def _truncated(merge: Merge, merged: Path, fs: Fs) -> Iterator[tuple[str, Reduced]]:
+    """Yield factors of the whole differences in a file by module, cut to the rank that the rule gives."""
+    found = merge.found
+    for module, difference in stored(merged, found, fs):
+        matrix = as_matrix(difference, is_transposed=found.is_transposed(module))
+        yield module, truncate(matrix, merge.target(module))

@@ -2,181 +2,209 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-from crdt_merge_protocol.blobs import TensorSpec
+from crdt_merge_protocol.adapters import PREFIX, factor_name, weight_name
+from crdt_merge_protocol.blobs import TensorSpec, blob_digest
 from crdt_merge_protocol.errors import ParameterError, ShapeMismatchError
+from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Float64Array
-from crdt_merge_protocol.strategies.dtypes import decode_block, output_dtype
+from crdt_merge_protocol.strategies.dtypes import output_dtype
 
-from crdt_merge_node.ports import Fs, Rng, replace_file
-from crdt_merge_node.resolve.files import SourceReader, naming, read_header
-from crdt_merge_node.resolve.job import TensorSource
-from crdt_merge_node.tensor_writer import TensorWriter
+from crdt_merge_node.ports import Fs
+from crdt_merge_node.resolve.blocks import ChunkHasher, changed
+from crdt_merge_node.resolve.files import SourceReader
+from crdt_merge_node.resolve.job import ResolveResult, TensorSource
 
-from .adapter import CONFIG, PREFIX, WEIGHTS
+from .adapter import read_array
 from .collection import AdapterSet, delta_specs, others
-from .factors import Reduced
+from .dense import ELEMENT
+from .factors import Reduced, matrix_shape
+from .files import WEIGHTS, synthetic_config
+from .sinks import Sink, Target, Written, open_sink
 
-DELTA: Final = "delta.safetensors"
-_COPY_BYTES: Final = 1 << 23
+_COPY_BYTES: Final = 8 * CHUNK_BYTES
+_NAMED_MAX: Final = 4
+Account = Callable[[Written, "Outcome"], Mapping[str, Any] | None]
+"""Returns the account to be written with an output; None: none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterResult:
-    """What was written."""
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What came of the modules."""
 
-    paths: tuple[Path, ...]
-    modules: int
-    ranks: Mapping[str, int]
+    ranks: dict[str, int] = field(default_factory=dict)
     """By module; empty if whole differences were written."""
-    dropped: Mapping[str, float]
+    dropped: dict[str, float] = field(default_factory=dict)
     """By module: the share of the squared norm that its rank could not keep."""
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+    engine: ResolveResult | None = None
+    """What merged the whole differences, if a strategy on elements did."""
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where the result goes, and as what."""
-
-    path: Path
-    dtype: str
-    """Element type; empty: as in the adapters, or in the base."""
-    fs: Fs
-    rng: Rng
-
-
-def write_adapter(
-    target: Target, found: AdapterSet, reduced: Mapping[str, Reduced], warnings: tuple[str, ...] = ()
-) -> AdapterResult:
-    """Write an adapter in PEFT's format whose scale is one everywhere."""
-    output, fs, rng = target.path, target.fs, target.rng
-    with naming(output, "made"):
-        fs.mkdir(output, mode=0o777)
-    tensors = dict(_factor_tensors(found, reduced))
-    tensors |= {f"{PREFIX}{name}": values for name, values in others(found)}
-    dtypes = {pair.down.spec.dtype for adapter in found.adapters for pair in adapter.pairs.values()}
-    kind = target.dtype or output_dtype("", None, dtypes)
-    specs = [TensorSpec(name=name, dtype=kind, shape=values.shape) for name, values in tensors.items()]
-    with TensorWriter(output / WEIGHTS, specs, fs=fs, rng=rng) as writer:
-        for name, values in tensors.items():
-            writer.put(name, values)
-    ranks = {module: each.up.shape[1] for module, each in reduced.items()}
-    config = json.dumps(_config(found, ranks), indent=2, sort_keys=True) + "\n"
-    with naming(output / CONFIG, "written"):
-        replace_file(fs, output / CONFIG, config.encode(), mode=0o666)
-    return AdapterResult(
-        paths=(output / WEIGHTS, output / CONFIG),
-        modules=len(reduced),
-        ranks=ranks,
-        dropped={module: each.dropped for module, each in reduced.items()},
-        warnings=warnings,
-    )
-
-
-def _factor_tensors(found: AdapterSet, reduced: Mapping[str, Reduced]) -> Iterator[tuple[str, Float64Array]]:
-    for module, each in reduced.items():
-        adapter = found.adapters[found.having(module)[0]]
-        pair = adapter.pairs[module]
-        kind = "lora_embedding_" if pair.is_embedding else "lora_"
-        end = "" if pair.is_embedding else ".weight"
-        rank, ones = each.up.shape[1], (1,) * (len(pair.up.spec.shape) - 2)
-        yield f"{PREFIX}{module}.{kind}A{end}", each.down.reshape(rank, *pair.down.spec.shape[1:])
-        yield f"{PREFIX}{module}.{kind}B{end}", each.up.reshape(-1, rank, *ones)
-
-
-def _config(found: AdapterSet, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Return a configuration whose scale is one everywhere: alpha equals the rank."""
-    counts = sorted(ranks.values())
-    usual = counts[len(counts) // 2]
-    pattern = {module: rank for module, rank in ranks.items() if rank != usual}
-    config = {
-        key: value
-        for key, value in found.adapters[0].config.items()
-        if key in {"base_model_name_or_path", "fan_in_fan_out", "task_type", "bias", "modules_to_save"}
-    }
-    return config | {
-        "peft_type": "LORA",
-        "inference_mode": True,
-        "lora_dropout": 0.0,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": pattern,
-        "alpha_pattern": dict(pattern),
-        "use_rslora": False,
-        "target_modules": list(ranks),
-    }
-
-
-def write_delta(target: Target, merged: Path, found: AdapterSet, warnings: tuple[str, ...]) -> AdapterResult:
-    """Put a file of whole differences in its place."""
-    output, fs = target.path, target.fs
-    with naming(output, "made"):
-        fs.mkdir(output, mode=0o777)
-        fs.rename(merged, output / DELTA)
-        fs.sync_dir(output)
-    note = "The differences are no longer of low rank, so they were written whole; --rank cuts them."
-    return AdapterResult(
-        paths=(output / DELTA,),
-        modules=len(found.modules),
-        ranks={},
-        dropped={},
-        warnings=(*warnings, note),
-    )
-
-
-def write_model(
-    target: Target, base: Path, found: AdapterSet, differences: Iterator[tuple[str, Float64Array]]
-) -> AdapterResult:
-    """Write the base with the differences added, in the element type of the base unless told otherwise."""
-    fs, dtype = target.fs, target.dtype
-    entries = {entry.spec.name: entry for entry in read_header(fs, base).entries}
-    _require_modules(found, entries, base)
-    changed = {f"{module}.weight" for module in found.modules} | {n for a in found.adapters for n in a.others}
-    specs = [
-        TensorSpec(name=name, dtype=dtype if dtype and name in changed else e.spec.dtype, shape=e.spec.shape)
-        for name, e in entries.items()
-    ]
-    with reading(fs) as reader, TensorWriter(target.path, specs, fs=fs, rng=target.rng) as writer:
-        for name, entry in entries.items():
-            if name not in changed:
-                source = TensorSource(str(base), entry.begin, entry.end - entry.begin)
-                for start in range(0, source.nbytes, _COPY_BYTES):
-                    part = reader.read(source, start, min(_COPY_BYTES, source.nbytes - start))
-                    writer.put_bytes(name, start, part)
-        for module, difference in differences:
-            entry = entries[f"{module}.weight"]
-            nbytes = entry.end - entry.begin
-            raw = reader.read(TensorSource(str(base), entry.begin, nbytes), 0, nbytes)
-            values = np.array(decode_block(entry.spec.dtype, raw)) + difference.reshape(-1)
-            writer.put(f"{module}.weight", values)
-        for name, values in others(found):
-            writer.put(name, values)
-    return AdapterResult(paths=(target.path,), modules=len(found.modules), ranks={}, dropped={})
-
-
-def _require_modules(found: AdapterSet, entries: Mapping[str, Any], base: Path) -> None:
-    for module, spec in delta_specs(found, "F32").items():
-        entry = entries.get(spec.name)
-        if entry is None:
-            raise ParameterError(f"{base} has no tensor {spec.name}, which the adapters change.")
-        if entry.spec.shape != spec.shape:
-            raise ShapeMismatchError(
-                f"{base}: {module} has shape {list(entry.spec.shape)}, not {list(spec.shape)}."
+    def note_misfits(self, misfits: Mapping[str, int]) -> None:
+        """Warn of what did not fit the element type."""
+        for name, count in misfits.items():
+            self.warnings.append(
+                f"{name}: {count} elements did not fit the output type; the largest that fits was written."
             )
 
 
-@contextmanager
-def reading(fs: Fs) -> Iterator[SourceReader]:
-    """Give a reader whose files are closed at the end."""
-    reader = SourceReader(fs)
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The model that differences are added to."""
+
+    origin: str
+    specs: Mapping[str, TensorSpec]
+    sources: Mapping[str, TensorSource]
+    fs: Fs
+
+
+def write_adapter(
+    target: Target,
+    found: AdapterSet,
+    ranks: Mapping[str, int],
+    reduced: Iterable[tuple[str, Reduced]],
+    *,
+    base_name: str,
+    outcome: Outcome,
+    account: Account,
+) -> Written:
+    """Write an adapter in PEFT's format whose scale is one everywhere: alpha equals the rank.
+
+    Args:
+        target: The directory.
+        found: What was merged.
+        ranks: Of the result, by module.
+        reduced: Its factors; read once, in the order of the modules.
+        base_name: What it calls its base.
+        outcome: Is filled in.
+        account: Of what goes with it.
+    """
+    kind = target.dtype or output_dtype("", None, found.dtypes)
+    specs = [spec for module, rank in ranks.items() for spec in factor_specs(found, module, rank, kind)]
+    specs += [TensorSpec(name=f"{PREFIX}{n}", dtype=kind, shape=s.shape) for n, s in found.others.items()]
+    with open_sink(target, specs, adapter=WEIGHTS) as sink:
+        for module, factors in reduced:
+            down, up = factor_specs(found, module, ranks[module], kind)
+            sink.put(down.name, factors.down)
+            sink.put(up.name, factors.up)
+            outcome.ranks[module] = ranks[module]
+            outcome.dropped[module] = factors.dropped
+        for name, values in others(found):
+            sink.put(f"{PREFIX}{name}", values)
+        config = synthetic_config(found.header, ranks, ranks, base_name)
+        return _finish(sink, outcome, account, config)
+
+
+def factor_specs(found: AdapterSet, module: str, rank: int, dtype: str) -> tuple[TensorSpec, TensorSpec]:
+    """Return what the factors A and B of a module of the result are."""
+    is_embedding = found.first(module).pairs[module].is_embedding
+    shape, is_transposed = found.shape(module), found.is_transposed(module)
+    rows, _ = matrix_shape(shape, is_transposed=is_transposed)
+    inputs = shape[:1] if is_transposed else shape[1:]
+    ones = (1,) * (len(shape) - 2)
+    shapes = {"A": (rank, *inputs), "B": (rows, rank, *ones)}
+    down, up = (
+        TensorSpec(name=factor_name(module, side, is_embedding=is_embedding), dtype=dtype, shape=each)
+        for side, each in shapes.items()
+    )
+    return down, up
+
+
+def write_delta(
+    target: Target,
+    found: AdapterSet,
+    differences: Iterator[tuple[str, Float64Array]],
+    *,
+    outcome: Outcome,
+    account: Account,
+    directory_file: str = "",
+) -> Written:
+    """Write whole differences; what is saved whole is none and stays out.
+
+    Args:
+        target: The file, or the directory of shards.
+        found: What was merged.
+        differences: By module, in their order.
+        outcome: Is filled in.
+        account: Of what goes with it.
+        directory_file: The target is a directory in which the one file is called so.
+    """
+    kind = target.dtype or ELEMENT
+    if found.others:
+        names = ", ".join(list(found.others)[:_NAMED_MAX])
+        outcome.warnings.append(
+            f"Tensors that are saved whole are no differences and were left out: {names}."
+        )
+    with open_sink(target, delta_specs(found, kind).values(), adapter=directory_file) as sink:
+        for module, difference in differences:
+            sink.put(weight_name(module), difference)
+        return _finish(sink, outcome, account)
+
+
+def write_model(
+    target: Target,
+    base: BaseModel,
+    found: AdapterSet,
+    differences: Iterator[tuple[str, Float64Array]],
+    *,
+    outcome: Outcome,
+    account: Account,
+) -> Written:
+    """Write the base with the differences added, in the element type of the base unless told otherwise."""
+    _require_modules(found, base)
+    changed = {weight_name(module) for module in found.modules} | found.others.keys()
+    kinds = {name: target.dtype if name in changed else "" for name in base.specs}
+    specs = [
+        TensorSpec(name=name, dtype=kinds[name] or spec.dtype, shape=spec.shape)
+        for name, spec in base.specs.items()
+    ]
+    with open_sink(target, specs) as sink:
+        _copy(sink, base, base.specs.keys() - changed)
+        for module, difference in differences:
+            name = weight_name(module)
+            values = read_array(base.fs, base.sources[name], base.specs[name], base.origin)
+            sink.put(name, values + difference)
+        for name, values in others(found):
+            sink.put(name, values)
+        return _finish(sink, outcome, account)
+
+
+def _finish(sink: Sink, outcome: Outcome, account: Account, config: bytes = b"") -> Written:
+    written = sink.finish(config)
+    outcome.note_misfits(sink.misfits)
+    text = account(written, outcome)
+    if text is not None:
+        sink.account(text)
+    return written
+
+
+def _copy(sink: Sink, base: BaseModel, names: Iterable[str]) -> None:
+    """Copy tensors of the base as they are."""
+    reader = SourceReader(base.fs)
     try:
-        yield reader
+        for name in sorted(names, key=str.encode):
+            source, hasher = base.sources[name], ChunkHasher()
+            for start in range(0, source.nbytes, _COPY_BYTES):
+                part = reader.read(source, start, min(_COPY_BYTES, source.nbytes - start))
+                hasher.update(part)
+                sink.put_bytes(name, start, part)
+            if source.blob and blob_digest(source.nbytes, hasher.digests()) != source.blob:
+                raise changed(source, f"tensor {name} of {base.origin}")
     finally:
         reader.close()
+
+
+def _require_modules(found: AdapterSet, base: BaseModel) -> None:
+    shapes = {spec.name: spec.shape for spec in delta_specs(found, ELEMENT).values()}
+    shapes |= {name: spec.shape for name, spec in found.others.items()}
+    for name, shape in shapes.items():
+        known = base.specs.get(name)
+        if known is None:
+            raise ParameterError(f"{base.origin} has no tensor {name}, which the adapters change.")
+        if known.shape != shape:
+            raise ShapeMismatchError(
+                f"{base.origin}: {name} has shape {list(known.shape)}, not {list(shape)}."
+            )

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.errors import ResolveError
 from crdt_merge_protocol.limits import MIB
 from crdt_merge_protocol.strategies.artefacts import Artefact
+
+if TYPE_CHECKING:
+    from crdt_merge_node.lora.group import AdapterJob
 
 DEFAULT_MEMORY_BYTES: Final = 512 * MIB
 """Anonymous and shared memory of one resolve, over all its processes (TARGETS B8)."""
@@ -136,6 +139,10 @@ class ResolveJob:
     """Size of tensors in one file of the output, a directory then; 0: one file. No part of any key."""
     earlier: Mapping[bytes, KeptTensor] = field(default_factory=dict)
     """Tensors of earlier outputs by their keys: they need not be computed. No part of any key."""
+    adapters: AdapterJob | None = None
+    """If the inputs are adapters: how they are merged. ``lora`` carries such a job out."""
+    directory_file: str = ""
+    """Name of the one file with tensors in an output that is a directory whatever its size: an adapter."""
 
 
 class OutputFile(NamedTuple):

@@ -19,6 +19,7 @@ from crdt_merge_node.ports import Fs
 from crdt_merge_node.version import VERSION
 
 from .job import (
+    PROVENANCE_SUFFIX,
     IsCancelled,
     OutputFile,
     ReportProgress,
@@ -42,6 +43,8 @@ def find_finished(
         ResolveCancelledError: ``cancelled`` said so.
     """
     account_path = provenance_path_of(output, job.shard_bytes)
+    if job.directory_file:
+        account_path = output / f"{job.directory_file}{PROVENANCE_SUFFIX}"
     try:
         with fs.open_read(account_path) as file:
             account = json.loads(file.read_at(0, _ACCOUNT_BYTES_MAX))
@@ -68,7 +71,7 @@ def find_finished(
 
 def _files(account: Mapping[str, Any], job: ResolveJob, output: Path) -> list[tuple[Path, Mapping[str, Any]]]:
     """Return every file of the output with what the account says of it."""
-    if not job.shard_bytes:
+    if not job.shard_bytes and not job.directory_file:
         found = [(output, account["file"])]
     else:
         found = [(output / about["name"], about) for about in account["file"]["files"]]

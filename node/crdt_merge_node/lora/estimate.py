@@ -1,0 +1,93 @@
+"""What a merge of adapters will cost, before a tensor is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from crdt_merge_protocol.blobs import DTYPE_BYTES
+
+from crdt_merge_node.ports import Clock
+from crdt_merge_node.resolve.estimate import Estimate, estimate_job, seconds_per_byte
+from crdt_merge_node.resolve.job import ResolveJob
+
+from .dense import dense_job
+from .factors import matrix_shape
+from .merging import Merge
+
+_EXACT_S: Final = 2e-10
+"""Of one multiplication in products and factorisations that are exact to the bit, on one core of 2.6 GHz."""
+_FLOAT64_BYTES: Final = 8
+_COPIES: Final = 6
+"""Arrays of a module's size that stand beside each other."""
+
+
+def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
+    """Return what a job of adapters will cost; as ``estimate_job``."""
+    assert job.adapters is not None, "jobs of whole models are estimated elsewhere"
+    merge = job.adapters.merge
+    found = merge.found
+    models = (*job.inputs, *((job.base,) if job.base else ()))
+    read_bytes = sum(source.nbytes for model in models for source in model.tensors.values())
+    shapes = {m: matrix_shape(found.shape(m), is_transposed=found.is_transposed(m)) for m in found.modules}
+    totals = {module: sum(found.ranks(module)) for module in found.modules}
+    is_whole = merge.output != "adapter"
+    work = sum(
+        rows * columns * totals[m] if is_whole else (rows + columns) * totals[m] ** 2 + totals[m] ** 3
+        for m, (rows, columns) in shapes.items()
+    )
+    peak = max(
+        rows * columns if is_whole or not merge.is_linear else (rows + columns) * totals[m]
+        for m, (rows, columns) in shapes.items()
+    )
+    tensors, output_bytes = _output(job, merge, shapes)
+    per_byte = seconds_per_byte(clock)
+    estimate = Estimate(
+        strategy=job.strategy,
+        stand_in_reason="",
+        determinism="bitwise" if merge.is_bitwise else "fp_tolerant",
+        warnings=(),
+        tensors=tensors,
+        merged_tensors=len(found.modules),
+        reused_tensors=0,
+        reused_bytes=0,
+        passes=1,
+        read_bytes=read_bytes,
+        output_bytes=output_bytes,
+        workers=0,
+        block_elements=0,
+        peak_memory_bytes=peak * _FLOAT64_BYTES * _COPIES,
+        seconds=work * _EXACT_S + (read_bytes + output_bytes) * per_byte,
+    )
+    if merge.is_linear:
+        return estimate
+    inner = estimate_job(dense_job(found, merge.dense, Path("/")), clock=clock)
+    return replace(
+        estimate,
+        strategy=inner.strategy,
+        stand_in_reason=inner.stand_in_reason,
+        determinism=inner.determinism if merge.is_bitwise else "fp_tolerant",
+        warnings=inner.warnings,
+        passes=inner.passes,
+        read_bytes=read_bytes + inner.read_bytes,
+        workers=inner.workers,
+        peak_memory_bytes=max(estimate.peak_memory_bytes, inner.peak_memory_bytes),
+        seconds=estimate.seconds + inner.seconds,
+    )
+
+
+def _output(job: ResolveJob, merge: Merge, shapes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return the number of tensors that are written, and about how many bytes."""
+    found = merge.found
+    if merge.base is not None:
+        specs = merge.base.specs.values()
+        return len(specs), sum(spec.nbytes for spec in specs)
+    width = DTYPE_BYTES[job.dtype or max(found.dtypes, key=DTYPE_BYTES.__getitem__)]
+    whole = sum(math.prod(spec.shape) for spec in found.others.values())
+    if merge.output == "delta":
+        return len(shapes), width * sum(rows * columns for rows, columns in shapes.values())
+    ranks = {module: merge.rank_of(module) or sum(found.ranks(module)) for module in shapes}
+    factors = sum((rows + columns) * ranks[module] for module, (rows, columns) in shapes.items())
+    return 2 * len(shapes) + len(found.others), width * (factors + whole)
