@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -129,6 +130,67 @@ def test_products_are_those_of_rational_arithmetic():
         for row in left
     ]
     np.testing.assert_allclose(exact_matmul(left, right), expected, rtol=1e-13)
+
+
+def by_definition(left, right, slices):
+    """Return the product as ``gemm`` defines it, in integers of any size, one element after the other."""
+    inner = left.shape[1]
+    bits = (53 - (inner - 1).bit_length()) // 2
+    rows, columns = (cuts(vectors, bits, slices) for vectors in (left, right.T))
+    out = np.empty((len(rows), len(columns)))
+    for (i, (row, up)), (j, (column, down)) in itertools.product(enumerate(rows), enumerate(columns)):
+        total = 0.0
+        for order in reversed(range(slices)):
+            pairs = [(row[n], column[order - n]) for n in range(order + 1)]
+            total = (
+                float(sum(a * b for x, y in pairs for a, b in zip(x, y, strict=True))) + total * 2.0**-bits
+            )
+        out[i, j] = np.ldexp(total, up + down - 2 * bits)
+    return out
+
+
+def cuts(vectors, bits, slices):
+    """Return the slices of each vector, as integers, and the exponent of its scale."""
+    found = []
+    for vector in vectors:
+        exponent = int(np.frexp(np.abs(vector).max())[1])
+        rest, parts = [float(np.ldexp(value, bits - exponent)) for value in vector], []
+        for _ in range(slices):
+            parts.append([round(value) for value in rest])
+            rest = [(value - part) * 2.0**bits for value, part in zip(rest, parts[-1], strict=True)]
+        found.append((parts, exponent))
+    return found
+
+
+FACTORS = {
+    "float64": random,
+    "float32": lambda m, n: random(m, n).astype(np.float32).astype(np.float64),
+    "bfloat16": lambda m, n: np.ldexp(np.rint(np.ldexp(random(m, n), 8)), -8),
+    "many scales": lambda m, n: np.ldexp(random(m, n), np.resize(np.arange(-90, 90, 7), (m, n))),
+    "subnormal": lambda m, n: np.ldexp(random(m, n), np.resize(np.arange(-1070, -1000, 3), (m, n))),
+    "nearly one": lambda m, n: np.full((m, n), 1.0 - 2.0**-53),
+    "halves in every slice": lambda m, n: np.full((m, n), 1.0 - 2.0**-23 - 2.0**-45),
+    "mostly zero": lambda m, n: np.where(random(m, n, key=3) > 0.9, random(m, n), 0.0),
+    "minus zero": lambda m, n: -np.zeros((m, n)),
+    "transposed": lambda m, n: random(n, m).T,
+}
+
+
+@pytest.mark.parametrize("left", FACTORS)
+def test_products_are_to_the_bit_what_their_definition_says(left):
+    for right, inner, slices in itertools.product(FACTORS, (1, 32, 33), (2, 3)):
+        factors = FACTORS[left](3, inner), FACTORS[right](inner, 2)
+        found = exact_matmul(*factors, slices)
+        assert found.tobytes() == by_definition(*factors, slices).tobytes(), (right, inner, slices)
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_squares_are_to_the_bit_the_products_that_they_are(kind):
+    matrix = FACTORS[kind](150, 33)
+    for rows in (1, 127, 128, 129, 150):
+        found = exact_gram(matrix[:rows].T)
+        # What underflows to zero has no sign in a square.
+        assert found.tobytes() == (exact_matmul(matrix[:rows], matrix[:rows].T) + 0.0).tobytes()
 
 
 def test_long_products_are_cut_and_still_right():

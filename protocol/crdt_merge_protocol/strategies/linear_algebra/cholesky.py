@@ -8,7 +8,7 @@ import numpy as np
 
 from crdt_merge_protocol.strategies.contract import Float64Array
 
-from .gemm import exact_matmul, exact_outer
+from .gemm import subtract_lower_outer, subtract_product
 
 _BLOCK: Final = 64
 """Columns that are eliminated one by one. Part of the format: it shows in the bits."""
@@ -36,7 +36,7 @@ def cholesky(matrix: Float64Array) -> Float64Array:
         lower[first:, first:stop] = panel
         below = panel[stop - first :]
         if below.shape[0]:
-            lower[stop:, stop:] -= np.tril(exact_outer(below))
+            subtract_lower_outer(lower[stop:, stop:], below)
     return lower
 
 
@@ -69,11 +69,11 @@ def solve_positive(matrix: Float64Array, right: Float64Array) -> Float64Array:
         stop = min(first + _BLOCK, lower.shape[0])
         _forward(lower[first:stop, first:stop], solution[first:stop])
         if stop < lower.shape[0]:
-            solution[stop:] -= exact_matmul(lower[stop:, first:stop], solution[first:stop])
+            subtract_product(solution[stop:], lower[stop:, first:stop], solution[first:stop])
     for first in reversed(starts):
         stop = min(first + _BLOCK, lower.shape[0])
         if stop < lower.shape[0]:
-            solution[first:stop] -= exact_matmul(lower[stop:, first:stop].T, solution[stop:])
+            subtract_product(solution[first:stop], lower[stop:, first:stop].T, solution[stop:])
         _backward(lower[first:stop, first:stop], solution[first:stop])
     return solution
 
