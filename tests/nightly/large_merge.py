@@ -48,7 +48,7 @@ def main() -> int:
         models = [write(directory / f"{seed}.safetensors", specs, seed=seed) for seed in (1, 2)]
         output = directory / "out.safetensors"
         command = [str(CLI), "merge", *map(str, models), "-o", str(output), "--base", str(base)]
-        command += ["--strategy", "ties", "--param", f"density={DENSITY}", "--memory-mib", str(BUDGET_MIB)]
+        command += ["--strategy", "ties", "--param", f"density={DENSITY}", "--memory", f"{BUDGET_MIB}MiB"]
         began = time.monotonic()
         process = subprocess.Popen(command)
         with PeakMemory(process.pid) as peak:

@@ -7,6 +7,7 @@ from crdt_merge_protocol.blobs import FLOAT_DTYPES
 
 from crdt_merge_node.control.model import GroupDetail, GroupInfo
 
+from .adapter_options import adapter_options, adapter_params
 from .app import SuggestingGroup
 from .completing import GROUP
 from .contribution import show_contributions
@@ -15,7 +16,7 @@ from .output import clean, count, facts, note, say, say_json, short, table
 from .policy import policy_facts
 from .progress import follow as watch
 from .status import contributions_text, missing_text, show_groups
-from .values import MODEL, Weight, absolute, parse_pairs
+from .values import MODEL, PARAM_HELP, Weight, absolute, parse_pairs
 
 
 @click.group(cls=SuggestingGroup)
@@ -26,9 +27,11 @@ def group() -> None:
 @group.command()
 @click.argument("name")
 @click.option("--strategy", default="weight_average", show_default=True, help="How contributions are merged.")
-@click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
+@click.option("--param", "params", multiple=True, metavar="K=V", help=PARAM_HELP)
 @click.option("--base", type=MODEL, help="Base model, a file or shards; also gives the schema.")
-@click.option("--like", type=MODEL, help="A model that gives the schema only.")
+@click.option("--like", type=MODEL, help="A model, or an adapter, that gives the schema only.")
+@click.option("--adapters", is_flag=True, help="Contributions are LoRA adapters; implied by --like ADAPTER.")
+@adapter_options
 @click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
 @click.option("--weight-cap", type=Weight(), default=0, help="Largest weight of a contribution.")
 @click.option(
@@ -43,21 +46,29 @@ def create(
     params: tuple[str, ...],
     base: str | None,
     like: str | None,
+    adapters: bool,
+    rank: str | None,
+    resolve_to: str | None,
+    max_rank: int | None,
+    base_name: str | None,
     dtype: str | None,
     weight_cap: int,
     holders: int,
 ) -> None:
     """Make a group called NAME, of which this node is the admin.
 
-    The schema (names, shapes and element types of the tensors) comes from --base or --like.
+    The schema (names, shapes and element types of the tensors) comes from --base or --like. In a group of
+    adapters it says which weights adapters may change: all of a model, or those that another adapter changes.
     """
     if base is None and like is None:
         raise click.UsageError("Give --base FILE or --like FILE: one of them gives the group its schema.")
+    rules = adapter_params(rank=rank, resolve_to=resolve_to, max_rank=max_rank, base_name=base_name)
+    implied = {"lora.output": ""} if adapters else {}
     with invocation.client() as client:
         events = client.group_create(
             name=name,
             strategy=strategy,
-            params=parse_pairs(params, option="--param"),
+            params=implied | parse_pairs(params, option="--param") | rules,
             base_path=absolute(base),
             like_path=absolute(like),
             dtype=dtype or "",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from crdt_merge_protocol.limits import WEIGHT_ONE
@@ -11,18 +12,20 @@ from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_node.control.model import Progress
 
 from .options import Invocation, command
-from .output import clean, count, duration, facts, note, say, say_json, size
+from .output import by_workers, clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
 from .resolve import reused
 from .values import (
     MODEL,
     OUTPUT,
+    PARAM_HELP,
     PLACE,
     READABLE,
     ByteSize,
+    Weights,
     parse_pairs,
-    parse_weight,
     read_text,
+    refuse_clashes,
     shard_bytes_of,
 )
 from .verifying import answer, beside
@@ -31,17 +34,17 @@ if TYPE_CHECKING:
     from crdt_merge_node.recipes.mergekit import Recipe
     from crdt_merge_node.resolve.job import ResolveJob, ResolveResult
 
-MIB = 1 << 20
+DEFAULT_STRATEGY: Final = "weight_average"
 
 
 @click.command()
 @click.argument("files", nargs=-1, type=MODEL, metavar="FILE...")
 @click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
 @click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
-@click.option("--strategy", default="weight_average", show_default=True, help="How the files are merged.")
+@click.option("--strategy", show_default=DEFAULT_STRATEGY, help="How the files are merged.")
 @click.option("--base", type=MODEL, help="The model that the others were trained from.")
-@click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
-@click.option("--weight", "weights", metavar="W,...", help="One per FILE, in order, separated by commas.")
+@click.option("--param", "params", multiple=True, metavar="K=V", help=PARAM_HELP)
+@click.option("--weight", "weights", type=Weights(), help="One per FILE, in order, separated by commas.")
 @click.option("--dtype", default="", help="Element type of the output, such as F32; else that of the base.")
 @click.option(
     "--artefact", "artefacts", multiple=True, type=READABLE, metavar="FILE", help="What the strategy needs."
@@ -55,7 +58,7 @@ MIB = 1 << 20
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--fresh", is_flag=True, help="Compute everything, even what the replaced output holds.")
-@click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
+@click.option("--memory", type=ByteSize(), default="512MiB", show_default=True, help="Budget.")
 @click.option(
     "--workers", type=click.IntRange(0, 1024), help="Processes; else one per core for large models."
 )
@@ -66,10 +69,10 @@ def merge(
     files: tuple[str, ...],
     output: str | None,
     shard_size: int | None,
-    strategy: str,
+    strategy: str | None,
     base: str | None,
     params: tuple[str, ...],
-    weights: str | None,
+    weights: list[int] | None,
     dtype: str,
     artefacts: tuple[str, ...],
     task: str,
@@ -79,7 +82,7 @@ def merge(
     card: str | None,
     verify: str | None,
     fresh: bool,
-    memory_mib: int,
+    memory: int,
     workers: int | None,
 ) -> None:
     """Merge models, safetensors files or directories of shards, into one, without a daemon.
@@ -87,25 +90,27 @@ def merge(
     The output is byte for byte that of a group that holds these files as contributions under this policy.
     """
     if config is not None:
-        if files or params or base or weights:
-            raise click.UsageError("--config takes the place of FILEs, --base, --param and --weight.")
+        if files or strategy or params or base or weights:
+            raise click.UsageError(
+                "--config takes the place of FILEs, --strategy, --base, --param and --weight."
+            )
         recipe = _read_config(config)
         files, strategy, base = recipe.models, recipe.strategy, recipe.base
         params = tuple(f"{name}={value}" for name, value in recipe.params.items())
         dtype = dtype or recipe.dtype
     if not files:
         raise click.UsageError("Missing argument 'FILE...'.")
-    values = [parse_weight(weight) for weight in weights.split(",")] if weights else None
-    if values is not None and len(values) != len(files):
-        raise click.UsageError(f"--weight has {len(values)} weights for {count(len(files), 'file')}.")
+    if weights is not None and len(weights) != len(files):
+        raise click.UsageError(f"--weight has {len(weights)} weights for {count(len(files), 'file')}.")
+    strategy = strategy or DEFAULT_STRATEGY
     options: dict[str, Any] = {
         "strategy": strategy,
         "base": Path(base) if base else None,
         "params": parse_pairs(params, option="--param"),
-        "weights": values,
+        "weights": weights,
         "dtype": dtype.upper(),
         "artefacts": [Path(artefact) for artefact in artefacts],
-        "memory_bytes": memory_mib * MIB,
+        "memory_bytes": memory,
         "workers": workers,
     }
     if is_plan:
@@ -119,6 +124,7 @@ def merge(
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    refuse_clashes([output, *reports, card], [*files, base, *artefacts, config])
     options |= {"shard_bytes": shard_bytes_of(output, shard_size), "reuses": not fresh}
     result = _merge(invocation, inputs, Path(output), options, task=task, reports=reports, card=card)
     if invocation.is_json:
@@ -145,6 +151,7 @@ def _merge(
     from crdt_merge_node.resolve.merge import merge_files
 
     fs = SystemFs()
+    idle: list[str] = []
     with view_for(invocation, "merge/1") as view:
 
         def progress(done: int, total: int, step: str) -> None:
@@ -154,8 +161,20 @@ def _merge(
             write_reports(job, result.output_path, [Path(path) for path in reports], fs=fs, progress=progress)
             if card:
                 write_card(result, Path(card), fs=fs)
+            idle.extend(_idle_rows(job))
 
-        return merge_files(files, output, **options, task=task, progress=progress, afterwards=afterwards)
+        result = merge_files(files, output, **options, task=task, progress=progress, afterwards=afterwards)
+    return replace(result, warnings=(*result.warnings, *idle))
+
+
+def _idle_rows(job: ResolveJob) -> list[str]:
+    """Return a warning of every row of a parameter that fits nothing: in a group something may come later."""
+    from crdt_merge_protocol.strategies.parameters import idle_rows
+    from crdt_merge_protocol.strategies.registry import get
+
+    values = get(job.strategy).validate(job.params)
+    names, digests = [spec.name for spec in job.schema.specs], [item.digest.hex() for item in job.inputs]
+    return [f"Nothing fits {row}." for row in idle_rows(values, names, digests)]
 
 
 def _read_config(path: str) -> Recipe:
@@ -196,7 +215,7 @@ def _plan(invocation: Invocation, files: list[Path], options: dict[str, Any]) ->
                 ("reads", f"{size(found.read_bytes)}, each file {count(found.passes, 'time')}"),
                 ("writes", size(found.output_bytes)),
                 ("memory", most),
-                ("work", f"{count(found.workers, 'worker')}, about {duration(found.seconds)}"),
+                ("work", f"{by_workers(found.workers)}, about {duration(found.seconds)}"),
                 ("numerics", found.determinism),
             )
         )

@@ -71,6 +71,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def by_workers(number: int) -> str:
+    """Return who does the work; no worker: the process that was asked."""
+    return count(number, "worker") if number else "one process"
+
+
 def weight(units: int) -> str:
     """Return a weight over 2^32 as a decimal."""
     return f"{units / WEIGHT_ONE:.10g}"

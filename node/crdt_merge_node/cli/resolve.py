@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from crdt_merge_node.control.model import ContributionInfo, ResolvePlan, ResolveReport
+from crdt_merge_node.errors import AmbiguousNameError, NotFoundError
 
 from .completing import GROUP, PEER
 from .durations import Seconds
 from .options import Invocation, command
-from .output import clean, count, duration, facts, note, params, say, say_json, short, size
+from .output import by_workers, clean, count, duration, facts, note, params, say, say_json, short, size
 from .progress import follow
-from .values import MODEL, OUTPUT, PLACE, ByteSize, absolute, shard_bytes_of
+from .values import MODEL, OUTPUT, PLACE, ByteSize, absolute, refuse_clashes, shard_bytes_of
 from .verifying import answer, beside
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def resolve(
     """
     if output is None and not is_plan and verify is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    refuse_clashes([output, *reports, card], [verify])
     with invocation.client() as client, ExitStack() as stack:
         peer = _peer(client, verify_with) if verify_with else None
         expected = stack.enter_context(beside(verify)) if verify is not None else None
@@ -110,15 +112,21 @@ def resolve(
 
 
 def _peer(client: Client, text: str) -> str:
-    """Return the id of the peer with this name, or whose id begins so."""
+    """Return the id of the peer with this name, or whose id begins so.
+
+    Raises:
+        NotFoundError: There is none, or more than one.
+    """
     found = {
         peer.id
         for peer in client.peer_list()
         if text and (peer.name == text or peer.id.startswith(text.lower()))
     }
     if len(found) != 1:
-        many = "several peers are" if found else "no peer is"
-        raise click.UsageError(f"{many} called {text!r}; `peer list` shows them.")
+        hint = "`crdt-merge-node peer list` shows what there is."
+        if found:
+            raise AmbiguousNameError(f'several peers are called "{text}".', hint=hint)
+        raise NotFoundError(f'there is no peer "{text}".', hint=hint)
     return found.pop()
 
 
@@ -151,7 +159,7 @@ def _show_plan(plan: ResolvePlan) -> None:
                 ("writes", size(plan.output_bytes)),
                 ("memory", need),
                 ("reuses", reused(plan.reused_tensors, plan.tensors, plan.reused_bytes)),
-                ("work", f"{passes}, {count(plan.workers, 'worker')}, about {duration(plan.estimated_s)}"),
+                ("work", f"{passes}, {by_workers(plan.workers)}, about {duration(plan.estimated_s)}"),
                 ("numerics", plan.determinism),
             )
         )

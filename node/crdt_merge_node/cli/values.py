@@ -56,6 +56,26 @@ class Weight(click.ParamType[int]):
         return units
 
 
+class Weights(click.ParamType[list[int]]):
+    """Weights separated by commas, of either sign; their values are integers over 2^32."""
+
+    name = "W,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:  # noqa: ARG002
+        """Read all of them."""
+        return [parse_weight(text) for text in value.split(",")] if isinstance(value, str) else value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  click's signature.
+        """Return how it is shown in the help."""
+        return self.name
+
+
+PARAM_HELP: Final = (
+    "Parameter of the strategy (`strategy explain NAME`). By tensor: K='*.mlp.*=V;V'; by contribution: "
+    "K='#DIGEST=V;V'. The first that fits counts, the last V is for the rest."
+)
+
+
 def parse_pairs(pairs: Iterable[str], *, option: str) -> dict[str, str]:
     """Return ``key=value`` texts as a mapping.
 
@@ -184,3 +204,17 @@ def shard_bytes_of(output: str, shard_bytes: int | None) -> int:
     if shard_bytes is not None:
         return shard_bytes
     return SHARD_BYTES if output.endswith("/") or Path(output).is_dir() else 0
+
+
+def refuse_clashes(written: Iterable[str | None], read: Iterable[str | None]) -> None:
+    """Refuse to write one file, or directory, over another that the same command reads or writes.
+
+    Raises:
+        click.UsageError: Two are the same, or what is read is in a directory that would be replaced.
+    """
+    taken = [Path(path).resolve() for path in read if path]
+    for path in filter(None, written):
+        place = Path(path).resolve()
+        if any(place == other or place in other.parents for other in taken):
+            raise click.UsageError(f"{path} is another file of this command too; name another place.")
+        taken.append(place)

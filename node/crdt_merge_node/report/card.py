@@ -5,7 +5,7 @@ Source: "Model Cards", Hugging Face Hub documentation (the head's keys ``tags``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -24,18 +24,19 @@ def render(provenance: Mapping[str, Any], *, title: str) -> str:
     recipe, facts = provenance["recipe"], provenance["facts"]
     strategy = get(recipe["strategy"])
     head = {"tags": ["merge", "crdt-merge-node", strategy.id], "library_name": "safetensors"}
-    effective = provenance["decisions"].get("effective_strategy", strategy.id)
+    effective = provenance["effective_strategy"]["strategy"]
     stood_in = "" if effective == strategy.id else f" Its stand-in `{effective}` was used."
+    k = len(provenance["inputs"])
     lines = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
         f"# {_plain(title)}",
         (
-            f"Merged from {len(provenance['inputs'])} contributions by `{strategy.id}` ({strategy.title})"
-            f"{_where(facts)}.{stood_in}"
+            f"Merged from {k} contribution{'s' * (k != 1)} by `{strategy.id}` ({strategy.title})"
+            f"{_where(facts)}.{stood_in}{_of_task(provenance)}"
         ),
         f"Method: {_plain(strategy.paper)}.",
         "## Contributions",
-        _table(("contribution", "weight", "author", "slot", "content"), _contributions(provenance)),
+        _contributions(provenance),
         "## Recipe",
         _table(("", ""), _recipe(provenance)),
         "## What names it",
@@ -57,23 +58,24 @@ def _where(facts: Mapping[str, Any]) -> str:
     return f" in the group {_plain(facts['group_name'])}" if "group_name" in facts else ""
 
 
-def _contributions(provenance: Mapping[str, Any]) -> list[Sequence[str]]:
-    authors: dict[str, list[Mapping[str, Any]]] = {}
-    for each in provenance["facts"].get("contributions", ()):
-        authors.setdefault(each["digest"], []).append(each)
+def _of_task(provenance: Mapping[str, Any]) -> str:
+    return f" This is the model of the task of {_code(provenance['task'])}." if provenance.get("task") else ""
+
+
+def _contributions(provenance: Mapping[str, Any]) -> str:
+    """Return the table of models: in a group with who contributed them, else with the files."""
+    facts = provenance["facts"]
+    fields: dict[str, Callable[[Any], str]] = {"author": _code, "slot": _plain}
+    known = facts.get("contributions", ())
+    if "files" in facts:
+        fields, known = {"path": _quoted}, facts["files"]
     rows: list[Sequence[str]] = []
     for model in provenance["inputs"]:
-        mine = authors.get(model["digest"], [])
-        rows.append(
-            (
-                _code(model["digest"]),
-                f"{model['weight'] / provenance['weight_one']:g}",
-                ", ".join(_code(each["author"]) for each in mine) or "-",
-                ", ".join(_plain(each["slot"]) for each in mine) or "-",
-                _code(model["content"]),
-            )
-        )
-    return rows
+        mine = [each for each in known if each["digest"] == model["digest"]]
+        said = [", ".join(show(each[field]) for each in mine) or "-" for field, show in fields.items()]
+        weight = f"{model['weight'] / provenance['weight_one']:g}"
+        rows.append((_code(model["digest"]), weight, *said, _code(model["content"])))
+    return _table(("contribution", "weight", *fields, "content"), rows)
 
 
 def _recipe(provenance: Mapping[str, Any]) -> list[Sequence[str]]:
@@ -84,7 +86,8 @@ def _recipe(provenance: Mapping[str, Any]) -> list[Sequence[str]]:
         ("element type", recipe["dtype"] or "that of the inputs"),
         ("seed", _code(recipe["seed"])),
     ]
-    rows += [(f"`{name}`", f"`{_plain(value)}`") for name, value in recipe["effective_params"].items()]
+    rows += [(f"`{name}`", _quoted(value)) for name, value in recipe["effective_params"].items()]
+    rows += [(each["type"], _code(each["digest"])) for each in provenance.get("artefacts", ())]
     return rows
 
 
@@ -106,6 +109,13 @@ def _promise(determinism: str) -> str:
 
 def _code(digest: str) -> str:
     return f"`{digest[:_ID_DIGITS]}`"
+
+
+def _quoted(text: Any) -> str:
+    """Return text as code: there no backslash protects anything but the bar that would end a table's cell."""
+    flat = "".join(c for c in " ".join(str(text).split()) if c.isprintable())
+    flat = flat.replace("`", "?").replace("|", "\\|")
+    return f"`{flat}`" if flat else "-"
 
 
 def _plain(text: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.resolve_key import used_root
+from crdt_merge_protocol.strategies.parameters import spell
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.version import VERSION
@@ -120,7 +121,7 @@ def _recipe(job: ResolveJob, plan: Plan) -> dict[str, Any]:
         "strategy": job.strategy,
         "strategy_version": get(job.strategy).version,
         "params": dict(sorted(job.params.items())),
-        "effective_params": {name: str(value) for name, value in sorted(plan.context.params.items())},
+        "effective_params": {name: spell(value) for name, value in sorted(plan.context.params.items())},
         "schema": job.schema.id.hex(),
         "base": job.base.content.hex() if job.base else None,
         "dtype": job.dtype,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal
@@ -41,6 +41,11 @@ class Row:
     """First hex digits of a contribution digest; empty: all."""
     value: Scalar
 
+    @property
+    def selector(self) -> str:
+        """What it speaks of, as it is written."""
+        return f"{self.glob}{'#' + self.digest if self.digest else ''}"
+
     def matches(self, tensor: str, digest: str) -> bool:
         """Tell whether the row speaks of this tensor of this contribution."""
         return digest.startswith(self.digest) and (not self.glob or fits(self.glob, tensor))
@@ -59,6 +64,22 @@ class Table:
 
 
 Value = Scalar | Table
+
+
+def idle_rows(values: Mapping[str, Value], tensors: Iterable[str], digests: Iterable[str]) -> list[str]:
+    """Return the rows of tables that speak of none of these tensors and contributions: misspelt, perhaps.
+
+    Each is written as ``parameter: selector``.
+    """
+    names, given = tuple(tensors), tuple(digests)
+    return [
+        f"{parameter}: {row.selector}"
+        for parameter, value in values.items()
+        if isinstance(value, Table)
+        for row in value.rows
+        if not any(digest.startswith(row.digest) for digest in given)
+        or not any(not row.glob or fits(row.glob, name) for name in names)
+    ]
 
 
 def possible(value: Value) -> set[Scalar]:
@@ -239,15 +260,14 @@ def normalise_parameters(
         ParameterError: As :func:`validate_parameters`.
     """
     values = validate_parameters(strategy, parameters, texts)
-    return {name: _spell(values[name]) for name in sorted(texts)}
+    return {name: spell(values[name]) for name in sorted(texts)}
 
 
-def _spell(value: Value) -> str:
+def spell(value: Value) -> str:
+    """Return the one canonical spelling of a value."""
     if isinstance(value, Table):
-        rows = [
-            f"{row.glob}{'#' + row.digest if row.digest else ''}={_spell(row.value)}" for row in value.rows
-        ]
-        return ";".join([*rows, _spell(value.default)])
+        rows = [f"{row.selector}={spell(row.value)}" for row in value.rows]
+        return ";".join([*rows, spell(value.default)])
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Fraction):

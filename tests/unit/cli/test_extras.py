@@ -123,8 +123,8 @@ def test_a_peer_that_announced_the_same_output_is(run: Any, node: FakeNode, tmp_
     )
 
 
-def test_an_unknown_peer_is_bad_usage(run: Any, node: FakeNode, tmp_path: Path) -> None:
+def test_an_unknown_peer_is_not_found(run: Any, node: FakeNode, tmp_path: Path) -> None:
     result = run("resolve", "digits", "-o", str(tmp_path / "o"), "--verify-with", "nobody")
 
-    assert result.exit_code == 2
+    assert result.exit_code == 4
     assert "nobody" in result.stderr

@@ -299,3 +299,43 @@ def test_what_a_strategy_lacks_is_named_and_a_stand_in_said(models: list[str], t
     assert "no fisher_diag for contribution" in refused.stderr
     assert (answer["strategy"], answer["effective_strategy"]) == ("fisher_merge", "linear")
     assert "linear stood in for fisher_merge" in answer["warnings"][0]
+
+
+def test_merge_writes_over_no_file_that_it_reads_or_writes(models: list[str], tmp_path: Path) -> None:
+    before = Path(models[0]).read_bytes()
+    output = str(tmp_path / "out.safetensors")
+    over_input = _run("merge", *models, "-o", models[0])
+    over_output = _run("merge", *models, "-o", output, "--card", output)
+
+    assert (over_input.exit_code, over_output.exit_code) == (2, 2)
+    assert "name another place" in over_input.stderr
+    assert Path(models[0]).read_bytes() == before
+    assert not Path(output).exists()
+
+
+def test_merge_warns_of_rows_of_a_parameter_that_fit_nothing(models: list[str], tmp_path: Path) -> None:
+    rows = ("--param", "weight=w=2;tpyo.*=3;#00000000=4", "--json")
+    result = _run("merge", *models, "-o", str(tmp_path / "out.safetensors"), *rows)
+
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["warnings"] == ["Nothing fits weight: tpyo.*.", "Nothing fits weight: #00000000."]
+
+
+def test_a_mergekit_file_decides_the_strategy_alone(models: list[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {models[0]}}}, {{model: {models[1]}}}]\n")
+    result = _run("merge", "--config", str(recipe), "--strategy", "ties", "-o", str(tmp_path / "o"))
+
+    assert result.exit_code == 2
+    assert "--config takes the place of" in result.stderr
+
+
+def test_a_budget_is_a_size_and_too_small_a_one_is_refused(models: list[str], tmp_path: Path) -> None:
+    output = str(tmp_path / "out.safetensors")
+    enough = _run("merge", *models, "-o", output, "--memory", "1GiB")
+    too_small = _run("merge", *models, "-o", output, "--memory", "1MB")
+
+    assert enough.exit_code == 0, enough.stderr
+    assert "--memory" in too_small.stderr
+    assert too_small.exit_code == 1

@@ -149,6 +149,20 @@ def test_a_card_names_contributions_recipe_and_digests(tmp_path: Path) -> None:
     assert "main\\|\\<b\\>" in text, "a slot cannot leave its cell"
     assert "\n# heading" not in text
     assert "x](http" not in text
+    assert "| `lambda` | `0.5` |" in text, "as it was typed"
+
+
+def test_a_card_of_a_merge_without_a_group_names_its_files(tmp_path: Path) -> None:
+    job, _ = resolve(tmp_path)
+    files = [
+        {"digest": model.digest.hex(), "path": f"dir_{i}/a`b|c.st"} for i, model in enumerate(job.inputs)
+    ]
+    _, output = resolve(tmp_path, files=files)
+    provenance = json.loads(output.with_name(output.name + ".provenance.json").read_text())
+    text = card.render(provenance, title="merged")
+
+    assert "| contribution | weight | path | content |" in text
+    assert all(f"| `dir_{i}/a?b\\|c.st` |" in text for i in range(len(files)))
 
 
 def test_every_byte_read_is_told(tmp_path: Path) -> None:
