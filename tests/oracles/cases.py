@@ -1,21 +1,23 @@
-"""Merges whose answer mergekit knows as well: said in its words and in ours.
-
-Elements are multiples of 2^-12 with distinct magnitudes within a tensor, so that no selection hangs on how
-equal ones are ordered (theirs: not at all). Ties are tested elsewhere, against loops.
-"""
+"""Merges whose answer mergekit knows as well: said in its words and in ours, in three element types."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-SHAPES = ((6, 8), (8,), (4, 3, 3, 3), (60, 50))
-SEED = b"\x01" * 32
+from .drawing import DRAWS, DTYPES, Array
+
+SHAPES: Final = ((6, 8), (8,), (4, 3, 3, 3), (60, 50))
+SHAPES_IN_BF16: Final = ((6, 9), (9,), (4, 3, 3, 3))
+"""So few elements that eight bits give each a magnitude of its own; rows of 9 have ranks that bf16 holds."""
+K: Final = (2, 3, 4, 5)
+SEED: Final = b"\x01" * 32
+WEIGHTS: Final = ("0.5", "1.25", "0.75", "1", "2")
+_CLEAR: Final[Mapping[str, float]] = {"f64": 1e-9, "f32": 1e-4, "bf16": 0.04}
+"""Least relative gap at a threshold that is computed from several models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +35,13 @@ class Case:
     base_is_input: bool = False
     """slerp: what they call the base is the end at t = 0."""
     weights: Sequence[str] | None = None
+    lambdas: Sequence[str] = ()
+    """Coefficients for an artefact of ours, where theirs are weights."""
     is_random: bool = False
-    is_bf16: bool = False
-    tolerance: float = 1e-9
-    """Greatest relative difference, of the greatest element."""
+    dtype: str
+    tolerance: float
+    """Greatest difference, relative to the greatest element, or to each if ``is_elementwise``."""
+    is_elementwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,105 +52,146 @@ class _Method:
     ours: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
-    k: Sequence[int] = (2, 3, 5)
+    k: Sequence[int] = K
     has_base: bool = True
     has_weights: bool = True
     is_random: bool = False
     tolerance: float = 1e-9
+    """In f64."""
+    bf16: str = "coarse"
+    """How inputs of eight bits are drawn; none: no two implementations agree on any."""
+    in_bf16: Mapping[str, str] = field(default_factory=dict)
+    """Parameters that bf16 holds."""
 
 
 _MERGEKIT = {"profile": "mergekit"}
-METHODS = (
+_HALF = {"density": "0.5"}
+_WINDOW = {"density": "0.5", "epsilon": "0.125"}
+METHODS: Final = (
     _Method("linear", "linear", {"normalize": True}, has_base=False),
+    _Method("linear", "weight_average", {"normalize": True}, has_base=False),
     _Method("linear", "linear", {"normalize": False}, {"normalize": "false"}, has_base=False),
     _Method("task_arithmetic", "task_arithmetic", {"normalize": False, "lambda": 0.5}, {"lambda": "0.5"}),
     _Method("task_arithmetic", "task_arithmetic", {"normalize": True}, {"normalize": "true"}),
-    _Method("ties", "ties", {"density": 0.4, "normalize": True}, {"density": "0.4", **_MERGEKIT}),
+    _Method("task_arithmetic", "ada_merging", {"normalize": False}, {"lambda_max": "2"}),
+    _Method(
+        "ties", "ties", {"density": 0.4, "normalize": True}, {"density": "0.4", **_MERGEKIT}, bf16="apart"
+    ),
     _Method(
         "ties", "ties", {"density": 0.75, "normalize": False},
-        {"density": "0.75", "normalize": "false", **_MERGEKIT},
+        {"density": "0.75", "normalize": "false", **_MERGEKIT}, bf16="apart",
     ),
     _Method(
         "dare_linear", "dare", {"density": 0.6, "rescale": True, "normalize": False},
-        {"density": "0.6", **_MERGEKIT}, is_random=True, tolerance=1e-6,
+        {"density": "0.6", **_MERGEKIT}, is_random=True, tolerance=1e-6, bf16="apart", in_bf16=_HALF,
     ),
     _Method(
         "dare_linear", "dare", {"density": 0.6, "rescale": False, "normalize": True},
         {"density": "0.6", "rescale": "none", "normalize": "true", **_MERGEKIT},
-        is_random=True, tolerance=1e-6,
+        is_random=True, tolerance=1e-6, bf16="apart", in_bf16=_HALF,
     ),
     _Method(
         "dare_ties", "dare_ties", {"density": 0.6, "rescale": True, "normalize": False},
-        {"density": "0.6", **_MERGEKIT}, is_random=True, tolerance=1e-6,
+        {"density": "0.6", **_MERGEKIT}, is_random=True, tolerance=1e-6, bf16="apart", in_bf16=_HALF,
     ),
     _Method(
         "della", "della", {"density": 0.6, "epsilon": 0.15, "normalize": True},
-        {"density": "0.6", "epsilon": "0.15", **_MERGEKIT}, is_random=True, tolerance=1e-6,
+        {"density": "0.6", "epsilon": "0.15", **_MERGEKIT},
+        is_random=True, tolerance=1e-6, bf16="apart", in_bf16=_WINDOW,
     ),
     _Method(
         "della_linear", "della_linear", {"density": 0.6, "epsilon": 0.15, "normalize": False},
-        {"density": "0.6", "epsilon": "0.15", **_MERGEKIT}, is_random=True, tolerance=1e-6,
+        {"density": "0.6", "epsilon": "0.15", **_MERGEKIT},
+        is_random=True, tolerance=1e-6, bf16="apart", in_bf16=_WINDOW,
     ),
     _Method(
         "breadcrumbs", "model_breadcrumbs", {"density": 0.5, "gamma": 0.125, "normalize": False},
-        {"density": "0.5", "gamma": "0.125", **_MERGEKIT},
+        {"density": "0.5", "gamma": "0.125", **_MERGEKIT}, bf16="apart",
     ),
     _Method(
         "breadcrumbs_ties", "breadcrumbs_ties", {"density": 0.5, "gamma": 0.125, "normalize": False},
-        {"density": "0.5", "gamma": "0.125", **_MERGEKIT},
+        {"density": "0.5", "gamma": "0.125", **_MERGEKIT}, bf16="apart",
     ),
-    _Method("model_stock", "model_stock", k=(2, 3, 5), has_weights=False),
-    _Method("sce", "sce", {"select_topk": 0.5}, {"select_topk": "0.5", **_MERGEKIT}, has_weights=False),
-    _Method("karcher", "karcher", k=(2, 3, 5), has_base=False, has_weights=False, tolerance=1e-4),
+    _Method("model_stock", "model_stock", has_weights=False, bf16="near"),
+    _Method(
+        "sce", "sce", {"select_topk": 0.5}, {"select_topk": "0.5", **_MERGEKIT},
+        has_weights=False, bf16="apart",
+    ),
+    _Method("karcher", "karcher", has_base=False, has_weights=False, tolerance=1e-4, bf16="near"),
+    _Method("karcher", "slerp", k=K[1:], has_base=False, has_weights=False, tolerance=1e-4, bf16="near"),
     _Method("multislerp", "multislerp", has_base=False, tolerance=1e-6),
-    _Method("nuslerp", "nuslerp", k=(2,), has_base=False, tolerance=1e-8),
+    _Method("nuslerp", "nuslerp", k=(2,), has_base=False, tolerance=1e-8, bf16="near"),
     _Method("nearswap", "nearswap", {"t": 0.5}, {"t": "0.5"}, k=(1,), has_weights=False),
-    _Method("arcee_fusion", "arcee_fusion", k=(1,), has_weights=False),
+    _Method("arcee_fusion", "arcee_fusion", k=(1,), has_weights=False, bf16=""),
     _Method("ram", "ram", has_weights=False),
+    _Method("ramplus_tl", "ramplus_tl", {"r": 0.5}, {"r": "0.5"}, has_weights=False),
 )  # fmt: skip
-WEIGHTS = ("0.5", "1.25", "0.75", "1", "2")
+"""``k`` counts our inputs: one where theirs are a base and a model. nuslerp takes no more than two."""
 
 
 def all_cases(seed: int) -> Iterator[Case]:
     """Yield every case, with elements drawn from ``seed``."""
     rng = np.random.default_rng(seed)
-    for shape in SHAPES:
-        for number, method in enumerate(METHODS):
-            for k in method.k:
-                for is_bf16 in (False, True):
-                    yield _make(rng, method, number, shape=shape, k=k, is_bf16=is_bf16)
-        for t in ("0.3", "0.5"):
-            yield _slerp(rng, shape, t)
+    for dtype in DTYPES:
+        for shape in SHAPES_IN_BF16 if dtype == "bf16" else SHAPES:
+            for number, method in enumerate(METHODS):
+                # They rank along the second axis, whatever the shape; we rank rows, along the last.
+                if (dtype == "bf16" and not method.bf16) or ("della" in method.ours and len(shape) > 2):
+                    continue
+                for k in method.k:
+                    yield _make(rng, method, number, shape=shape, k=k, dtype=dtype)
+            for t in ("0.3", "0.5"):
+                yield _slerp(rng, shape, t, dtype)
 
 
 def _make(
-    rng: np.random.Generator, method: _Method, number: int, *, shape: tuple[int, ...], k: int, is_bf16: bool
+    rng: np.random.Generator, method: _Method, number: int, *, shape: tuple[int, ...], k: int, dtype: str
 ) -> Case:
-    base, inputs = _tensors(rng, shape, k, is_bf16)
-    parameters = dict(method.parameters)
+    draw = method.bf16 if dtype == "bf16" else "fine"
+    base, inputs = DRAWS[draw](rng, shape, k)
+    while method.ours == "sce" and not _is_clear(base, inputs, _CLEAR[dtype]):
+        base, inputs = DRAWS[draw](rng, shape, k)
+    parameters, params = dict(method.parameters), dict(method.params)
+    if dtype == "bf16":
+        parameters |= {name: float(text) for name, text in method.in_bf16.items()}
+        params |= method.in_bf16
     weights = WEIGHTS[:k] if method.has_weights else None
     if weights is not None:
         parameters["weight"] = [float(weight) for weight in weights]
+    is_learnt = method.ours == "ada_merging"
     return Case(
-        id=f"{number}-{method.theirs}-{'x'.join(map(str, shape))}-{k}{'-bf16' if is_bf16 else ''}",
+        id=f"{number}-{method.theirs}-{'x'.join(map(str, shape))}-{k}-{dtype}",
         method=method.theirs,
         parameters=parameters,
         strategy=method.ours,
-        params=method.params,
+        params=params,
         inputs=inputs,
         base=base if method.has_base else None,
-        weights=weights,
+        weights=None if is_learnt else weights,
+        lambdas=weights or () if is_learnt else (),
         is_random=method.is_random,
-        is_bf16=is_bf16,
-        # They round intermediate results to bf16 (8 bits); ours are rounded once.
-        tolerance=4 * 2.0**-8 if is_bf16 else method.tolerance,
+        dtype=dtype,
+        tolerance=tolerance_in(dtype, method.tolerance),
+        is_elementwise=draw == "apart",
     )
 
 
-def _slerp(rng: np.random.Generator, shape: tuple[int, ...], t: str) -> Case:
-    _, inputs = _tensors(rng, shape, 2, is_bf16=False)
+def tolerance_in(dtype: str, in_f64: float) -> float:
+    """Return how far apart two merges may be of which one rounds every step to an element type."""
+    return {"f64": in_f64, "f32": max(in_f64, 64 * 2.0**-24), "bf16": 4 * 2.0**-8}[dtype]
+
+
+def _is_clear(base: Array, inputs: Sequence[Array], gap: float) -> bool:
+    """Tell whether half of the variances over the models are clearly greater than the other half."""
+    variances = np.sort(np.var([model - base for model in inputs], axis=0).reshape(-1))
+    first_kept = variances.size - int(np.count_nonzero(variances) * 0.5)
+    return bool(variances[first_kept] - variances[first_kept - 1] > gap * variances[first_kept])
+
+
+def _slerp(rng: np.random.Generator, shape: tuple[int, ...], t: str, dtype: str) -> Case:
+    _, inputs = DRAWS["near" if dtype == "bf16" else "fine"](rng, shape, 2)
     return Case(
-        id=f"slerp-{'x'.join(map(str, shape))}-{t}",
+        id=f"slerp-{'x'.join(map(str, shape))}-{t}-{dtype}",
         method="slerp",
         parameters={"t": float(t)},
         strategy="slerp",
@@ -154,23 +200,6 @@ def _slerp(rng: np.random.Generator, shape: tuple[int, ...], t: str) -> Case:
         base=None,
         base_is_input=True,
         weights=(f"{1 - float(t):g}", t),
+        dtype=dtype,
+        tolerance=tolerance_in(dtype, 1e-9),
     )
-
-
-def _tensors(
-    rng: np.random.Generator, shape: tuple[int, ...], k: int, is_bf16: bool
-) -> tuple[Array, list[Array]]:
-    """Return a base and k models; differences from the base have distinct magnitudes."""
-    size = int(np.prod(shape))
-    if is_bf16:  # Values and differences that bf16 holds exactly: few bits, so magnitudes repeat.
-        base = rng.integers(-8, 9, size) / 8
-        return base.reshape(shape), [
-            (base + rng.choice([-1, 1], size) * rng.integers(1, 9, size) / 16).reshape(shape)
-            for _ in range(k)
-        ]
-    base = rng.integers(-4096, 4097, size) / 4096
-    inputs = []
-    for _ in range(k):
-        magnitudes = (rng.permutation(4 * size)[:size] + 1) / 4096
-        inputs.append((base + rng.choice([-1, 1], size) * magnitudes).reshape(shape))
-    return base.reshape(shape), inputs

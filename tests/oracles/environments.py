@@ -13,6 +13,7 @@ PLACE: Final = ROOT / ".nightly" / "oracles"
 REQUIREMENTS: Final = {
     "crdt_merge": ("crdt-merge==0.11.0", "numpy==2.4.6"),
     "mergekit": ("mergekit==0.1.5", "torch==2.13.0", "peft==0.21.2"),
+    "scipy": ("scipy==1.17.1", "numpy==2.4.6"),
     "fusion_bench": (
         "transformers==4.57.3", "datasets==3.6.0", "huggingface_hub<1", "tokenizers<0.23", "peft==0.17.1",
         "requests", "pytest", "torch==2.13.0", "omegaconf", "hydra-core", "lightning", "lightning-utilities",

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from fusion_bench.method.dop import dop as dop_module
 from fusion_bench.method.emr_merging.utils import emr_merge
 from fusion_bench.method.fisher_merging.fisher_merging import merging_with_fisher_weights
 from fusion_bench.method.knots.knots_utils import subspace_alignment
 from fusion_bench.method.regmean.regmean import merging_with_regmean_weights
+from fusion_bench.method.simple_average import simple_average
+from fusion_bench.method.slerp.slerp_utils import slerp
 from fusion_bench.method.ties_merging.ties_merging_utils import ties_merging
 
 torch.set_num_threads(1)
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
 Tensors = list[torch.Tensor]
 
 
@@ -57,12 +62,37 @@ def knots(taus: Tensors, _extra: Tensors, case: dict) -> torch.Tensor:
     return u @ merged.reshape(len(s), -1)
 
 
+def average(models: Tensors, _extra: Tensors, _case: dict) -> torch.Tensor:
+    """Average."""
+    return simple_average(models)
+
+
+def interpolated(models: Tensors, _extra: Tensors, case: dict) -> torch.Tensor:
+    """Interpolate on the sphere."""
+    return slerp(case["t"], *models)
+
+
+def dop(taus: Tensors, _extra: Tensors, _case: dict) -> torch.Tensor:
+    """Descend to the minimum of both projections."""
+    dop_module.tqdm = lambda steps, **_: steps
+    kind = dop_module.ContinualDOPForCLIP
+    chosen = kind.__new__(kind)
+    # At 1.0 the rounding of a sum decides whether the last direction counts.
+    chosen.alpha, chosen.mgda, chosen.svd_epsilon, chosen.svd_proj_space = 0.5, False, 0.9, "uv"
+    chosen._fabric_instance = SimpleNamespace(world_size=1, to_device=lambda x: x, _loggers=[])
+    chosen.num_steps, chosen.lr = 1500, 2e-3
+    return chosen._optimize_weight(torch.zeros_like(taus[0]), {"a": taus[0], "b": taus[1]}, "x", 1)
+
+
 METHODS: dict[str, Callable[[Tensors, Tensors, dict], torch.Tensor]] = {
     "ties": ties,
     "emr": emr,
     "regmean": regmean,
     "fisher": fisher,
     "knots": knots,
+    "simple_average": average,
+    "slerp": interpolated,
+    "dop": dop,
 }
 
 
@@ -72,8 +102,11 @@ def main() -> None:
     outputs = {}
     for case in json.loads(str(request["cases"])):
         name, k = case["id"], case["k"]
-        models = [torch.tensor(request[f"{name}/{i}"]) for i in range(k)]
-        extra = [torch.tensor(request[f"{name}/e{i}"]) for i in range(k) if f"{name}/e{i}" in request]
+        dtype = DTYPES[case["dtype"]]
+        models = [torch.tensor(request[f"{name}/{i}"], dtype=dtype) for i in range(k)]
+        extra = [
+            torch.tensor(request[f"{name}/e{i}"], dtype=dtype) for i in range(k) if f"{name}/e{i}" in request
+        ]
         outputs[name] = METHODS[case["method"]](models, extra, case).to(torch.float64).numpy()
     np.savez(sys.argv[2], **outputs)
 

@@ -11,6 +11,7 @@ from mergekit import sparsify
 from mergekit.merge_methods import merge_tensors
 
 torch.set_num_threads(1)
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -20,8 +21,7 @@ def main() -> None:
     for case in json.loads(str(request["cases"])):
         name = case["id"]
         tensors = [torch.tensor(request[f"{name}/{i}"]) for i in range(case["tensors"])]
-        if case["bf16"]:
-            tensors = [tensor.to(torch.float32).to(torch.bfloat16) for tensor in tensors]
+        tensors = [tensor.to(DTYPES[case["dtype"]]) for tensor in tensors]
         uniforms = [torch.tensor(request[f"{name}/u{i}"]) for i in range(case["uniforms"])]
         outputs[name] = merge(case, tensors, uniforms).to(torch.float64).numpy()
     np.savez(sys.argv[2], **outputs)

@@ -1,4 +1,4 @@
-"""Runs where PEFT is installed: weighted sums of adapters. Knows nothing of this project."""
+"""Runs where PEFT is installed: sums of adapters, merges of tensors. Knows nothing of this project."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import merge_utils
 
 torch.set_num_threads(1)
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16}
+MERGES = ("ties", "dare_linear", "dare_ties")
 
 
 class Model(torch.nn.Module):
@@ -28,11 +31,28 @@ def main() -> None:
     request = np.load(sys.argv[1])
     outputs = {}
     for case in json.loads(str(request["cases"])):
-        name = case["id"]
+        name, dtype = case["id"], DTYPES[case["dtype"]]
+        if case["kind"] in MERGES:
+            taus = [torch.tensor(request[f"{name}/{i}"], dtype=dtype) for i in range(case["tensors"])]
+            uniforms = [torch.tensor(request[f"{name}/u{i}"]) for i in range(case["uniforms"])]
+            outputs[name] = merge_tensors(case, taus, uniforms).to(torch.float64).numpy()
+            continue
         downs = [request[f"{name}/down{i}"] for i in range(case["adapters"])]
         ups = [request[f"{name}/up{i}"] for i in range(case["adapters"])]
         outputs[name] = merge(case, downs, ups)
     np.savez(sys.argv[2], **outputs)
+
+
+def merge_tensors(case: dict, taus: list, uniforms: list) -> torch.Tensor:
+    """Run one merge of tensors; its random masks compare with the given uniforms instead of fresh ones."""
+    drawn = iter(uniforms)
+    bernoulli = torch.bernoulli
+    torch.bernoulli = lambda p: (next(drawn).to(torch.float64) < p.to(torch.float64)).to(p.dtype)
+    try:
+        weights = torch.tensor(case["weights"], dtype=taus[0].dtype)
+        return getattr(merge_utils, case["kind"])(taus, weights, density=case["density"])
+    finally:
+        torch.bernoulli = bernoulli
 
 
 def merge(case: dict, downs: list[np.ndarray], ups: list[np.ndarray]) -> np.ndarray:
@@ -47,8 +67,8 @@ def merge(case: dict, downs: list[np.ndarray], ups: list[np.ndarray]) -> np.ndar
             model.add_adapter(name, config)
     layer = model.base_model.model.up
     for name, down, up in zip(names, downs, ups, strict=True):
-        layer.lora_A[name].weight.data = torch.tensor(down)
-        layer.lora_B[name].weight.data = torch.tensor(up)
+        layer.lora_A[name].weight.data = torch.tensor(down, dtype=DTYPES[case["dtype"]])
+        layer.lora_B[name].weight.data = torch.tensor(up, dtype=DTYPES[case["dtype"]])
     options = {"svd_rank": case["rank"]} if case["kind"] == "svd" else {}
     model.add_weighted_adapter(names, case["weights"], "m", combination_type=case["kind"], **options)
     layer.to(torch.float64)
