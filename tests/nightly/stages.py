@@ -266,7 +266,7 @@ STAGES: Final = (
         _traces,
     ),
     Stage("planted", "every planted bug is caught within 200 seeds, and nothing without it", _planted),
-    Stage("oracles", "the same merges by mergekit, PEFT, fusion_bench and scipy, in environments of their own", _oracles),
+    Stage("oracles", "the same merges by mergekit, PEFT, fusion_bench and scipy", _oracles),
     Stage("laws", "every strategy keeps every law of a CRDT through the state, at three sizes", _laws),
     Stage("simulation", f"{SEEDS} fresh seeds of ten engines in virtual time", _simulation),
     Stage(
