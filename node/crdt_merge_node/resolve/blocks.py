@@ -90,13 +90,16 @@ class Worker:
     def stored_blocks(self, span: Span, hashers: list[ChunkHasher] | None) -> Iterator[StoredBlock]:
         """Yield the blocks of a span as they are stored. Only where :func:`keeps_stored` says so."""
         tensor = self.plan.tensors[span.tensor]
+        streams = [
+            (source, DTYPE_BYTES[dtype], hashers[number] if hashers is not None and source.blob else None)
+            for number, (source, dtype) in enumerate(tensor.streams)
+        ]
         for start, stop in self._ranges(tensor, span, hashers):
             raw: list[Bytes] = []
-            for number, (source, dtype) in enumerate(tensor.streams):
-                width = DTYPE_BYTES[dtype]
+            for source, width, hasher in streams:
                 data = self.reader.read(source, start * width, (stop - start) * width)
-                if hashers is not None and source.blob:
-                    hashers[number].update(data)
+                if hasher is not None:
+                    hasher.update(data)
                 raw.append(data)
             yield StoredBlock(start, stop, raw)
 

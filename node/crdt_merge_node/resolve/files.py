@@ -26,11 +26,13 @@ _OPEN_FILES_MAX: Final = 64
 
 
 @runtime_checkable
-class _WithDescriptor(Protocol):
+class WithDescriptor(Protocol):
     """A file that the kernel knows; a simulated one is none."""
 
     @property
-    def descriptor(self) -> int: ...
+    def descriptor(self) -> int:
+        """The open descriptor."""
+        ...
 
 
 @contextmanager
@@ -39,15 +41,17 @@ def naming(path: Path | str, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FullError(
-                f"{path} cannot be {verb}: {reason}.", hint="Make room, or name another place."
-            ) from error
-        raise StorageError(
-            f"{path} cannot be {verb}: {reason}.",
-            hint="The directory has to be there, and this user, or the daemon's, has to be allowed to.",
-        ) from error
+        raise _named(path, verb, error) from error
+
+
+def _named(path: Path | str, verb: str, error: OSError) -> FullError | StorageError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FullError(f"{path} cannot be {verb}: {reason}.", hint="Make room, or name another place.")
+    return StorageError(
+        f"{path} cannot be {verb}: {reason}.",
+        hint="The directory has to be there, and this user, or the daemon's, has to be allowed to.",
+    )
 
 
 def read_header(fs: Fs, path: Path) -> TensorFile:
@@ -101,8 +105,10 @@ class SourceReader:
             assert source.data is not None, "a source has a path or its bytes"
             found: bytes | memoryview = memoryview(source.data)[offset : offset + nbytes]
         else:
-            with naming(source.path, "read"):
+            try:  # Not ``naming``: this runs for every block.
                 found = self._file(source.path).read_at(source.offset + offset, nbytes)
+            except OSError as error:
+                raise _named(source.path, "read", error) from error
         if len(found) != nbytes:
             raise CorruptError(f"{source.path or 'an inline blob'} ended {nbytes - len(found)} bytes early.")
         return found
@@ -113,7 +119,7 @@ class SourceReader:
             return
         with contextlib.suppress(OSError):
             file = self._file(source.path)
-            if isinstance(file, _WithDescriptor):
+            if isinstance(file, WithDescriptor):
                 begin = source.offset + offset
                 os.posix_fadvise(file.descriptor, begin, nbytes, os.POSIX_FADV_WILLNEED)
 

@@ -29,6 +29,7 @@ from .blocks import ChunkHasher
 from .files import naming
 from .job import PROVENANCE_SUFFIX, OutputFile
 from .modulators import MODULATORS_SUFFIX, ModulatorsFile, ModulatorsWriter
+from .past_cache import PAGE_BYTES, WORTH_BYTES, PastCache, beside
 from .steps import Plan, TensorPlan
 
 _TEMPORARY_SUFFIX: Final = ".part"
@@ -88,6 +89,7 @@ class _Part:
         self.sha256 = hashlib.sha256(shard.header)
         self._has_begun = False
         self._is_syncing_to = 0
+        self._past_cache: PastCache | None = None
 
     def open(self, fs: Fs) -> File:
         """Make the file, unless that is done."""
@@ -107,6 +109,22 @@ class _Part:
         """Return where in the file a byte of the stream is."""
         return len(self.shard.header) + position - self.begin
 
+    def write(self, position: int, data: memoryview, *, is_direct: bool) -> None:
+        """Write and hash the next bytes of the stream, past the page cache if they may go there."""
+        assert self.file is not None, "it is ready"
+        offset = self.place(position)
+        if is_direct and self._past_cache is None:
+            self._past_cache = PastCache(self.file)
+        way = self._past_cache
+        if way is not None and way.is_direct:
+            with beside(lambda: way.write_at(offset, data)):
+                self.sha256.update(data)
+        else:
+            self.file.write_at(offset, data)
+            self.take_in(position, data)
+        if way is not None and position + len(data) == self.end:
+            way.close()
+
     def take_in(self, position: int, data: bytes | memoryview) -> None:
         """Hash the next bytes of the stream, which are in the file, and let the disk begin with them."""
         self.sha256.update(data)
@@ -118,6 +136,8 @@ class _Part:
 
     def close(self) -> None:
         """Close the file."""
+        if self._past_cache is not None:
+            self._past_cache.close()
         if self.file is not None:
             self.file.close()
 
@@ -149,6 +169,7 @@ class OutputWriter:
         """Of the part that is being written."""
         self._position = 0
         """In the stream of all tensors' bytes."""
+        self._is_direct = False
         self._chunks: dict[int, list[bytes]] = {}
         self._hashers: dict[int, ChunkHasher] = {}
         if staged is None:
@@ -181,15 +202,22 @@ class OutputWriter:
             part.open(self._fs)
         return str(part.path), part.place(position)
 
+    def go_past_cache(self) -> None:
+        """Write past the page cache if the output is large. Nobody may write but this object then."""
+        self._is_direct = self.nbytes >= WORTH_BYTES
+
+    def phase(self, position: int) -> int:
+        """Return where in a page of memory the byte of the stream should be that is there in the file."""
+        return next(part.place(position) for part in self._parts if position < part.end) % PAGE_BYTES
+
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes of tensors, hashing the files that they go to."""
         rest = memoryview(data)
         while rest:
-            part, file = self._part()
+            part, _ = self._part()
             piece = rest[: part.end - self._position]
             with naming(self.path, "written"):
-                file.write_at(part.place(self._position), piece)
-            part.take_in(self._position, piece)
+                part.write(self._position, piece, is_direct=self._is_direct)
             self._position += len(piece)
             rest = rest[len(piece) :]
 

@@ -28,12 +28,14 @@ from .earlier import telling_what_changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
 from .modulators import ModulatorsFile
 from .output import OutputWriter, open_output
+from .past_cache import PAGE_BYTES
 from .plan import make_plan
 from .pool import InlinePool, Pool, ProcessPool, Tick
 from .provenance import provenance_of, writable
+from .spans import Merged
 from .steps import SLOT_BYTES, Plan, Span, TensorPlan, sources_of
 from .taken import EarlierChangedError
-from .tasks import PARTIALS_MAX, Advance, Load, Merge, Merged, MergeIntoFile, Observe, Task
+from .tasks import PARTIALS_MAX, Advance, Load, Merge, MergeIntoFile, Observe, Task
 
 _WARNED_TENSORS_MAX: Final = 20
 
@@ -92,8 +94,8 @@ def usable_cores() -> int:
 def open_pool(workers: int, fs: Fs, tick: Tick) -> Pool:
     """Return who runs the tasks: this process if ``workers`` is 0."""
     if workers:
-        return ProcessPool(workers=workers, slot_bytes=SLOT_BYTES, tick=tick)
-    return InlinePool(fs, slot_bytes=SLOT_BYTES, tick=tick)
+        return ProcessPool(workers=workers, slot_bytes=SLOT_BYTES + PAGE_BYTES, tick=tick)
+    return InlinePool(fs, slot_bytes=SLOT_BYTES + PAGE_BYTES, tick=tick)
 
 
 def ticker(cancelled: IsCancelled | None) -> Tick:
@@ -229,10 +231,12 @@ class Run:
 
     def _merge_tasks(self, batches: Sequence[tuple[Span, ...]], writer: OutputWriter) -> Iterator[Task]:
         position = 0
+        if all(self._plan.output_bytes(span) <= SLOT_BYTES for batch in batches for span in batch):
+            writer.go_past_cache()
         for batch in self._reading_ahead(batches):
             nbytes = sum(map(self._plan.output_bytes, batch))
             if nbytes <= SLOT_BYTES:
-                yield Merge(batch)
+                yield Merge(batch, writer.phase(position) if nbytes else 0)
             else:
                 yield MergeIntoFile(batch[0], *writer.place(position))
             position += nbytes
@@ -242,10 +246,11 @@ class Run:
 
     def _take_in(self, writer: OutputWriter, merged: Sequence[Merged], data: memoryview) -> None:
         """Write what a task put out, or look at what it has written, and note the digests of its chunks."""
+        sizes = [self._plan.output_bytes(part.span) for part in merged]
+        data = data[max(len(data) - sum(sizes), 0) :]  # In front of it may be what aligns it.
         position = 0
-        for part in merged:
+        for part, nbytes in zip(merged, sizes, strict=True):
             number = part.span.tensor
-            nbytes = self._plan.output_bytes(part.span)
             is_hashed = self._plan.tensors[number].is_hashed_by_workers
             if nbytes > SLOT_BYTES:
                 writer.adopt(nbytes, tensor=None if is_hashed else number)

@@ -8,6 +8,7 @@ the first and last chunk of its input besides, and whoever writes the output has
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Part:
         return self.source.nbytes // DTYPE_BYTES[self.dtype]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorPlan:
     """One tensor of the output and where it comes from."""
 
@@ -72,7 +73,7 @@ class TensorPlan:
     block_elements: int = 0
     """Elements of one block, once the memory has been shared out; 0 for a copied tensor."""
 
-    @property
+    @functools.cached_property
     def streams(self) -> tuple[tuple[TensorSource, str], ...]:
         """(source, element type) of all that is cut like a block: inputs, the base, aligned artefacts."""
         models = self.inputs if self.base is None else (*self.inputs, self.base)
