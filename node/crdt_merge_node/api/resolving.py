@@ -104,7 +104,7 @@ async def resolve_group(
     job = job_of(services, group, contents, selection, task=_task(selection, name, request.task))
     refuse_unfit(job, request)
     earlier = {} if request.is_fresh else await asyncio.to_thread(_earlier, services, job)
-    job = replace(job, shard_bytes=request.shard_bytes, earlier=earlier)
+    job = replace(job, shard_bytes=0 if job.directory_file else request.shard_bytes, earlier=earlier)
     plan = await _plan(services, group, contents, job, selection)
     yield plan
     if request.is_plan_only:

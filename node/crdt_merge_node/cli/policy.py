@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from crdt_merge_protocol.adapter_rules import split_params
 from crdt_merge_protocol.blobs import FLOAT_DTYPES
 
 from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
 
+from .adapter_options import adapter_options, adapter_params, rules_in
 from .app import SuggestingGroup
 from .completing import GROUP
 from .options import Invocation, command
@@ -42,6 +44,7 @@ def show(invocation: Invocation, group: str) -> None:
 @click.option("--strategy", help="How contributions are merged.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter; an empty value removes it.")
 @click.option("--base", type=MODEL, help="Base model, a file or shards.")
+@adapter_options
 @click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
 @click.option("--weight-cap", type=Weight(), help="Largest weight of a contribution.")
 @click.option("--holders", type=click.IntRange(0, 1000), help="Nodes that must hold a contribution.")
@@ -53,14 +56,19 @@ def set_(
     strategy: str | None,
     params: tuple[str, ...],
     base: str | None,
+    rank: str | None,
+    resolve_to: str | None,
+    max_rank: int | None,
+    base_name: str | None,
     dtype: str | None,
     weight_cap: int | None,
     holders: int | None,
 ) -> None:
     """Change the policy of GROUP; what is not given stays."""
+    rules = adapter_params(rank=rank, resolve_to=resolve_to, max_rank=max_rank, base_name=base_name)
     changes = PolicyChanges(
         strategy=strategy,
-        params=parse_pairs(params, option="--param"),
+        params=parse_pairs(params, option="--param") | rules,
         base_path=absolute(base),
         dtype=dtype,
         weight_cap=weight_cap,
@@ -129,7 +137,8 @@ def import_(
             return
         before = client.policy_show(group)
         # Parameters of the policy so far that the file does not give are removed.
-        gone = {name: "" for name in before.params if name not in recipe.params}
+        mine = split_params(before.params)[0]  # How adapters are merged is no matter of the file.
+        gone = {name: "" for name in mine if name not in recipe.params}
         changes = replace(changes, params={**gone, **recipe.params})
         after: PolicyInfo = watch(invocation, "policy-import/1", client.policy_set(group, changes))
     if invocation.is_json:
@@ -170,8 +179,9 @@ def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
     model = f"{count(found.tensors, 'tensor')}, {size(found.nbytes)}" if found.tensors else "not here yet"
     return [
         ("version", str(found.version)),
+        ("merges", _merged(found)),
         ("strategy", f"{found.strategy} {found.strategy_version}".strip()),
-        ("parameters", params(found.params)),
+        ("parameters", params(split_params(found.params)[0])),
         ("base", found.base or "none"),
         ("schema", f"{short(found.schema)}: {model}"),
         ("output type", found.dtype or "that of the base, else the widest input"),
@@ -180,6 +190,15 @@ def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
         ("seed rule", found.seed_rule),
         ("admins", f"{found.quorum} of {', '.join(short(admin) for admin in found.admins)}"),
     ]
+
+
+def _merged(found: PolicyInfo) -> str:
+    """Return what contributions are, and of adapters what they become."""
+    if (rules := rules_in(found.params)) is None:
+        return "whole models"
+    into = {"adapter": f"an adapter of rank {rules.rank}", "delta": "whole differences", "model": "the base"}
+    base = f", trained from {clean(rules.base_name)}" if rules.base_name else ""
+    return f"LoRA adapters of rank {rules.rank_max} at most{base}, into {into[rules.output]}"
 
 
 def _differences(before: PolicyInfo, after: PolicyInfo) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,61 +14,15 @@ from crdt_merge_node.lora.factors import reduce, target_rank
 from crdt_merge_node.ports import SystemFs
 from crdt_merge_protocol.errors import EmptySetError, ParameterError, ShapeMismatchError
 from crdt_merge_protocol.limits import WEIGHT_ONE
-
-PREFIX = "base_model.model."
-SHAPES = {"layers.0.q_proj": (24, 16), "layers.0.mlp": (40, 16), "layers.1.q_proj": (24, 16)}
-
-
-def write_adapter(
-    path: Path,
-    seed: int,
-    rank: int = 4,
-    *,
-    modules: tuple[str, ...] = tuple(SHAPES),
-    alpha: float = 8,
-    others: Mapping[str, np.ndarray] | None = None,
-    **config: object,
-) -> Path:
-    path.mkdir()
-    rng = np.random.default_rng(seed)
-    tensors = {f"{PREFIX}{name}": values for name, values in (others or {}).items()}
-    for module in modules:
-        rows, columns = SHAPES[module]
-        down, up = rng.standard_normal((rank, columns)), rng.standard_normal((rows, rank))
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = down.astype(np.float32)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = up.astype(np.float32)
-    safetensors.numpy.save_file(tensors, path / "adapter_model.safetensors")
-    text = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "base_model_name_or_path": "org/base",
-        **config,
-    }
-    (path / "adapter_config.json").write_text(json.dumps(text))
-    return path
-
-
-def dense(path: Path, module: str) -> np.ndarray:
-    """Return the difference by the definition, from the files alone."""
-    tensors = safetensors.numpy.load_file(path / "adapter_model.safetensors")
-    config = json.loads((path / "adapter_config.json").read_text())
-    if f"{PREFIX}{module}.lora_A.weight" not in tensors:
-        return np.zeros(SHAPES[module])
-    down = tensors[f"{PREFIX}{module}.lora_A.weight"].astype(float)
-    up = tensors[f"{PREFIX}{module}.lora_B.weight"].astype(float)
-    alpha = config.get("alpha_pattern", {}).get(module, config["lora_alpha"])
-    rank = down.shape[0]
-    return up @ down * (alpha / np.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+from support.adapters import PREFIX, SHAPES, dense, save_adapter, save_base
+from support.checkpoints import save_sharded
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
     return [
-        write_adapter(tmp_path / "a", 1, rank=4),
-        write_adapter(
-            tmp_path / "b", 2, rank=6, modules=("layers.0.q_proj", "layers.0.mlp"), use_rslora=True
-        ),
+        save_adapter(tmp_path / "a", 1, rank=4),
+        save_adapter(tmp_path / "b", 2, rank=6, modules=("layers.0.q_proj", "layers.0.mlp"), use_rslora=True),
     ]
 
 
@@ -84,7 +37,7 @@ def test_a_mean_of_adapters_is_the_mean_of_their_differences(pair: list[Path], t
 
 
 def test_averaging_the_factors_apart_would_be_something_else(pair: list[Path], tmp_path: Path) -> None:
-    twin = [pair[0], write_adapter(tmp_path / "c", 3, rank=4)]
+    twin = [pair[0], save_adapter(tmp_path / "c", 3, rank=4)]
     merge_adapters(twin, tmp_path / "out")
     module = "layers.0.mlp"
     down, up = (
@@ -175,6 +128,43 @@ def test_a_base_makes_a_whole_model(pair: list[Path], tmp_path: Path) -> None:
     assert not np.allclose(ties[f"{module}.weight"], mean[f"{module}.weight"])
 
 
+def test_a_base_may_be_a_directory_of_shards(pair: list[Path], tmp_path: Path) -> None:
+    single = save_base(tmp_path / "base.safetensors")
+    shards = save_sharded(tmp_path / "shards", safetensors.numpy.load_file(single))
+    for name, base in (("of-single", single), ("of-shards", shards)):
+        merge_adapters(pair, tmp_path / name, base=base)
+    assert (tmp_path / "of-shards").read_bytes() == (tmp_path / "of-single").read_bytes()
+
+
+def test_an_untrained_adapter_has_a_difference_of_zero_at_every_rank(tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "a", 1)
+    tensors = safetensors.numpy.load_file(path / "adapter_model.safetensors")
+    fresh = {name: 0 * values if "lora_B" in name else values for name, values in tensors.items()}
+    safetensors.numpy.save_file(fresh, path / "adapter_model.safetensors")
+    for rank in ("auto", "2", "energy:0.5"):
+        merge_adapters([path], tmp_path / rank, rank=rank)
+        assert not dense(tmp_path / rank, "layers.0.mlp").any()
+
+
+def test_layers_saved_input_first_merge_with_those_saved_output_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    square = {"down": rng.standard_normal((2, 8)), "up": rng.standard_normal((8, 2))}
+    differences = []
+    for name, fan_in_fan_out in (("x", True), ("y", False)):
+        (tmp_path / name).mkdir()
+        down, up = (rng.permutation(square[side]).astype(np.float32) for side in ("down", "up"))
+        tensors = {f"{PREFIX}m.lora_A.weight": down, f"{PREFIX}m.lora_B.weight": up}
+        safetensors.numpy.save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "fan_in_fan_out": fan_in_fan_out}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        product = up.astype(float) @ down.astype(float)
+        differences.append(product.T if fan_in_fan_out else product)
+    merge_adapters([tmp_path / "x", tmp_path / "y"], tmp_path / "out", strategy="task_arithmetic")
+    expand_adapter(tmp_path / "out", tmp_path / "d.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "d.safetensors")["m.weight"]
+    assert np.allclose(found, differences[0] + differences[1], atol=1e-5)
+
+
 def test_an_adapter_expands_to_its_difference(pair: list[Path], tmp_path: Path) -> None:
     expand_adapter(pair[1], tmp_path / "delta.safetensors")
     found = safetensors.numpy.load_file(tmp_path / "delta.safetensors")
@@ -209,12 +199,12 @@ def test_embeddings_and_layers_saved_input_first_are_transposed(tmp_path: Path) 
 
 
 def test_patterns_of_rank_and_alpha_are_read_and_written(tmp_path: Path) -> None:
-    path = write_adapter(tmp_path / "a", 1, alpha_pattern={"layers.0.mlp": 64})
+    path = save_adapter(tmp_path / "a", 1, alpha_pattern={"layers.0.mlp": 64})
     adapter = read_adapter(path, SystemFs())
 
     assert adapter.scale("layers.0.mlp") == 16
     assert adapter.scale("layers.0.q_proj") == 2
-    other = write_adapter(tmp_path / "b", 2, modules=("layers.0.mlp",))
+    other = save_adapter(tmp_path / "b", 2, modules=("layers.0.mlp",))
     merge_adapters([path, other], tmp_path / "out")
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert config["rank_pattern"] == config["alpha_pattern"] == {"layers.0.mlp": 8}
@@ -224,9 +214,9 @@ def test_patterns_of_rank_and_alpha_are_read_and_written(tmp_path: Path) -> None
 def test_tensors_saved_whole_are_averaged_among_those_that_have_them(tmp_path: Path) -> None:
     head = np.ones((3, 2), np.float32)
     paths = [
-        write_adapter(tmp_path / "a", 1, others={"score.weight": head}),
-        write_adapter(tmp_path / "b", 2, others={"score.weight": 4 * head}),
-        write_adapter(tmp_path / "c", 3),
+        save_adapter(tmp_path / "a", 1, others={"score.weight": head}),
+        save_adapter(tmp_path / "b", 2, others={"score.weight": 4 * head}),
+        save_adapter(tmp_path / "c", 3),
     ]
     merge_adapters(paths, tmp_path / "out", weights=[2 * WEIGHT_ONE, WEIGHT_ONE, WEIGHT_ONE])
     found = safetensors.numpy.load_file(tmp_path / "out/adapter_model.safetensors")
@@ -236,13 +226,13 @@ def test_tensors_saved_whole_are_averaged_among_those_that_have_them(tmp_path: P
 def test_what_cannot_be_merged_is_refused_by_name(pair: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EmptySetError):
         merge_adapters([], tmp_path / "out")
-    stranger = write_adapter(tmp_path / "s", 1, base_model_name_or_path="org/other")
+    stranger = save_adapter(tmp_path / "s", 1, base_model_name_or_path="org/other")
     with pytest.raises(ParameterError, match="different bases"):
         merge_adapters([*pair, stranger], tmp_path / "out")
-    dora = write_adapter(tmp_path / "d", 1, use_dora=True)
+    dora = save_adapter(tmp_path / "d", 1, use_dora=True)
     with pytest.raises(ParameterError, match="use_dora"):
         merge_adapters([dora], tmp_path / "out")
-    prompt = write_adapter(tmp_path / "p", 1, peft_type="PROMPT_TUNING")
+    prompt = save_adapter(tmp_path / "p", 1, peft_type="PROMPT_TUNING")
     with pytest.raises(ParameterError, match="peft_type"):
         merge_adapters([prompt], tmp_path / "out")
     with pytest.raises(ParameterError, match="rank is one of"):
@@ -251,7 +241,7 @@ def test_what_cannot_be_merged_is_refused_by_name(pair: list[Path], tmp_path: Pa
 
 
 def test_factors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path = write_adapter(tmp_path / "a", 1)
+    path = save_adapter(tmp_path / "a", 1)
     tensors = safetensors.numpy.load_file(path / "adapter_model.safetensors")
     name = f"{PREFIX}layers.0.mlp.lora_B.weight"
     safetensors.numpy.save_file(
