@@ -27,7 +27,7 @@ from crdt_merge_protocol.tensorfile import layout
 
 from tests.oracles.environments import python_of
 
-from .measure import MIB, Cost, Options, Row, best_s, durable_copy, ms, run_command, times
+from .measure import MIB, Cost, Options, Row, best_s, durable_copy, ms, run_command, times, without_output
 
 CLI = Path(sys.executable).with_name("crdt-merge-node")
 HIDDEN, INNER, HEADS, VOCABULARY = 1024, 2816, 16, 32_000
@@ -135,6 +135,7 @@ def _ours(method: Method, models: Sequence[Path], base: Path, output: Path) -> C
     command += ["--base", str(base / MODEL_FILE)] if method.has_base else []
     for param in method.ours:
         command += ["--param", param]
+    without_output(output)
     return run_command(command)
 
 

@@ -164,6 +164,17 @@ class Cost:
         return f"{ms(self.wall_s)}, CPU {ms(self.cpu_s)}, peak {self.peak_bytes / MIB:.0f} MiB"
 
 
+def as_installed() -> dict[str, str]:
+    """Return the environment of a user's commands: they find modules compiled, as installers leave them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def without_output(output: Path) -> None:
+    """Remove what an earlier merge has left, which the next would take over instead of computing it."""
+    for path in output.parent.glob(f"{output.name}*"):
+        path.unlink()
+
+
 def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
     """Run a command to its end.
 
@@ -173,7 +184,7 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
     with tempfile.TemporaryFile() as errors:
         began = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **(environment or {})}
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**as_installed(), **(environment or {})}
         )
         with PeakMemory(process.pid) as peak:
             _, status, usage = os.wait4(process.pid, 0)

@@ -5,7 +5,6 @@ The floor reads every input from the page cache and writes the output durably, w
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.tensorfile import layout
 
-from .measure import MIB, Options, PeakMemory, Row, best_s, durable_copy, ms, times
+from .measure import MIB, Options, Row, best_s, durable_copy, ms, run_command, times, without_output
 
 CLI = Path(sys.executable).with_name("crdt-merge-node")
 HIDDEN = 1024
@@ -52,7 +51,7 @@ def measure(options: Options) -> Iterator[Row]:
             command += ["--base", str(base)] if needs_base else []
             peaks: list[int] = []
             seconds = best_s(
-                lambda command=command, peaks=peaks: peaks.append(_run(command)),  # type: ignore[misc]
+                lambda command=command, peaks=peaks: peaks.append(_run(command, output)),  # type: ignore[misc]
                 max(1, options.repeats - 1),
             )
             yield Row(
@@ -87,11 +86,7 @@ def _write(path: Path, specs: list[TensorSpec], *, seed: int) -> Path:
     return path
 
 
-def _run(command: list[str]) -> int:
+def _run(command: list[str], output: Path) -> int:
     """Run a command; return the peak of anonymous and shared memory over all its processes, in bytes."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with PeakMemory(process.pid) as peak:
-        _, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{command}: {errors.decode()}")
-    return peak.nbytes
+    without_output(output)
+    return run_command(command).peak_bytes
