@@ -8,7 +8,7 @@ its total rule for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from .blobs import Manifest, Schema, TensorSpec
@@ -17,6 +17,13 @@ from .limits import WEIGHT_MAX, WEIGHT_ONE
 
 PROBLEMS_MAX: Final = 16
 """A file of another model differs in every tensor; this many lines say so as well as thousands."""
+
+
+_REMEDIES: Final[Mapping[type[ResolveError], str]] = {
+    TensorMissingError: "Models are merged tensor by tensor: all need the same ones.",
+    ShapeMismatchError: "Nothing is cut or padded: the models need one architecture and one vocabulary.",
+    DTypeMismatchError: "Convert them to one element type first.",
+}
 
 
 class _Problem(NamedTuple):
@@ -40,7 +47,8 @@ def require_schema(schema: Schema, specs: Iterable[TensorSpec], *, who: str) -> 
     """
     problems = _problems(schema, specs)
     if problems:
-        raise problems[0].error(f"{who} does not fit the schema: {'; '.join(_texts(problems))}.")
+        error = problems[0].error
+        raise error(f"{who} does not fit the schema: {'; '.join(_texts(problems))}.", hint=_REMEDIES[error])
 
 
 def judge(

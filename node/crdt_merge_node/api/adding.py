@@ -227,7 +227,8 @@ async def _check_artefact(
         whose = "other nodes'" if authors else "no"
         raise InvalidRequestError(
             f"{path} is of {subject.hex()[:12]}, which is {whose} contribution.",
-            hint="A node adds artefacts of what it contributed itself; `contribution list` shows digests.",
+            hint="A node adds artefacts of what it contributed itself; `contribution show` says its digest, "
+            "of which the weight is a part.",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from crdt_merge_protocol.errors import ArtefactInvalidError
+from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.artefacts import SCOPES
 
@@ -23,21 +23,19 @@ def bound_header(
         note: Free text; empty: none.
 
     Raises:
-        ArtefactInvalidError: No such type, or the wrong number of digests.
+        ParameterError: No such type, or the wrong number of digests.
     """
     if type_ not in SCOPES:
-        raise ArtefactInvalidError(
-            f"There is no artefact type {type_!r}.", hint=f"Known: {', '.join(SCOPES)}."
-        )
+        raise ParameterError(f"There is no artefact type {type_!r}.", hint=f"Known: {', '.join(SCOPES)}.")
     header = {**fields, "artefact": f"{type_}/1"}
     if SCOPES[type_] == "set":
         if not digests:
-            raise ArtefactInvalidError(f"A {type_} is of a set of models: name them all.")
+            raise ParameterError(f"A {type_} is of a set of models: name them all.")
         header |= {"set_root": used_root(digests).hex(), "contributions": sorted({d.hex() for d in digests})}
     elif len(digests) == 1:
         header["subject"] = digests[0].hex()
     else:
-        raise ArtefactInvalidError(f"A {type_} is of one contribution, {len(digests)} are named.")
+        raise ParameterError(f"A {type_} is of one contribution, {len(digests)} are named.")
     if base:
         header["base"] = base.hex()
     if note:
@@ -53,16 +51,17 @@ def lambda_rows(digests: Sequence[bytes], rows: Iterable[tuple[str, Sequence[str
         rows: Pattern over tensor names, and one decimal text per contribution.
 
     Raises:
-        ArtefactInvalidError: Another number of coefficients, or a contribution twice.
+        ParameterError: Another number of coefficients, or a contribution twice.
     """
     order = sorted(range(len(digests)), key=lambda i: digests[i])
     if len(set(digests)) < len(digests):
-        raise ArtefactInvalidError("A contribution is named twice.", hint="Equal files are one contribution.")
+        raise ParameterError("A contribution is named twice.", hint="Equal files are one contribution.")
     table = []
     for match, numbers in rows:
         if len(numbers) != len(digests):
-            raise ArtefactInvalidError(
-                f"Row {match!r} has {len(numbers)} coefficients for {len(digests)} contributions."
+            raise ParameterError(
+                f"Row {match!r} has {len(numbers)} coefficients for {len(digests)} contributions.",
+                hint="Give one for each --model or --contribution, in their order.",
             )
         table.append({"match": match, "lambda": [numbers[i].strip() for i in order]})
     return table

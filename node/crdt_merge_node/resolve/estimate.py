@@ -14,6 +14,7 @@ from crdt_merge_node.ports import Clock, SystemClock
 
 from .blocks import ChunkHasher
 from .job import ResolveJob
+from .needs import in_files
 from .plan import make_plan
 from .run import usable_cores
 from .steps import Plan
@@ -62,7 +63,7 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
     passes = strategy.pass_count(plan.context) + 1
     return Estimate(
         strategy=plan.strategy,
-        stand_in_reason=plan.stand_in_reason,
+        stand_in_reason=in_files(plan.stand_in_reason, job),
         determinism=strategy.determinism_in(plan.context),
         warnings=plan.warnings,
         tensors=len(plan.tensors),

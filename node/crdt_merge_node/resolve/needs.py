@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn
 
@@ -22,6 +23,17 @@ from .steps import Part, TensorPlan
 
 _ROLE: Final = "role"
 _NAMED_MAX: Final = 4
+_ID_DIGITS: Final = 12
+_UNREAD: Final = re.compile(r"contribution 0{12}(, 0{12})*", re.ASCII)
+_ARTEFACT: Final = (
+    "`artefact --help` makes it; give it by --artefact, or to a group by `contribution add --type`."
+)
+_REMEDIES: Final[Mapping[type[ResolveError], str]] = {
+    ArtefactMissingError: _ARTEFACT,
+    ArtefactStaleError: "Make it again for these models, or take those that it was made for.",
+    RoleMissingError: "`artefact role` says what a model is for; `strategy explain` what has to be given.",
+    UnsupportedCountError: "Give as many models as it takes, or change what it is told about them.",
+}
 
 
 def add_parts(
@@ -63,10 +75,20 @@ def refuse_unmet(working: Effective, job: ResolveJob) -> NoReturn:
     strategy, context = working.strategy, working.context
     notes = [f"{digest[:12]}: {reason}" for digest, reason in sorted(job.unfit.items())]
     more = f"; not used: {'; '.join(notes[:_NAMED_MAX])}" if notes else ""
-    raise _kind(strategy, context, job)(
-        f"{'; '.join([*working.reasons, working.unmet or ''])}{more}.",
-        hint="Give what is missing, or name what is to be computed instead: --param fallback=STRATEGY.",
-    )
+    kind = _kind(strategy, context, job)
+    text = in_files(f"{'; '.join([*working.reasons, working.unmet or ''])}{more}.", job)
+    raise kind(text, hint=f"{_REMEDIES[kind]} Or name a stand-in: --param fallback=STRATEGY.")
+
+
+def in_files(text: str, job: ResolveJob) -> str:
+    """Return a text that names contributions with the files that they are, where there are files.
+
+    Before files are read, their digests are made up (``offline.job_unread``): then it says how many.
+    """
+    for file in job.facts.get("files", ()):
+        short = str(file["digest"])[:_ID_DIGITS]
+        text = text.replace(short, f"{short} ({file['path']})")
+    return _UNREAD.sub(lambda found: f"{found[0].count(', ') + 1} of the models", text)
 
 
 def _kind(strategy: Strategy, context: MergeContext, job: ResolveJob) -> type[ResolveError]:
@@ -81,5 +103,6 @@ def _kind(strategy: Strategy, context: MergeContext, job: ResolveJob) -> type[Re
         return ArtefactStaleError
     if lacking and all(need.type != _ROLE for need in lacking):
         return ArtefactMissingError
-    has_roles = any(need.type == _ROLE for need in strategy.artefacts)
-    return RoleMissingError if has_roles else ArtefactMissingError
+    if any(need.type == _ROLE for need in strategy.artefacts):
+        return RoleMissingError
+    return ArtefactMissingError if strategy.artefacts else UnsupportedCountError

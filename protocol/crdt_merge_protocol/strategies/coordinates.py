@@ -92,7 +92,7 @@ class TrimmedMean(Strategy):
         """Return what keeps it from bearing as many liars as asked for."""
         count, least = len(voters_of(context)), 2 * self._liars(context) + 1
         if count < least:
-            return f"{self.id} needs {least} models to bear {self._liars(context)} liars, there are {count}"
+            return f"{self.id} with f = {self._liars(context)} needs {least} models, there are {count}"
         return super().unmet(context)
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:

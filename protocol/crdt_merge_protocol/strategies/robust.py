@@ -78,7 +78,7 @@ class Krum(ByDistance):
         """Return what keeps it from bearing as many liars as asked for."""
         count, least = len(voters_of(context)), 2 * self._liars(context) + 3
         if count < least:
-            return f"{self.id} needs {least} models to bear {self._liars(context)} liars, there are {count}"
+            return f"{self.id} with f = {self._liars(context)} needs {least} models, there are {count}"
         return super().unmet(context)
 
     def decide(self, context: MergeContext, table: Table) -> Verdict:

@@ -19,6 +19,7 @@ from crdt_merge_protocol.errors import (
     ArtefactInvalidError,
     MalformedTensorFileError,
     NonFiniteError,
+    ParameterError,
     ShapeMismatchError,
     TensorMissingError,
 )
@@ -260,7 +261,7 @@ def test_headers_name_what_they_are_bound_to():
     assert (table["set_root"], table["base"]) == (used_root(digests).hex(), "03" * 32)
     assert bound_header("role", {"role": "forget"}, digests[:1])["subject"] == "02" * 32
     for type_, wrong in (("role", digests), ("role", []), ("genome", []), ("nonsense", digests)):
-        with pytest.raises(ArtefactInvalidError):
+        with pytest.raises(ParameterError):
             bound_header(type_, {}, wrong)
 
 
@@ -268,9 +269,9 @@ def test_rows_of_coefficients_follow_the_order_of_the_digests():
     digests = [b"\x02" * 32, b"\x01" * 32]
 
     assert lambda_rows(digests, [("*", ["0.2", " 0.1"])]) == [{"match": "*", "lambda": ["0.1", "0.2"]}]
-    with pytest.raises(ArtefactInvalidError, match="1 coefficients for 2"):
+    with pytest.raises(ParameterError, match="1 coefficients for 2"):
         lambda_rows(digests, [("*", ["0.2"])])
-    with pytest.raises(ArtefactInvalidError, match="named twice"):
+    with pytest.raises(ParameterError, match="named twice"):
         lambda_rows(digests[:1] * 2, [])
 
 

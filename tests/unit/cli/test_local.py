@@ -296,7 +296,8 @@ def test_what_a_strategy_lacks_is_named_and_a_stand_in_said(models: list[str], t
     answer = json.loads(stood_in.stdout.splitlines()[-1])
 
     assert refused.exit_code == 6
-    assert "no fisher_diag for contribution" in refused.stderr
+    assert all(re.search(rf"[0-9a-f]{{12}} \({re.escape(model)}\)", refused.stderr) for model in models)
+    assert "--artefact" in refused.stderr
     assert (answer["strategy"], answer["effective_strategy"]) == ("fisher_merge", "linear")
     assert "linear stood in for fisher_merge" in answer["warnings"][0]
 
@@ -339,3 +340,18 @@ def test_a_budget_is_a_size_and_too_small_a_one_is_refused(models: list[str], tm
     assert enough.exit_code == 0, enough.stderr
     assert "--memory" in too_small.stderr
     assert too_small.exit_code == 1
+
+
+def test_a_plan_counts_what_is_missing_before_it_knows_which(models: list[str]) -> None:
+    result = _run("merge", *models, "--plan", "--strategy", "fisher_merge")
+
+    assert result.exit_code == 6
+    assert "no fisher_diag for 2 of the models" in result.stderr
+
+
+def test_too_few_models_are_bad_usage_in_a_plan_and_in_a_merge(models: list[str], tmp_path: Path) -> None:
+    options = (*models, models[0], "-o", str(tmp_path / "out"), "--strategy", "krum")
+    planned, merged = _run("merge", *options, "--plan"), _run("merge", *options)
+
+    assert (planned.exit_code, merged.exit_code) == (2, 2)
+    assert "krum with f = 1 needs 5 models" in merged.stderr
