@@ -1,32 +1,21 @@
-"""The inputs of the golden vectors of the strategies: dyadic numbers with distinct magnitudes, and uniforms.
+"""The golden vectors of the strategies, from the data file beside this one, and merges of their inputs."""
 
-Expected outputs stand beside their tests; all agree with independent implementations of the published methods
-to 1e-9.
-"""
-
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from crdt_merge_protocol.strategies.reference import MergedArrays, merge_arrays
 
-BASE = np.array([[1, -2, 3, -4], [0.5, 0.25, -1.5, 2]])
-DELTAS = (
-    np.array([[26, -19, 13, 6], [-38, 32, 0, -12]]) / 64,
-    np.array([[18, 14, -16, 10], [-7, 29, -22, 39]]) / 64,
-    np.array([[-33, 22, 5, 17], [-9, -27, 35, 20]]) / 64,
-)
-UNIFORMS = (
-    np.array([[0.1, 0.6, 0.3, 0.9], [0.45, 0.05, 0.7, 0.2]]),
-    np.array([[0.8, 0.15, 0.35, 0.5], [0.25, 0.95, 0.4, 0.55]]),
-    np.array([[0.2, 0.65, 0.12, 0.33], [0.77, 0.48, 0.52, 0.01]]),
-)
+DATA = tomllib.loads(Path(__file__).with_name("golden_vectors.toml").read_text())
+BASE = np.array(DATA["base"], np.float64)
+DELTAS = tuple(np.array(delta) / 64 for delta in DATA["deltas_in_64ths"])
+UNIFORMS = tuple(np.array(values) for values in DATA["uniforms"])
+FISHERS = tuple(np.array(values, np.float64) for values in DATA["fishers"])
+GRAMS = tuple(np.array(values, np.float64) for values in DATA["grams"])
+LOCATED = tuple(np.array(values, np.float64) for values in DATA["located"])
 DIGESTS = tuple(bytes([i]) * 32 for i in (1, 2, 3))
 MODELS = tuple({"t": BASE + delta} for delta in DELTAS)
-
-
-def rows(text: str) -> np.ndarray:
-    """Return the numbers of a text, rows separated by ";", as a matrix."""
-    return np.array([[float(number) for number in row.split()] for row in text.split(";")])
 
 
 def merged(strategy: str, params: Mapping[str, str] | None = None, k: int = 3, **options) -> MergedArrays:

@@ -48,12 +48,11 @@ def test_everything_matches_the_golden_vectors(monkeypatch):
 
     run = Recorder(monkeypatch, models, base, vectors.DIGESTS)
 
-    expected = vectors.rows(".40625 .34375 .203125 .265625; -.59375 .5 .546875 .609375")
-    assert (run.result.tensors["t"] - vectors.BASE).tolist() == expected.tolist()
-    masks = ["".join(map(str, run.mask("t", i))) for i in range(3)]
-    assert masks == ["10111100", "11011101", "01111011"]
+    golden = vectors.DATA["emr"]
+    assert (run.result.tensors["t"] - vectors.BASE).tolist() == golden["common"]
+    assert ["".join(map(str, run.mask("t", i))) for i in range(3)] == golden["masks"]
     gammas = [run.result.decisions["gamma"][digest.hex()] for digest in vectors.DIGESTS]
-    np.testing.assert_allclose(gammas, [1.158730159, 0.8908045977, 1.024390244], rtol=1e-9)
+    np.testing.assert_allclose(gammas, golden["rescalers"], rtol=1e-9)
 
 
 def oracle(models, base, scope, voters):

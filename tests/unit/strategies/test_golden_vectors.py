@@ -1,139 +1,101 @@
-"""Golden vectors: every row agrees with an independent implementation of the published method to 1e-9."""
+"""Golden vectors: every row agrees with an independent implementation of the published method to 1e-9.
+
+The numbers and where they are from stand in ``tests/support/golden_vectors.toml``.
+"""
+
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from crdt_merge_protocol.strategies import dare
+from crdt_merge_protocol.strategies import dare, magnitude_sampling
+from crdt_merge_protocol.strategies.magnitude_sampling import keep_probabilities
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import merge_arrays
-from support.vectors import BASE, DELTAS, DIGESTS, MODELS, UNIFORMS, rows
+from crdt_merge_protocol.strategies.safe_merge import projected_cosine
+from support.artefacts import artefact
+from support.vectors import BASE, DATA, DELTAS, DIGESTS, FISHERS, GRAMS, LOCATED, MODELS, UNIFORMS
 
-OUTPUTS = {
-    "linear": (
-        "linear",
-        {},
-        (1, 2, 1),
-        "1.11328125 -1.87890625 2.9453125 -3.83203125; .26171875 .49609375 -1.53515625 2.3359375",
-    ),
-    "weight_average": (
-        "weight_average",
-        {},
-        (1, 2, 1),
-        "1.11328125 -1.87890625 2.9453125 -3.83203125; .26171875 .49609375 -1.53515625 2.3359375",
-    ),
-    "task_arithmetic": (
-        "task_arithmetic",
-        {"lambda": "0.5"},
-        (1, 1, 1),
-        "1.0859375 -1.8671875 3.015625 -3.7421875; .078125 .515625 -1.3984375 2.3671875",
-    ),
+MERGES = {merge["name"]: merge for merge in DATA["merge"]}
+LOWER = np.tril_indices(BASE.shape[1])
+ARTEFACTS = {
+    "": lambda _: None,
+    "fisher_diag": lambda i: ({"n_samples": 100, "label_mode": "sampled"}, {"t": FISHERS[i]}),
+    "gram": lambda i: ({"n_tokens": 1, "inputs": {"t": "in"}}, {"in": GRAMS[i][LOWER]}),
+    "role": lambda i: ({"role": "forget", "attribute": f"part {i}"}, {}),
+    "snip_score": lambda i: ({"n_samples": 8}, {"base/t": LOCATED[i], "self/t": LOCATED[i]}),
 }
-CHANGES = {
-    "ties paper": (
-        "ties",
-        {"density": "0.5"},
-        (1, 1, 1),
-        ".34375 .34375 -.25 0; -.59375 .4765625 .546875 .4609375",
-    ),
-    "ties mergekit": (
-        "ties",
-        {"density": "0.5", "profile": "mergekit"},
-        (1, 2, 1),
-        ".3229166667 .34375 0 0; -.59375 .46875 -.34375 .609375",
-    ),
-    "dare inverse normalised": (
-        "dare",
-        {"density": "0.5"},
-        (1, 1, 1),
-        "-.07291666667 .1458333333 .02083333333 .1770833333;-.46875 .05208333333 -.2291666667 .08333333333",
-    ),
-    "dare l1 sum": (
-        "dare",
-        {"density": "0.5", "profile": "mergekit"},
-        (1, 1, 1),
-        "-.3590787555 .5746822034 -.2830102152 .4375; -1.003766722 -.09154715605 -.9030720339 .2884662129",
-    ),
-    "dare_ties inverse mean": (
-        "dare_ties",
-        {"density": "0.5"},
-        (1, 1, 1),
-        "-1.03125 .4375 .28125 .53125; -.703125 1 -.6875 .625",
-    ),
-}
-SPHERES = {
-    "slerp raw": (
-        {"magnitude": "raw"},
-        (7, 3),
-        ".4532499886 -.158674508 .06776477566 .1417450023;-.5397533222 .6013493997 -.1397969924 .09142011131",
-    ),
-    "slerp interp": (
-        {},
-        (7, 3),
-        (
-            ".4530256681 -.1571885985 .06643549221 .1419778556;"
-            "-.5384854755 .6014066174 -.1408680608 .09382681542"
-        ),
-    ),
-    "karcher": (
-        {},
-        (1, 2, 1),
-        (
-            ".1684296759 .2275602919 -.07121107605 .3290133157;"
-            "-.4739643056 .4168430065 .000899525938 .6055452763"
-        ),
-    ),
-}
+"""Header and tensors of a contribution's artefact, by type."""
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fixed_masks(monkeypatch):
     """Drop by the uniforms of the golden vectors instead of by the stream."""
 
-    def draw(strategy, context, block, contribution):
-        if context.params["density"] >= 1:
-            return None
-        uniforms = UNIFORMS[DIGESTS.index(context.digests[contribution])]
-        return uniforms.reshape(-1) < float(context.params["density"])
+    def uniforms(_strategy, context, _block, contribution):
+        return UNIFORMS[DIGESTS.index(context.digests[contribution])].reshape(-1)
 
-    monkeypatch.setattr(dare, "draw_mask", draw)
+    def mask(strategy, context, block, contribution):
+        density = context.params["density"]
+        return None if density >= 1 else uniforms(strategy, context, block, contribution) < float(density)
 
-
-@pytest.mark.parametrize("name", OUTPUTS)
-def test_outputs_match_the_golden_vectors(name):
-    strategy, params, weights, expected = OUTPUTS[name]
-
-    merged = merge_arrays(strategy, MODELS, {"t": BASE}, params, weights=weights, digests=DIGESTS)
-
-    np.testing.assert_allclose(merged.tensors["t"], rows(expected), rtol=1e-9, atol=1e-10)
+    monkeypatch.setattr(dare, "draw_mask", mask)
+    monkeypatch.setattr(magnitude_sampling, "draw_uniforms", uniforms)
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_of_the_base_match_the_golden_vectors(name, fixed_masks):
-    strategy, params, weights, expected = CHANGES[name]
+@pytest.mark.parametrize("name", MERGES)
+def test_merges_match_the_golden_vectors(name):
+    golden = MERGES[name]
+    k, is_of_deltas = golden.get("k", 3), golden.get("of") == "deltas"
+    models = [{"t": delta} for delta in DELTAS] if is_of_deltas else list(MODELS)
+    made = [ARTEFACTS[golden.get("artefact", "")](i) for i in range(k)]
 
-    merged = merge_arrays(strategy, MODELS, {"t": BASE}, params, weights=weights, digests=DIGESTS)
+    found = merge_arrays(
+        golden["strategy"],
+        models[:k],
+        None if is_of_deltas else {"t": BASE},
+        golden.get("params"),
+        weights=golden.get("weights"),
+        digests=DIGESTS[:k],
+        artefacts=[
+            artefact(golden["artefact"], *each, subject=DIGESTS[i]) for i, each in enumerate(made) if each
+        ],
+    ).tensors["t"]
 
-    np.testing.assert_allclose(merged.tensors["t"] - BASE, rows(expected), rtol=1e-9, atol=1e-10)
+    change = found - BASE if golden.get("is_change") else found
+    np.testing.assert_allclose(change, golden["expected"], rtol=2e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", SPHERES)
-def test_points_on_the_sphere_match_the_golden_vectors(name):
-    params, weights, expected = SPHERES[name]
-    vectors = [{"t": delta} for delta in DELTAS[: len(weights)]]
+def test_emr_matches_the_golden_vectors():
+    golden = DATA["emr"]
+    common = np.array(golden["common"])
 
-    merged = merge_arrays("slerp", vectors, None, params, weights=weights, digests=DIGESTS[: len(weights)])
+    whole = merge_arrays("emr_merging", MODELS, {"t": BASE}, digests=DIGESTS)
 
-    np.testing.assert_allclose(merged.tensors["t"], rows(expected), rtol=2e-9, atol=1e-11)
+    assert (whole.tensors["t"] - BASE).tolist() == golden["common"]
+    for name, rescaler, bits in zip(DIGESTS, golden["rescalers"], golden["masks"], strict=True):
+        np.testing.assert_allclose(whole.decisions["gamma"][name.hex()], rescaler, rtol=1e-9)
+        task = merge_arrays("emr_merging", MODELS, {"t": BASE}, digests=DIGESTS, task=name).tensors["t"]
+        mask = np.array([int(bit) for bit in bits]).reshape(BASE.shape)
+        np.testing.assert_allclose(task - BASE, rescaler * mask * common, rtol=1e-9, atol=1e-10)
 
 
-def test_slerp_with_a_base_acts_on_the_differences_from_it():
-    merged = merge_arrays("slerp", MODELS, {"t": BASE}, weights=(1, 2, 1), digests=DIGESTS)
+def test_probabilities_of_della_match_the_golden_vector():
+    """They belong to ranks within a row, the smallest magnitude first."""
+    by_rank = keep_probabilities(4, Fraction(1, 2), Fraction(1, 5))
 
-    np.testing.assert_allclose(merged.tensors["t"] - BASE, rows(SPHERES["karcher"][2]), rtol=2e-9, atol=1e-11)
+    ranks = np.abs(DELTAS[0]).argsort(axis=1).argsort(axis=1)
+
+    np.testing.assert_allclose(by_rank[ranks], DATA["della"]["probabilities"], rtol=1e-9)
+
+
+def test_the_cosine_of_safe_merge_matches_the_golden_number():
+    assert projected_cosine(DELTAS[2], DELTAS[0]) == pytest.approx(DATA["safe_merge"]["cosine"], abs=5e-11)
 
 
 def test_the_random_stream_matches_the_golden_words():
+    golden = DATA["stream"]
     key = stream_key(b"\x01" * 32, "dare", "dec.0.attn.q.w", b"\x02" * 32, "mask")
 
-    assert key == (0x7CD2A1C3C00EB37B).to_bytes(8, "little") + (0xD46B1DD8540384A0).to_bytes(8, "little")
-    assert list(uniform(key, 0, 3)) == [0.78901929944205551, 0.3329445244054825, 0.054442262683315978]
-    assert list(uniform(key, 1_000_001, 1)) == [0.59019987966304677]
+    assert key == b"".join(int(word, 16).to_bytes(8, "little") for word in golden["words"])
+    assert list(uniform(key, 0, 3)) == golden["first"]
+    assert list(uniform(key, 1_000_001, 1)) == [golden["at_1000001"]]

@@ -32,15 +32,6 @@ def fixed_uniforms(monkeypatch):
     monkeypatch.setattr(magnitude_sampling, "draw_uniforms", draw)
 
 
-def test_what_is_kept_and_scaled_matches_the_golden_vector(fixed_uniforms):
-    out = vectors.change("della", {"density": "0.5", "epsilon": "0.2"})
-
-    expected = (
-        "-.7366071429 .5048076923 .3645833333 .6129807692; -.6063988095 .8823529412 -.7932692308 .7958447802"
-    )
-    np.testing.assert_allclose(out, vectors.rows(expected), rtol=1e-9)
-
-
 def test_probabilities_rise_with_the_rank():
     np.testing.assert_allclose(
         keep_probabilities(4, Fraction(1, 2), Fraction(1, 5)),

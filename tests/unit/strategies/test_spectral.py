@@ -30,36 +30,6 @@ SETTINGS = [
 ]
 
 
-def rows(text):
-    """Return the numbers of a text, rows separated by ";", as a matrix."""
-    return np.array([[float(number) for number in row.split()] for row in text.split(";")])
-
-
-GOLDEN = {
-    "star eta 40": (
-        "star", {}, 1,
-        (".4735637489 -.3822114506 .07445511781 .1368860626;"
-        "-.7064212543 .5701498329 -.1110656756 -.2041947347"),
-    ),
-    "knots, ties mean, density .5": (
-        "svd_knot_tying", {"inner.density": "0.5"}, 3,
-        ".3701910943 .243938861 -.3408657366 .2328393509;-.5976247789 .5069729542 .5018515465 .6176050556",
-    ),
-    "dual projection, exact, full": (
-        "dual_projection", {}, 3,
-        (".1651546235 .02463330636 .01354540047 .5713274151;"
-        "-.3943051931 .3205500708 .009928797941 .3984903376"),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_changes_of_the_base_match_the_golden_vectors(name):
-    strategy, params, count, expected = GOLDEN[name]
-    found = changed(strategy, MODELS[:count], {"t": BASE}, params)
-    np.testing.assert_allclose(found["t"], rows(expected), rtol=1e-9, atol=1e-10)
-
-
 def star_oracle(deltas, weights, eta):
     """Return the merged change, one singular vector at a time."""
     out = np.zeros_like(deltas[0])
