@@ -87,7 +87,7 @@ def histories(draw):
     return groups
 
 
-@examples(60)
+@examples(40)
 @given(groups=histories())
 def test_what_is_taken_over_is_what_would_be_computed(groups):
     fs = SystemFs()

@@ -34,8 +34,7 @@ NEVER = {
 DRAWN = {"dare", "dare_ties", "della", "della_linear", "safe_merge"}
 BOUND_TO_THE_SET = {"dam", "adarank"}
 """Which artefact they apply is a fact of theirs, and another set has another one."""
-CONTEXTS = [(name, {}) for name in names()] + [
-    *ALONE.items(),
+CONTEXTS = [(name, ALONE.get(name, {})) for name in names()] + [
     ("ties", {"scope": "tensor", "profile": "mergekit", "density": "0.5"}),
     ("dare", {"seed_scope": "contribution"}),
     ("della_linear", {"seed_scope": "contribution", "rescale": "l1"}),
