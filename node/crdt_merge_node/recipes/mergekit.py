@@ -67,6 +67,7 @@ ENDS: Final = frozenset({"slerp", "linear", "karcher", "passthrough"})
 """Methods without differences from a base: what is called base_model there is a model like the others."""
 _IGNORED: Final = {"int8_mask": "it only saves memory there"}
 _TOP_KEYS: Final = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
+_BUT: Final = {"slices": ", but for one slice of all layers"}
 _DTYPES: Final = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "fp16": "F16", "bf16": "BF16",
 }  # fmt: skip
@@ -100,6 +101,8 @@ class Configuration:
     per_model: tuple[Mapping[str, Any], ...]
     """Parameters of each of ``models``."""
     notes: tuple[str, ...]
+    layers: int = 0
+    """How many layers the one slice has, where models are given as that; 0: all, however many."""
 
     def recipe(self, tensors: Sequence[str], digest_of: Callable[[str], bytes]) -> Recipe:
         """Return the strategy and its parameters for a model.
@@ -114,6 +117,12 @@ class Configuration:
         method = METHODS[self.method]
         digests = [digest_of(model).hex() for model in self.models]
         layout = Layout(tensors)
+        if self.layers and (not tensors or layout.layers != self.layers):
+            there_are = f"the model has {layout.layers}" if tensors else "how many there are is not known"
+            raise ParameterError(
+                f"slices takes {self.layers} layers and {there_are}; only a slice of all is supported.",
+                hint="Name the models under `models`, or a file that has the tensors: --like.",
+            )
         params: dict[str, str] = {"profile": "mergekit"} if method.has_profile else {}
         for name, here in method.names.items():
             default = self.given.get(name)
@@ -146,11 +155,16 @@ def read_mergekit(text: str) -> Configuration:
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ParameterError(f"Not YAML: {' '.join(str(error).split())}.") from None
+        raise ParameterError(
+            f"Not YAML: {' '.join(str(error).split())}", hint="Is it another file?"
+        ) from None
     if not isinstance(data, dict) or "merge_method" not in data:
-        raise ParameterError("A configuration is a mapping with the key merge_method.")
+        raise ParameterError(
+            "A configuration is a mapping with the key merge_method.", hint="Is it another file?"
+        )
     method = METHODS.get(str(data["merge_method"]))
-    problems = [f"{key} is not supported" for key in data if key not in _TOP_KEYS]
+    data, layers = _without_slices(data)
+    problems = [f"{key} is not supported{_BUT.get(key, '')}" for key in data if key not in _TOP_KEYS]
     if method is None:
         problems.append(f"merge_method {data['merge_method']} is not supported")
     models, per_model = _read_models(data, problems)
@@ -176,7 +190,30 @@ def read_mergekit(text: str) -> Configuration:
         given=given,
         per_model=tuple(mine for _, mine in kept),
         notes=tuple(notes),
+        layers=layers,
     )
+
+
+def _without_slices(data: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return a configuration whose one slice has the same layers of every model as one of models.
+
+    mergekit treats the two alike if these are all layers, and its own examples of slerp are written so.
+
+    Returns:
+        The configuration, and how many layers; the same one and 0 if it is none of this kind.
+    """
+    slices = data.get("slices")
+    if "models" in data or not isinstance(slices, list) or len(slices) != 1:
+        return data, 0
+    one = slices[0]
+    sources = one.get("sources") if isinstance(one, dict) and len(one) == 1 else None
+    if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+        return data, 0
+    match [source.get("layer_range") for source in sources]:
+        case [[0, int(layers)], *others] if layers > 0 and all(other == [0, layers] for other in others):
+            models = [{k: v for k, v in source.items() if k != "layer_range"} for source in sources]
+            return {k: v for k, v in data.items() if k != "slices"} | {"models": models}, layers
+    return data, 0
 
 
 def _is_input(data: Mapping[str, Any]) -> bool:
@@ -192,6 +229,8 @@ def _read_models(data: Mapping[str, Any], problems: list[str]) -> tuple[list[str
     models: list[str] = []
     per_model: list[Mapping[str, Any]] = []
     listed = data.get("models")
+    if listed is None and "slices" in data:
+        return models, per_model
     if not isinstance(listed, list) or not listed:
         problems.append("models is missing: a list of {model: ..., parameters: ...}")
         return models, per_model

@@ -126,6 +126,51 @@ def test_what_cannot_be_said_is_refused_by_name(text: str, named: str) -> None:
     assert named in str(caught.value)
 
 
+SLICED = """
+merge_method: slerp
+base_model: a
+slices:
+  - sources:
+      - {model: a, layer_range: [0, LAYERS]}
+      - {model: b, layer_range: [0, LAYERS]}
+parameters:
+  t: [0, 1]
+"""
+
+
+def test_one_slice_of_all_layers_is_what_models_are() -> None:
+    whole = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\nparameters: {t: [0, 1]}"
+    sliced = read_mergekit(SLICED.replace("LAYERS", "5")).recipe(TENSORS, digest_of)
+
+    assert sliced == read_mergekit(whole).recipe(TENSORS, digest_of)
+
+
+def test_a_slice_of_some_layers_is_refused() -> None:
+    config = read_mergekit(SLICED.replace("LAYERS", "4"))
+    with pytest.raises(ParameterError, match="slices takes 4 layers and the model has 5"):
+        config.recipe(TENSORS, digest_of)
+    with pytest.raises(ParameterError, match="how many there are is not known"):
+        config.recipe((), digest_of)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        "[{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 3]}]",
+        "[{model: a, layer_range: [1, 5]}, {model: b, layer_range: [1, 5]}]",
+        "[{model: a}]",
+        "[a]",
+        "[]",
+        "7",
+    ],
+)
+def test_slices_of_any_other_form_are_refused_by_name(sources: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        read_mergekit(f"merge_method: linear\nslices: [{{sources: {sources}}}]")
+
+    assert str(caught.value).startswith("slices is not supported, but for one slice of all layers.")
+
+
 def test_slerp_without_an_end_is_refused() -> None:
     config = read_mergekit("merge_method: slerp\nmodels: [{model: a}, {model: b}]\nparameters: {t: 0.5}")
     with pytest.raises(ParameterError, match="base_model"):
