@@ -22,6 +22,12 @@ _DETERMINISM = {
 }
 
 
+_ROWS = """What differs is written as rows with `;` between them; the first that fits counts, the last is for the rest:
+  by tensor            --param 'NAME=*.mlp.*=0.5;embed*=1;0.2'
+  by contribution      --param 'NAME=#3604483cb938=0.5;0.2', the first digits of its digest
+  by both              --param 'NAME=*.mlp.*#3604483cb938=0.5;0.2'"""
+
+
 @click.group(cls=SuggestingGroup)
 def strategy() -> None:
     """List the ways to merge, and explain one. Needs no daemon."""
@@ -42,7 +48,7 @@ def list_(invocation: Invocation) -> None:
             each.id,
             "yes" if each.base == "required" else each.base.replace("unused", "-"),
             _needs(each),
-            each.doc,
+            _first_sentence(each.doc),
         )
         for each in found
     ]
@@ -83,6 +89,13 @@ def explain(invocation: Invocation, name: str) -> None:
     )
     if found.parameters:
         say("\n" + table(("parameter", "values", "default", "differs by", ""), map(_row, found.parameters)))
+    if any(parameter.per for parameter in found.parameters):
+        say(f"\n{_ROWS}")
+
+
+def _first_sentence(text: str) -> str:
+    head, dot, _ = text.partition(". ")
+    return head + dot.strip()
 
 
 def _row(parameter: Parameter) -> tuple[str, ...]:

@@ -355,3 +355,13 @@ def test_too_few_models_are_bad_usage_in_a_plan_and_in_a_merge(models: list[str]
 
     assert (planned.exit_code, merged.exit_code) == (2, 2)
     assert "krum with f = 1 needs 5 models" in merged.stderr
+
+
+def test_the_list_of_strategies_is_short_and_the_explanation_whole() -> None:
+    listed = _run("strategy", "list").stdout
+    explained = _run("strategy", "explain", "regmean").stdout
+
+    assert max(map(len, listed.splitlines())) < 240
+    assert "There is no version without data" not in listed
+    assert "There is no version without data" in explained
+    assert "--param 'NAME=#" in explained, "how a parameter differs by contribution"
