@@ -5,8 +5,8 @@ OpenSSL works on it other threads run. So a message waits here until its signatu
 that its peer sent after it waits behind it; nobody else does:
 
 1. A lone signature is checked on the loop, where it is done before a thread would have begun.
-2. Checks are handed out in slices of at most 64, to one peer after the other. So what a peer waits for others
-   is a slice of each.
+2. Checks are handed out in slices of at most 32, to one peer after the other, and to one who had none before
+   first. So who sends a little waits until a thread is free, whatever others send.
 3. What waits of a peer is bounded: beyond that nothing is read from it, and TCP tells it so.
 4. The first bad signature of a peer ends all checks for what it has sent. The engine then judges as always.
 5. No judgement is made here. What was not checked, for whatever reason, the engine checks itself.
@@ -17,7 +17,6 @@ In virtual time there are no threads: the loop runs the checks, a while later.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,10 +35,12 @@ from crdt_merge_protocol.reading import Reading, check
 from .pacing import Paced, Pacing
 from .ports import Clock
 
-THREADS: Final = min(3, os.cpu_count() or 1)
-"""More would check faster than the loop can take in."""
-LONE_INTERVAL_S: Final = 0.002
-"""Between signatures that are checked on the loop: a twentieth of its time."""
+THREADS: Final = 2
+"""More would check faster than the loop can take in. The same everywhere, so that virtual time is, too."""
+LONE_INTERVAL_S: Final = 0.005
+"""Between signatures of one peer that are checked on the loop: a fortieth of its time."""
+SLICE_MAX: Final = 32
+"""Signatures given to a thread at a time: some 4 ms, and little beside it for handing them over."""
 WAITING_BYTES_MAX: Final = 128 << 10
 """Of one connection: two of the largest messages, so that the threads need not wait for it."""
 OTHER_BYTES: Final = 4 << 10
@@ -81,6 +82,8 @@ class _Line:
     nbytes: int = 0
     is_held: bool = False
     is_queued: bool = False
+    is_new: bool = True
+    """No check was handed out yet."""
 
 
 class Verifier:
@@ -101,10 +104,12 @@ class Verifier:
         self._deliver = deliver
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
         self._lines: dict[Paced, _Line] = {}
+        self._new: deque[_Line] = deque()
+        """Lines of whose checks none was handed out yet; they come first."""
         self._queue: deque[_Line] = deque()
-        """Lines with checks to hand out; whoever had its turn goes to the end."""
+        """Other lines with checks to hand out; whoever had its turn goes to the end."""
         self._under_way: set[asyncio.Future[list[RemoteProtocolError | None]]] = set()
-        self._next_lone = 0.0
+        self._next_lone: dict[Paced, float] = {}
         self._is_closed = False
 
     @property
@@ -134,7 +139,7 @@ class Verifier:
             self._pacing.received(connection, message.operations)
         line = self._lines.get(connection)
         if line is None:
-            if not unchecked or (len(unchecked) == 1 and self._is_lone()):
+            if not unchecked or (len(unchecked) == 1 and self._is_lone(connection)):
                 self._deliver(connection, message, reading)
                 return
             line = self._lines[connection] = _Line(connection)
@@ -153,6 +158,7 @@ class Verifier:
 
     def ended(self, connection: Paced, then: Callable[[], None]) -> None:
         """Call ``then`` once all that came on a connection is handed on; the connection may be closed."""
+        self._next_lone.pop(connection, None)
         line = self._lines.get(connection)
         if line is None:
             then()
@@ -167,25 +173,25 @@ class Verifier:
             line.checks.clear()
             self._release(line)
 
-    def _is_lone(self) -> bool:
+    def _is_lone(self, connection: Paced) -> bool:
         now = self._clock.monotonic()
-        if now < self._next_lone:
+        if now < self._next_lone.get(connection, now):
             return False
-        self._next_lone = now + LONE_INTERVAL_S
+        self._next_lone[connection] = now + LONE_INTERVAL_S
         return True
 
     def _enqueue(self, line: _Line) -> None:
         if line.checks and not line.is_queued:
             line.is_queued = True
-            self._queue.append(line)
+            (self._new if line.is_new else self._queue).append(line)
 
     def _hand_out(self) -> None:
         """Keep every thread busy."""
         loop = asyncio.get_running_loop()
-        while self._queue and len(self._under_way) < THREADS:
-            line = self._queue.popleft()
-            line.is_queued = False
-            count = min(OPERATIONS_PER_TURN_MAX, len(line.checks))
+        while (queue := self._new or self._queue) and len(self._under_way) < THREADS:
+            line = queue.popleft()
+            line.is_queued = line.is_new = False
+            count = min(SLICE_MAX, len(line.checks))
             if not count:
                 continue  # Dropped, or spoilt, since it was queued.
             batch = [line.checks.popleft() for _ in range(count)]

@@ -1,15 +1,16 @@
 """Carries out the storage effects of the engine, in the order in which they were asked for.
 
 What has queued up while a commit was under way shares the next one, so that durability costs one fsync for
-many operations. A full disk is no end: what found no room is refused to whoever asked, the engine forgets it,
-and everything goes on (SCENARIOS T20). Any other failure of the disk is fail-stop (T44).
+many operations. While what a commit brought is applied, turn by turn, the next is on its way. A full disk is
+no end: what found no room is refused to whoever asked, the engine forgets it, and everything goes on
+(SCENARIOS T20). Any other failure of the disk is fail-stop (T44).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,8 @@ from .storage import OpRow, Store
 
 BATCH_MAX: Final = 256
 """Effects in one commit."""
+BATCH_OPERATIONS_MAX: Final = 256
+"""Operations in one commit, but for those of its last effect: who is in it waits for all to be applied."""
 
 
 @dataclass(slots=True)
@@ -59,6 +62,8 @@ class StoreWriter:
         self._queue: deque[Waiting] = deque()
         self._queued = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._reporting: asyncio.Task[None] | None = None
+        """Tells of what the last commit brought."""
         self._failure: BaseException | None = None
         self._is_closing = False
 
@@ -105,13 +110,24 @@ class StoreWriter:
                 if not self._queue:
                     self._queued.clear()
                     await self._queued.wait()
-                batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
-                await self._carry_out(batch)
+                if self._failure is not None:
+                    break
+                await self._carry_out(self._next_batch())
+            await self._reported()
         except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever.
             self._failure = error
             self._settle_all([], error)
             if not isinstance(error, asyncio.CancelledError):
                 self._fatal(error)
+
+    def _next_batch(self) -> list[Waiting]:
+        batch: list[Waiting] = []
+        count = 0
+        while self._queue and len(batch) < BATCH_MAX and count < BATCH_OPERATIONS_MAX:
+            waiting = self._queue.popleft()
+            batch.append(waiting)
+            count += len(waiting.effect.operations) if isinstance(waiting.effect, StoreOperations) else 1
+        return batch
 
     async def _carry_out(self, batch: list[Waiting]) -> None:
         try:
@@ -120,6 +136,7 @@ class StoreWriter:
             if isinstance(error, StoreFailedError):
                 self._settle_all(batch, error)
                 raise
+            await self._reported()  # What came before it is durable, and is to be applied first.
             # What came after it in the queue may build upon it.
             refused = self._settle_all(batch, error)
             self._report(NotStored(groups=tuple(dict.fromkeys(w.effect.group for w in refused))))
@@ -128,7 +145,7 @@ class StoreWriter:
             raise
 
     async def _commit(self, batch: list[Waiting]) -> None:
-        """Store a batch and report it; what was reported is taken out of ``batch``."""
+        """Store a batch and have it reported; what was reported is taken out of ``batch``."""
         for waiting in [w for w in batch if isinstance(w.effect, StoreGroup)]:
             effect = waiting.effect
             assert isinstance(effect, StoreGroup), "just filtered"
@@ -143,14 +160,30 @@ class StoreWriter:
             for signed in waiting.effect.operations
         ]
         await self._store.append(rows)
-        while batch:
-            together, group = _together(batch)
-            ids = tuple(signed.id for _, effect in together for signed in effect.operations)
-            del batch[: len(together)]
-            self._report(OperationsStored(group=group, ids=ids))
-            for waiting, _ in together:
-                waiting.settle(None)
-            await asyncio.sleep(0)  # Applying takes a while; others may have their turn in between.
+        await self._reported()
+        self._reporting = asyncio.create_task(self._tell(list(batch)), name="store-reports")
+        batch.clear()
+
+    async def _tell(self, batch: list[Waiting]) -> None:
+        """Report a batch that is durable."""
+        try:
+            for group, ids, complete in _turns(list(batch)):
+                self._report(OperationsStored(group=group, ids=ids))
+                del batch[: len(complete)]
+                for waiting in complete:
+                    waiting.settle(None)
+                await asyncio.sleep(0)  # Applying takes a while; others may have their turn in between.
+        except BaseException as error:
+            self._failure = error
+            self._settle_all(batch, error)
+            self._queued.set()
+            raise
+
+    async def _reported(self) -> None:
+        """Return once all that is durable was reported."""
+        reporting, self._reporting = self._reporting, None
+        if reporting is not None:
+            await reporting
 
     def _settle_all(self, batch: list[Waiting], error: BaseException) -> list[Waiting]:
         """Tell everybody in the batch and the queue; return who was told."""
@@ -163,16 +196,21 @@ class StoreWriter:
         return told
 
 
-def _together(batch: list[Waiting]) -> tuple[list[tuple[Waiting, StoreOperations]], bytes]:
-    """Return what at the front of a batch is of one group, and not too much to be applied in one turn."""
-    together: list[tuple[Waiting, StoreOperations]] = []
-    group = batch[0].effect.group
-    count = 0
+def _turns(batch: list[Waiting]) -> Iterator[tuple[bytes, tuple[bytes, ...], list[Waiting]]]:
+    """Yield (group, ids, who is complete with them) in order, never too much to be applied in one turn."""
+    group, ids, complete = b"", list[bytes](), list[Waiting]()
     for waiting in batch:
         effect = waiting.effect
         assert isinstance(effect, StoreOperations), "groups are out by now"
-        count += len(effect.operations)
-        if effect.group != group or (together and count > OPERATIONS_PER_TURN_MAX):
-            break
-        together.append((waiting, effect))
-    return together, group
+        if ids and effect.group != group:
+            yield group, tuple(ids), complete
+            ids, complete = [], []
+        group = effect.group
+        for signed in effect.operations:
+            if len(ids) == OPERATIONS_PER_TURN_MAX:
+                yield group, tuple(ids), complete
+                ids, complete = [], []
+            ids.append(signed.id)
+        complete.append(waiting)
+    if complete:
+        yield group, tuple(ids), complete

@@ -82,7 +82,7 @@ class GroupStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationsStored:
-    """The operations of one or several :class:`StoreOperations` are durable, in the order asked for."""
+    """Operations of one or several :class:`StoreOperations`, next in the order asked for, are durable."""
 
     group: bytes
     ids: tuple[bytes, ...]

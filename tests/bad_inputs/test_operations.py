@@ -269,7 +269,7 @@ async def test_t17_a_flood_of_bad_signatures_costs_one_verification_of_each_thre
         await hostile.is_sent_away()
         by_hostile = [id_ for id_ in verified if id_ in {operation_id_of(wire) for wire in forged}]
 
-        assert 1 <= len(by_hostile) <= THREADS <= 3
+        assert 1 <= len(by_hostile) <= THREADS
     async with siege.hostile(identity=identity, is_greeted=False) as again:
         assert "it may come back in" in await again.is_sent_away()
 

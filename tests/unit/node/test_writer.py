@@ -1,6 +1,7 @@
 """What the engine wants stored: in order, shared commits, and a full disk that is no end."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,8 +50,13 @@ class World:
         self.reports: list[Any] = []
         self.fatal: list[BaseException] = []
         store: Any = self.store
-        self.writer = StoreWriter(store, report=self.reports.append, fatal=self.fatal.append)
+        self.on_report: Callable[[], None] = lambda: None
+        self.writer = StoreWriter(store, report=self._report, fatal=self.fatal.append)
         self.writer.start()
+
+    def _report(self, event: Any) -> None:
+        self.reports.append(event)
+        self.on_report()
 
 
 async def test_what_queues_up_during_a_commit_shares_the_next() -> None:
@@ -97,12 +103,75 @@ async def test_what_shared_a_commit_is_reported_in_order_and_not_all_in_one_turn
         (GENESIS.group, 2),
         (other, 1),
         (GENESIS.group, OPERATIONS_PER_TURN_MAX),
-        (GENESIS.group, 1),
-        (GENESIS.group, 2 * OPERATIONS_PER_TURN_MAX),
-        (GENESIS.group, 1),
+        (GENESIS.group, OPERATIONS_PER_TURN_MAX),
+        (GENESIS.group, OPERATIONS_PER_TURN_MAX),
+        (GENESIS.group, 2),
     ]
     reported = [id_ for report in world.reports for id_ in report.ids]
     assert reported == [id_ for commit in world.store.commits for id_ in commit]
+
+
+async def test_who_waits_is_told_once_all_of_it_is_reported() -> None:
+    world = World()
+    many = StoreOperations(group=GENESIS.group, operations=(OPERATIONS[0],) * (OPERATIONS_PER_TURN_MAX + 1))
+    told: list[int] = []
+    waiting = asyncio.ensure_future(world.writer.put_and_wait(many))
+    waiting.add_done_callback(lambda _: told.append(len(world.reports)))
+    await waiting
+    await world.writer.close()
+
+    assert told == [2]
+
+
+async def test_the_next_commit_is_under_way_while_the_last_one_is_reported() -> None:
+    world = World()
+    turn = (OPERATIONS[0],) * OPERATIONS_PER_TURN_MAX
+    seen: list[tuple[int, int]] = []
+    world.on_report = lambda: seen.append((len(world.store.commits), len(world.reports)))
+    world.writer.put(StoreOperations(group=GENESIS.group, operations=turn * 8))
+    world.writer.put(effect(1))
+    await world.writer.close()
+
+    assert seen[0] == (2, 1)
+    assert [len(report.ids) for report in world.reports] == [OPERATIONS_PER_TURN_MAX] * 8 + [1]
+
+
+async def test_what_found_no_room_is_told_after_all_that_is_durable() -> None:
+    """The engine then forgets all that is in flight, and what is on the disk must not be among that."""
+    world = World()
+    turn = (OPERATIONS[0],) * OPERATIONS_PER_TURN_MAX
+    append = world.store.append
+
+    async def second_fails(rows: list[OpRow]) -> None:
+        if world.store.commits:
+            raise FullError("full.")
+        await append(rows)
+
+    world.store.append = second_fails  # type: ignore[method-assign]
+    world.writer.put(StoreOperations(group=GENESIS.group, operations=turn * 8))
+    world.writer.put(effect(1))
+    await world.writer.close()
+
+    assert [type(report) for report in world.reports] == [OperationsStored] * 8 + [NotStored]
+
+
+async def test_a_report_that_fails_ends_the_writer_and_nobody_waits_for_ever() -> None:
+    world = World()
+    error = ZeroDivisionError("a bug of the engine")
+
+    def fail() -> None:
+        raise error
+
+    world.on_report = fail
+    results = await asyncio.gather(
+        world.writer.put_and_wait(effect(0)), world.writer.put_and_wait(effect(1)), return_exceptions=True
+    )
+    await world.writer.close()
+
+    assert results == [error, error]
+    assert world.fatal == [error]
+    with pytest.raises(ZeroDivisionError):
+        await world.writer.put_and_wait(effect(2))
 
 
 async def test_a_group_is_stored_before_its_operations() -> None:
