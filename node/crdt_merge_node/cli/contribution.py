@@ -71,6 +71,8 @@ def add(
 ) -> None:
     """Contribute PATH to GROUP: a safetensors file, or a directory of shards with their index.
 
+    To a group of adapters: a directory as PEFT saves LoRA adapters.
+
     It is checked against the schema of the group before a byte is copied. When the command ends, the
     contribution is durable on this node and announced to the others. How the tensors are spread over files
     changes no merge, and `contribution get` writes the same files again. With --type PATH is an artefact,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from crdt_merge_protocol.blobs import FLOAT_DTYPES
+from crdt_merge_protocol.packing import CONFIG_NAME
 
 from crdt_merge_node.control.model import GroupDetail, GroupInfo
 
@@ -81,7 +84,8 @@ def create(
         return
     say(f"group {clean(made.name)} is made: {made.id}")
     note("Anyone in the cluster can contribute to it; one admin, this node, decides its policy alone.")
-    note(f"Next: crdt-merge-node contribution add {clean(made.name)} FILE")
+    what = "ADAPTER" if adapters or (like and (Path(like) / CONFIG_NAME).exists()) else "FILE"
+    note(f"Next: crdt-merge-node contribution add {clean(made.name)} {what}")
 
 
 @group.command("list")

@@ -13,7 +13,7 @@ from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, note, say, say_json, table
 from .progress import view_for
-from .values import OUTPUT, READABLE, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, parse_pairs, parse_weight
 
 if TYPE_CHECKING:
     from crdt_merge_node.lora import AdapterResult
@@ -75,7 +75,7 @@ def show(invocation: Invocation, adapter: str) -> None:
 @click.option(
     "--rank", default="auto", show_default=True, help="sum, max, min, mean, energy:SHARE, or a number."
 )
-@click.option("--base", type=READABLE, help="Write this model with the merged differences added.")
+@click.option("--base", type=MODEL, help="Write this model, a file or shards, with the differences added.")
 @click.option("--dtype", default="", help="Element type of what is written.")
 @click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
 @command
@@ -92,7 +92,7 @@ def merge(
     dtype: str,
     memory_mib: int,
 ) -> None:
-    """Merge ADAPTERs of one base model.
+    """Merge ADAPTERs of one base model, as a group of adapters would, to the same bytes.
 
     weight_average, linear and task_arithmetic give an adapter whose rank is the sum of the ranks, or less
     with --rank. Other strategies work on elements: they give the whole differences, or with --rank an adapter
@@ -122,7 +122,7 @@ def merge(
 @lora.command()
 @click.argument("adapter", type=DIRECTORY)
 @click.option("-o", "--output", required=True, type=OUTPUT, help="The safetensors file to write.")
-@click.option("--base", type=READABLE, help="Write this model with the difference added.")
+@click.option("--base", type=MODEL, help="Write this model, a file or shards, with the difference added.")
 @click.option("--dtype", default="", help="Element type of what is written; else F32, or that of the base.")
 @command
 def expand(invocation: Invocation, adapter: str, output: str, base: str | None, dtype: str) -> None:

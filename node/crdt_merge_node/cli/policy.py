@@ -179,7 +179,7 @@ def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
     model = f"{count(found.tensors, 'tensor')}, {size(found.nbytes)}" if found.tensors else "not here yet"
     return [
         ("version", str(found.version)),
-        ("merges", _merged(found)),
+        *_adapter_facts(found),
         ("strategy", f"{found.strategy} {found.strategy_version}".strip()),
         ("parameters", params(split_params(found.params)[0])),
         ("base", found.base or "none"),
@@ -192,13 +192,15 @@ def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
     ]
 
 
-def _merged(found: PolicyInfo) -> str:
+def _adapter_facts(found: PolicyInfo) -> list[tuple[str, str]]:
     """Return what contributions are, and of adapters what they become."""
-    if (rules := rules_in(found.params)) is None:
-        return "whole models"
-    into = {"adapter": f"an adapter of rank {rules.rank}", "delta": "whole differences", "model": "the base"}
-    base = f", trained from {clean(rules.base_name)}" if rules.base_name else ""
-    return f"LoRA adapters of rank {rules.rank_max} at most{base}, into {into[rules.output]}"
+    rules = rules_in(found.params)
+    if rules is None:
+        return [("contributions", "whole models"), ("resolve to", "")]
+    into = {"adapter": f"an adapter of rank {rules.rank}", "delta": "whole differences", "model": "a model"}
+    base = f" trained from {clean(rules.base_name)}" if rules.base_name else ""
+    what = f"LoRA adapters{base}, of rank {rules.rank_max} at most"
+    return [("contributions", what), ("resolve to", into[rules.output])]
 
 
 def _differences(before: PolicyInfo, after: PolicyInfo) -> list[tuple[str, str]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES
+from crdt_merge_protocol.limits import ADAPTER_CONFIG_BYTES_MAX
+from crdt_merge_protocol.packing import CONFIG_NAME
 from crdt_merge_protocol.strategies.dtypes import decode_block
 
 from crdt_merge_node.checkpoints.reading import CheckpointTensor, read_checkpoint
 from crdt_merge_node.ports import Fs
-from crdt_merge_node.resolve.files import SourceReader
+from crdt_merge_node.resolve.files import SourceReader, naming
 from crdt_merge_node.resolve.job import TensorSource
 
 _BLOCK_ELEMENTS: Final = 1 << 20
@@ -44,7 +47,22 @@ def compare_files(expected: Path, found: Path, *, fs: Fs) -> list[Difference]:
                 differences.append(Difference(name, what))
     finally:
         reader.close()
-    return differences
+    return [*differences, *_compare_configurations(expected, found, fs)]
+
+
+def _compare_configurations(expected: Path, found: Path, fs: Fs) -> Iterator[Difference]:
+    """Yield that the configurations beside an adapter's tensors are not the same."""
+    if fs.stat(expected / CONFIG_NAME) is None:
+        return
+    texts = []
+    for path in (expected / CONFIG_NAME, found / CONFIG_NAME):
+        if fs.stat(path) is None:
+            yield Difference(CONFIG_NAME, "is missing")
+            return
+        with naming(path, "read"), fs.open_read(path, follow=True) as file:
+            texts.append(file.read_at(0, ADAPTER_CONFIG_BYTES_MAX + 1))
+    if texts[0] != texts[1]:
+        yield Difference(CONFIG_NAME, "is another")
 
 
 def _compare(reader: SourceReader, ours: CheckpointTensor | None, theirs: CheckpointTensor | None) -> str:
