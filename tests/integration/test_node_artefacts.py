@@ -13,7 +13,7 @@ from crdt_merge_node.control.model import ContributionInfo
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.resolve import merge_files
 from crdt_merge_protocol.blobs import Manifest
-from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactStaleError
+from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactStaleError, EmptySetError
 from crdt_merge_protocol.strategies.artefacts import encode_header
 from support.whole_nodes import Site, WholeNode, save_model, until_agreed
 
@@ -101,6 +101,14 @@ async def test_a_contribution_without_its_artefact_is_set_aside_until_it_comes(t
     np.testing.assert_allclose(safetensors.numpy.load_file(tmp_path / "without")["w"], 1.0)
     np.testing.assert_allclose(safetensors.numpy.load_file(tmp_path / "with")["w"], 2.0, rtol=1e-5)
     assert without.resolve_key != later.resolve_key
+
+
+async def test_a_group_that_has_nothing_to_merge_says_what_is_lacking(tmp_path: Path) -> None:
+    async with Site(tmp_path).nodes(1) as (node,):
+        await node.create_group("g", save_model(tmp_path / "like", 1.0), **FISHER)
+        await node.add("g", save_model(tmp_path / "one", 1.0))
+        with pytest.raises(EmptySetError, match="it has no fisher_diag"):
+            await node.resolve("g", tmp_path / "out", wait_s=30)
 
 
 async def test_the_newest_artefact_counts_and_a_strangers_never(tmp_path: Path) -> None:

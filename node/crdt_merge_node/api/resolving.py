@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from crdt_merge_protocol.errors import CrdtMergeError, EmptySetError
 from crdt_merge_protocol.messages.gossip import Attest
@@ -43,6 +43,9 @@ from .naming import find_group, find_tag
 from .waiting import beyond, refuse_if_late
 
 log = get_logger()
+
+REASONS_MAX: Final = 4
+"""Why contributions are set aside, told when none is left: they may be of many kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +100,10 @@ async def resolve_group(
         contents = await services.keeper.current(group)
     selection = contents.select(left_out)
     if not selection.models:
+        reasons = sorted({i.reason for i in shown_contributions(services, group, contents) if i.reason})
+        why = f": {'; '.join(reasons[:REASONS_MAX])}" if reasons else ""
         raise EmptySetError(
-            f'group "{name}" has no usable contribution.',
+            f'group "{name}" has no usable contribution{why}.',
             hint=f"See: crdt-merge-node contribution list {name}",
         )
     job = job_of(services, group, contents, selection, task=_task(selection, name, request.task))

@@ -333,12 +333,13 @@ class OutputWriter:
 
 
 def _require_room(fs: Fs, path: Path, shards: Sequence[Shard]) -> None:
-    nbytes = sum(shard.nbytes for shard in shards)
+    nbytes = sum(shard.nbytes for shard in shards) + _PROVENANCE_BYTES
     with naming(path, "written"):
         free = fs.disk_space(path.parent).free_bytes
-    if free < nbytes + _PROVENANCE_BYTES:
+    if free < nbytes:
         raise FullError(
-            f"{path} needs {nbytes} bytes and {free} are free.", hint="Make room, or name another place."
+            f"{path} needs {nbytes} bytes with its provenance and {free} are free.",
+            hint="Make room, or name another place.",
         )
 
 
