@@ -21,6 +21,7 @@ from crdt_merge_protocol.errors import ParameterError, ResolveError
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 RULES = AdapterRules()
 SCHEMA = Schema.of([TensorSpec(name="m.weight", dtype="BF16", shape=(6, 4))])
@@ -55,6 +56,7 @@ def test_a_header_reads_back_as_itself() -> None:
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@examples(100)
 def test_a_header_is_read_or_refused_and_nothing_else(data: bytes) -> None:
     with pytest.raises(ParameterError):
         read_adapter_header(data)
@@ -72,6 +74,7 @@ def test_a_header_is_read_or_refused_and_nothing_else(data: bytes) -> None:
         | st.lists(st.integers(), max_size=2),
     )
 )
+@examples(100)
 def test_a_changed_header_is_refused_or_equal(changes: dict[str, object]) -> None:
     fields = json.loads(AdapterHeader(alpha="8").encode()) | changes
     data = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
@@ -121,6 +124,7 @@ names = st.sampled_from(
 
 
 @given(st.dictionaries(names, shapes), st.booleans())
+@examples(100)
 def test_any_tensors_are_judged_without_an_error(found: dict[str, tuple[int, ...]], turned: bool) -> None:
     specs = [TensorSpec(name=name, dtype="F32", shape=shape) for name, shape in found.items()]
     problem = judge_specs(RULES, SCHEMA, 0, specs, WEIGHT_ONE)
