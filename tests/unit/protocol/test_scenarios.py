@@ -1,4 +1,4 @@
-"""SCENARIOS S1 to S9, S11: what the published reference fails; on copies, over the wire, after a restart."""
+"""SCENARIOS S1 to S9, S11, S14: what the published reference fails; on copies, by wire, after a restart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, Schema, TensorSpec, contribution_digest
 from crdt_merge_protocol.canonical import digest
+from crdt_merge_protocol.errors import BadSignatureError
 from crdt_merge_protocol.merkle import root_of
-from crdt_merge_protocol.operations import Add, Kind, SignedOperation
+from crdt_merge_protocol.operations import Add, Kind, SignedOperation, sign_operation
 from crdt_merge_protocol.resolve_key import resolve_key, seed_of, used_root
 from crdt_merge_protocol.state import CRDTMergeState
 from support.authors import KEYS, ONE, Author, contents, hash_of, make_genesis, meet
+from support.forged import signed_wire
 
 GENESIS = make_genesis()
 
@@ -294,3 +296,46 @@ def test_t33_less_than_a_quorum_changes_nothing_anywhere() -> None:
 
     assert node.state.view.policy == genesis.policy
     assert node.state.get(next(iter(node.state.heads()))).operation.kind == Kind.POLICY
+
+
+def test_s14_forged_and_unsigned_evidence_is_refused_and_convicts_nobody() -> None:
+    """Evidence is a second operation at one place of an author's log; only the author can make it."""
+    victim, accuser = authors(2)
+    first = victim.add("honest")
+    accuser.pull(victim)
+    before = accuser.state.view
+    second = replace(first.operation, kind=77, body=b"second")
+    genuine = sign_operation(second, victim.key)
+    forgeries = (
+        signed_wire(second, accuser.key),
+        replace(genuine, signature=first.signature).wire(),  # The victim's, but of another operation.
+        replace(genuine, signature=bytes(64)).wire(),
+    )
+    for wire in forgeries:
+        with pytest.raises(BadSignatureError):
+            SignedOperation.parse(wire)
+
+    assert accuser.state.view == before
+    assert not accuser.state.view.forked
+    assert accuser.state.fork_proof(victim.node_id) is None
+    # The same operation with the victim's own signature convicts: the forgeries lacked nothing else.
+    accuser.state.apply(SignedOperation.parse(genuine.wire()))
+    assert accuser.state.view.forked == {victim.node_id}
+
+
+def test_s14_who_brings_evidence_gains_nothing_by_it() -> None:
+    forker, accuser, other = authors(3)
+    proof = forker.make(77, b"second")
+    forker.add("forked")
+    accuser.add("accuser's")
+    other.add("other's")
+    meet(forker, accuser, other)
+    before = {shown.tag: shown for shown in accuser.state.view.visible}
+
+    accuser.state.apply(proof)
+    meet(accuser, other)
+
+    after = {shown.tag: shown for shown in other.state.view.visible}
+    assert contents(other.state) == ["accuser's", "other's"]
+    assert after.items() <= before.items()  # Weights, depths and order of those left are what they were.
+    assert other.state.view.policy == accuser.state.view.policy == make_genesis().policy
