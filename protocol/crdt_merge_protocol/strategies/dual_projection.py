@@ -174,10 +174,15 @@ def _minimum(
     for delta, weight in zip(deltas, weights, strict=True):
         used = _leading(context, delta, is_small)
         apart = delta - mean
-        left += weight * multiply(used, used.T, is_small)
-        right += weight * multiply(used.T, used, is_small)
-        pull += weight * multiply(used, multiply(used.T, apart, is_small), is_small)
-        pull += weight * multiply(multiply(apart, used.T, is_small), used, is_small)
+        squares = multiply(used, used.T, is_small), multiply(used.T, used, is_small)
+        left += weight * squares[0]
+        right += weight * squares[1]
+        if is_small:
+            # The order of these products shows in the bits.
+            pull += weight * multiply(used, multiply(used.T, apart, is_small), is_small)
+            pull += weight * multiply(multiply(apart, used.T, is_small), used, is_small)
+        else:
+            pull += weight * (squares[0] @ apart + apart @ squares[1])
     a, p = symmetric_eigh(left, is_exact=is_small)
     b, q = symmetric_eigh(right, is_exact=is_small)
     both = a[:, None] + b

@@ -36,6 +36,7 @@ from .matrices import (
     is_remembered,
     matrix_shape,
     mean_change,
+    remembered_directions,
     remembered_svd,
     sentence,
     svd_nanoseconds,
@@ -140,7 +141,8 @@ class SvdKnotTying(MatrixStrategy):
         if shape is None:
             return super().nanoseconds(context, tensor_index)
         # The radix select of the inner method usually ends after three of its five passes.
-        is_once = is_remembered(shape[0], shape[1] * context.k)
+        is_small = _is_small(context, tensor_index)
+        is_once = is_remembered(shape[0], shape[1] * context.k if is_small else 0)
         passes = 1 if is_once else min(self.pass_count(context), 5) + 1
         longer = min(shape[0], shape[1] * context.k) / min(shape)
         return svd_nanoseconds(context, tensor_index, passes * context.k * longer)
@@ -322,12 +324,17 @@ def _tie(context: MergeContext, spectra: Mapping[int, Spectrum], block: Block) -
     index = block.tensor_index
     rank, place = spectra[index].rank, _place(spectra, index)
     assert place is not None
-    found = remembered_svd(_stack(context, block), is_exact=_is_small(context, index))
-    coordinates = found.s[:rank, None] * found.vt[:rank]
+    stacked = _stack(context, block)
+    if _is_small(context, index):
+        found = remembered_svd(stacked, is_exact=True)
+        directions, coordinates = found.u[:, :rank], found.s[:rank, None] * found.vt[:rank]
+    else:
+        directions = remembered_directions(stacked)[:, :rank]
+        coordinates = directions.T @ stacked
     inputs = [np.ascontiguousarray(part).reshape(-1) for part in np.split(coordinates, context.k, axis=1)]
     size = inputs[0].size
     tied = Block(tensor_index=place, start=0, stop=size, inputs=inputs, base=np.zeros(size, np.float64))
-    return found.u[:, :rank], tied
+    return directions, tied
 
 
 KNOTS_STRATEGIES: Final = (SvdKnotTying(),)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -29,12 +29,12 @@ _EMBEDDINGS: Final = ("embed", "lm_head")
 """Parts of the names of embeddings and of the output layers that may be tied to them."""
 _NAMED_MAX: Final = 3
 _REMEMBERED_BYTES_MAX: Final = 64 << 20
-_remembered: Final[dict[bytes, Svd]] = {}
-"""Decompositions made lately, by what was decomposed. Only time depends on what is in here."""
+_remembered: Final[dict[bytes, tuple[Float64Array, ...]]] = {}
+"""Factors found lately, by what was decomposed. Only time depends on what is in here."""
 _EXACT_NS: Final = 40.0
 """Per m n min(m, n) of an exact decomposition: 5.7 s at 512."""
-_LAPACK_NS: Final = 0.8
-"""Of one by LAPACK: 0.1 s at 512."""
+_LAPACK_NS: Final = 0.4
+"""Of one by LAPACK: 0.3 s at 1,024."""
 
 
 def matrix_shape(spec: TensorSpec) -> tuple[int, int] | None:
@@ -81,24 +81,42 @@ def mean_change(context: MergeContext, block: Block, scale: float = 1.0) -> Floa
 
 def is_remembered(rows: int, columns: int) -> bool:
     """Tell whether the factors of a matrix take no more than a quarter of the room for them."""
-    return 4 * 8 * (rows + columns + 1) * min(rows, columns) <= _REMEMBERED_BYTES_MAX
+    return 4 * 8 * (rows + columns + 1) * min(rows, columns or rows) <= _REMEMBERED_BYTES_MAX
 
 
 def remembered_svd(matrix: Float64Array, *, is_exact: bool) -> Svd:
     """Return what ``svd`` does, at once if it was asked for the same lately: passes repeat decompositions."""
     if not is_remembered(*matrix.shape):
         return svd(matrix, is_exact=is_exact)
-    name = f"{matrix.shape} {is_exact}".encode()
+
+    def decompose() -> tuple[Float64Array, ...]:
+        found = svd(matrix, is_exact=is_exact)
+        return found.u, found.s, found.vt
+
+    return Svd(*_remember(f"svd {is_exact}", matrix, decompose))
+
+
+def remembered_directions(matrix: Float64Array) -> Float64Array:
+    """Return the left singular vectors by LAPACK, at once if it was asked for the same lately."""
+    if not is_remembered(matrix.shape[0], 0):
+        return svd(matrix, is_exact=False).u
+    return _remember("directions", matrix, lambda: (svd(matrix, is_exact=False).u,))[0]
+
+
+def _remember(
+    what: str, matrix: Float64Array, find: Callable[[], tuple[Float64Array, ...]]
+) -> tuple[Float64Array, ...]:
+    name = f"{what} {matrix.shape}".encode()
     key = hashlib.sha256(name + np.ascontiguousarray(matrix).tobytes()).digest()
     found = _remembered.get(key)
     if found is None:
-        found = svd(matrix, is_exact=is_exact)
-        for factor in (found.u, found.s, found.vt):
+        found = find()
+        for factor in found:
             factor.flags.writeable = False
         _remembered[key] = found
         held = 0
         for old, kept in reversed(list(_remembered.items())):
-            held += kept.u.nbytes + kept.s.nbytes + kept.vt.nbytes
+            held += sum(factor.nbytes for factor in kept)
             if held > _REMEMBERED_BYTES_MAX:
                 _remembered.pop(old, None)
     return found

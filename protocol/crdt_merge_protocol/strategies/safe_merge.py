@@ -25,7 +25,7 @@ from .contract import BaseUse, Block, Determinism, Float64Array, Key, MergeConte
 from .delegation import fallback_parameter
 from .dependence import Dependence, depends
 from .linear_algebra import exact_matmul
-from .linear_algebra.gemm import HALF
+from .linear_algebra.gemm import HALF, exact_outer
 from .linear_algebra.sums import exponent_of
 from .matrices import MatrixStrategy, are_finite, matrix_shape, sentence
 from .parameters import Parameter
@@ -209,7 +209,7 @@ def projected_cosine(span: Float64Array, change: Float64Array) -> float:
     if not span.any() or not change.any():
         return math.nan if not span.any() else 1.0
     if span.shape[0] <= span.shape[1]:
-        square = exact_matmul(span, span.T, HALF)
+        square = exact_outer(span, HALF)
         projected = exact_matmul(square, change, HALF)
     else:
         projected = exact_matmul(span, exact_matmul(span.T, change, HALF), HALF)

@@ -10,7 +10,7 @@ Source: Drmac, Veselic, New fast and accurate Jacobi SVD algorithm I, SIAM J. Ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ EXACT_MAX: Final = 512
 """Largest min(m, n) that is decomposed exactly: some seconds a matrix there, and growing with its cube."""
 _NOISE: Final = 2.0**-50
 """Rows of R shorter than this share of the longest are what rounding left of a rank that is less."""
+_SQUARED: Final = 2.0**-16
+"""Above this share of the largest, a singular value is good to 2^-20 of itself from the eigenvalues of the
+smaller product of a matrix and its transpose, and all of them are found in half the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,10 @@ def singular_values(matrix: Float64Array, *, is_exact: bool) -> Float64Array:
     if is_exact:
         return svd(matrix, is_exact=True).s
     shift = exponent_of(matrix)
-    values: Float64Array = np.linalg.svd(np.ldexp(matrix, -shift), compute_uv=False)
+    scaled = np.ldexp(matrix, -shift)
+    values: Float64Array | None = _roots(np.linalg.eigvalsh(_smaller_square(scaled)))
+    if values is None:
+        values = np.linalg.svd(scaled, compute_uv=False)
     return np.ldexp(values, shift)
 
 
@@ -107,10 +113,33 @@ def _lift(matrix: Float64Array) -> float:
 
 def _lapack(matrix: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
     try:
-        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        squares, vectors = np.linalg.eigh(_smaller_square(matrix))
+        s = _roots(squares)
+        if s is None:
+            u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        elif matrix.shape[0] <= matrix.shape[1]:
+            u = vectors[:, ::-1]
+            vt = u.T @ matrix / s[:, None]
+        else:
+            vt = vectors[:, ::-1].T
+            u = matrix @ vt.T / s
     except np.linalg.LinAlgError:  # Divide and conquer gave up; Jacobi does not.
         return _exact(matrix) if matrix.shape[0] >= matrix.shape[1] else _transposed(matrix)
     return u, s, vt
+
+
+def _smaller_square(matrix: Float64Array) -> Float64Array:
+    """Return the product of a matrix and its transpose, in the order that makes it smaller."""
+    square: Float64Array = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return square
+
+
+def _roots(squares: npt.NDArray[Any]) -> Float64Array | None:
+    """Return singular values, descending, from their squares; None where squaring cost too many digits."""
+    if not squares[0] > squares[-1] * (_SQUARED * _SQUARED):
+        return None
+    roots: Float64Array = np.sqrt(squares[::-1])
+    return roots
 
 
 def _transposed(matrix: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
