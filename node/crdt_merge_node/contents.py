@@ -63,6 +63,8 @@ class Item:
     """What of the policy the manifest was judged by: see ``GroupContents.judging``."""
     is_judged: bool = False
     """Nothing about it can change any more: its bytes are here, or it is quarantined without them."""
+    is_withheld: bool = False
+    """Nothing of it is fetched: its author has more of unknown types than there is room for."""
     is_scanning: bool = False
     """Its bytes are here and are being looked through."""
     artefact: Artefact | None = None

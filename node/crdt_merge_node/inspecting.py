@@ -234,6 +234,8 @@ class Inspector:
             header = None  # It was set aside and is fetched again.
         if header is None:
             item.is_judged = False
+            # It comes first: what it says must fit the schema before the rest may take any room (T19).
+            item.missing = {key: size for key, size in item.missing.items() if key == entry.blob}
             return ""
         specs = [each.spec for each in item.manifest.entries]
         try:

@@ -26,6 +26,7 @@ from .errors import ControlError
 from .gossip import GossipDriver
 from .holds import Holds
 from .inspecting import Inspector, is_final
+from .rationing import ration
 from .scans import Scans
 from .storage import Store
 from .stored_ids import read_id
@@ -207,6 +208,7 @@ class ContentKeeper:
                 if old is None or not is_final(old, visible, contents, is_pending=is_pending):
                     old = await self._inspector.look_at(visible, contents, old, is_pending=is_pending)
                 contents.items[visible.tag] = old
+        ration(contents, seen)
         self._contents[group] = contents
         if any(self._is_scanned(item) for item in contents.items.values()):
             self.changed(group)  # The scan ended before it could be known for whom it was.
@@ -233,7 +235,7 @@ class ContentKeeper:
                 else (self._object_wish(key, name, b""))
             )
         for item in contents.items.values():
-            if not item.missing and (item.has_meta or item.visible.payload is None):
+            if item.is_withheld or (not item.missing and (item.has_meta or item.visible.payload is None)):
                 continue
             author, visible = item.visible.author, item.visible
             if item.packing and not item.has_meta:
