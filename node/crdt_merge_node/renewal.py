@@ -128,11 +128,6 @@ class CertificateKeeper:
         """Wall time at which the present certificate ends, in seconds since 1970."""
         return self._term.expires_at
 
-    @property
-    def ca_expires_at(self) -> float:
-        """The same of the CA's certificate."""
-        return self._ca_term.expires_at
-
     def info(self) -> CertificateInfo:
         """Return what there is to know about the certificate."""
         return CertificateInfo(

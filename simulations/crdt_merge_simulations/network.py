@@ -98,7 +98,6 @@ class Network:
         self.socket_bytes = 0
         """What may be under way on a connection beside what its protocol lets wait: TCP's window."""
         self.connects = 0
-        self.resets = 0
         self.is_content_traced = True
         """Ciphertext must not go into the trace: it is random."""
 
@@ -375,7 +374,6 @@ class SimulatedTransport(asyncio.Transport):
         """End this end with a reset that travels along ``direction``; lost if that is cut."""
         if direction.cuts or self.is_lost:
             return
-        self._network.resets += 1
         error = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         self._loop.call_later(direction.delay(), self._reset, error, context=OUTSIDE)
 

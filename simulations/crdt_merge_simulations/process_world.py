@@ -17,7 +17,6 @@ import os
 import pickle
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -144,7 +143,6 @@ class ProcessWorld:
     def __init__(self, plan: Plan, directory: Path, *, has_namespaces: bool, is_quiet: bool) -> None:
         scenario = plan.scenario
         self.network: Network = NamespaceNetwork() if has_namespaces else LoopbackNetwork()
-        self._is_isolated = has_namespaces
         supported = Nemesis.supported(self.network, has_mounts=has_namespaces)
         self.plan = plan
         self.faults = [fault for fault in plan.faults if fault.kind in supported]
@@ -346,11 +344,6 @@ class ProcessWorld:
                 return None
             await asyncio.sleep(POLL_S)
         return time.monotonic() - began
-
-
-def median_rss(result: Result) -> int:
-    """Return the median resident memory of a daemon in bytes."""
-    return int(statistics.median(result.rss_bytes)) if result.rss_bytes else 0
 
 
 def _call(*command: str, is_needed: bool = True) -> None:

@@ -157,11 +157,6 @@ def decimal_of(value: object) -> Fraction | None:
     return Fraction(value)
 
 
-def contributions_of(header: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """Return the digests that a set-bound artefact lists: of all models of its set, ascending."""
-    return tuple(bytes.fromhex(text) for text in header["contributions"])
-
-
 def row_of(rows: Iterable[Mapping[str, Any]], tensor: str) -> Mapping[str, Any] | None:
     """Return the first row whose pattern ``match`` fits a tensor's name, or None."""
     for row in rows:
