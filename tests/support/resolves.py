@@ -108,6 +108,7 @@ def account_of(result) -> dict:
     account = json.loads(result.manifest_path.read_text())
     for each in account["tensors"]:
         each.pop("reused", None)
+    (account["modulators"] or {}).pop("name", None)  # It follows from that of the output.
     return {name: value for name, value in account.items() if name not in ("run", "reused", "file")}
 
 
