@@ -40,7 +40,7 @@ from .storage import DataDir, Store
 from .telemetry.counters import LagMeter
 from .telemetry.events import EventLog
 from .telemetry.logging import get_logger
-from .transport import Identity, StoredInvites, load_authority
+from .transport import Endpoint, Identity, StoredInvites, load_authority
 from .version import VERSION
 from .world import World
 
@@ -157,12 +157,8 @@ async def _open_services(
     bulk_server = BulkServer(store.blobs)
     stack.push_async_callback(bulk_server.close)
     authority = load_authority(data.path, world.fs)
-    invites = None if authority is None else StoredInvites(store)
-    joining = (
-        None
-        if authority is None or invites is None
-        else make_join_service(authority, invites, identity, driver)
-    )
+    invites = StoredInvites(store) if authority else None
+    joining = make_join_service(authority, invites, identity, driver) if authority and invites else None
     endpoint = make_endpoint(
         config, world, identity, driver=driver, bulk_server=bulk_server, joining=joining, clones=clones
     )
@@ -178,14 +174,7 @@ async def _open_services(
         fs=world.fs,
         net=world.net,
     )
-    fetcher = Fetcher(
-        store.blobs,
-        peers=lambda: sorted(driver.connections),
-        open=lambda peer: open_bulk(endpoint, driver, peer),
-        clock=world.clock,
-        rng=world.rng,
-        node=engine.node,
-    )
+    fetcher = _make_fetcher(store, driver, endpoint, world)
     keeper = ContentKeeper(engine=engine, driver=driver, store=store, fetcher=fetcher)
     scrub = Scrub(engine=engine, driver=driver, store=store, keeper=keeper, alarms=alarms, clock=world.clock)
     hearers += [lambda _blob: keeper.look_again(), scrub.note_damage]
@@ -212,6 +201,17 @@ async def _open_services(
     )
     await _start(services, stack, fail)
     return services
+
+
+def _make_fetcher(store: Store, driver: GossipDriver, endpoint: Endpoint, world: World) -> Fetcher:
+    return Fetcher(
+        store.blobs,
+        peers=lambda: sorted(driver.connections),
+        open=lambda peer: open_bulk(endpoint, driver, peer),
+        clock=world.clock,
+        rng=world.rng,
+        node=driver.engine.node,
+    )
 
 
 async def _open_store(

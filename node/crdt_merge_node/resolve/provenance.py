@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.resolve_key import used_root
+from crdt_merge_protocol.strategies.artefacts import Artefact
 from crdt_merge_protocol.strategies.parameters import spell
 from crdt_merge_protocol.strategies.registry import get
 
@@ -36,17 +37,7 @@ def provenance_of(
         "resolve_key": result.resolve_key.hex(),
         "used_root": used_root(model.digest for model in job.inputs).hex(),
         "output_digest": result.output_digest.hex(),
-        "file": {
-            "name": result.output_path.name,
-            "sha256": result.file_sha256.hex(),
-            "nbytes": result.nbytes,
-            "tensors": len(plan.tensors),
-            "shard_bytes": job.shard_bytes,
-            "files": [
-                {"name": file.name, "sha256": file.sha256.hex(), "nbytes": file.nbytes}
-                for file in result.files
-            ],
-        },
+        "file": _file(job, plan, result),
         "tensors": list(tensors),
         "reused": {"tensors": result.reused_tensors, "nbytes": result.reused_bytes},
         "modulators": modulators
@@ -71,15 +62,7 @@ def provenance_of(
             for model in job.inputs
         ],
         "weight_one": WEIGHT_ONE,
-        "artefacts": [
-            {
-                "digest": artefact.digest.hex(),
-                "type": artefact.type,
-                "subject": artefact.subject.hex() or None,
-                "set_root": artefact.set_root.hex() or None,
-            }
-            for artefact in plan.context.artefacts
-        ],
+        "artefacts": [_artefact(artefact) for artefact in plan.context.artefacts],
         "artefacts_not_used": dict(sorted(job.unfit.items())),
         "task": job.task.hex() or None,
         "decisions": dict(result.decisions),
@@ -96,6 +79,28 @@ def provenance_of(
             "block_elements": plan.block_elements,
         },
         "facts": dict(job.facts),
+    }
+
+
+def _file(job: ResolveJob, plan: Plan, result: ResolveResult) -> dict[str, Any]:
+    return {
+        "name": result.output_path.name,
+        "sha256": result.file_sha256.hex(),
+        "nbytes": result.nbytes,
+        "tensors": len(plan.tensors),
+        "shard_bytes": job.shard_bytes,
+        "files": [
+            {"name": file.name, "sha256": file.sha256.hex(), "nbytes": file.nbytes} for file in result.files
+        ],
+    }
+
+
+def _artefact(artefact: Artefact) -> dict[str, Any]:
+    return {
+        "digest": artefact.digest.hex(),
+        "type": artefact.type,
+        "subject": artefact.subject.hex() or None,
+        "set_root": artefact.set_root.hex() or None,
     }
 
 
