@@ -13,12 +13,11 @@ from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, note, say, say_json, table
 from .progress import view_for
-from .values import MODEL, OUTPUT, parse_pairs, parse_weight
+from .values import MODEL, OUTPUT, PARAM_HELP, ByteSize, Weights, parse_pairs, refuse_clashes
 
 if TYPE_CHECKING:
     from crdt_merge_node.lora import AdapterResult
 
-MIB = 1 << 20
 DIRECTORY = click.Path(exists=True, file_okay=False)
 
 
@@ -70,14 +69,14 @@ def show(invocation: Invocation, adapter: str) -> None:
 @click.argument("adapters", nargs=-1, required=True, type=DIRECTORY, metavar="ADAPTER...")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Directory; with --base a file.")
 @click.option("--strategy", default="weight_average", show_default=True, help="How they are merged.")
-@click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the strategy.")
-@click.option("--weight", "weights", metavar="W,...", help="One per ADAPTER, in order, separated by commas.")
+@click.option("--param", "params", multiple=True, metavar="K=V", help=PARAM_HELP)
+@click.option("--weight", "weights", type=Weights(), help="One per ADAPTER, in order, separated by commas.")
 @click.option(
     "--rank", default="auto", show_default=True, help="sum, max, min, mean, energy:SHARE, or a number."
 )
 @click.option("--base", type=MODEL, help="Write this model, a file or shards, with the differences added.")
 @click.option("--dtype", default="", help="Element type of what is written.")
-@click.option("--memory-mib", type=click.IntRange(min=1), default=512, show_default=True, help="Budget.")
+@click.option("--memory", type=ByteSize(), default="512MiB", show_default=True, help="Budget.")
 @command
 def merge(
     invocation: Invocation,
@@ -86,11 +85,11 @@ def merge(
     output: str,
     strategy: str,
     params: tuple[str, ...],
-    weights: str | None,
+    weights: list[int] | None,
     rank: str,
     base: str | None,
     dtype: str,
-    memory_mib: int,
+    memory: int,
 ) -> None:
     """Merge ADAPTERs of one base model, as a group of adapters would, to the same bytes.
 
@@ -100,18 +99,18 @@ def merge(
     """
     from crdt_merge_node.lora import merge_adapters
 
-    values = [parse_weight(weight) for weight in weights.split(",")] if weights else None
+    refuse_clashes([output], [*adapters, base])
     with view_for(invocation, "lora-merge/1") as view:
         result = merge_adapters(
             [Path(adapter) for adapter in adapters],
             Path(output),
             strategy=strategy,
             params=parse_pairs(params, option="--param"),
-            weights=values,
+            weights=weights,
             rank=rank,
             base=Path(base) if base else None,
             dtype=dtype.upper(),
-            memory_bytes=memory_mib * MIB,
+            memory_bytes=memory,
             progress=lambda done, total, step: view.show(
                 Progress(step=step, done_bytes=done, total_bytes=total)
             ),
@@ -130,6 +129,7 @@ def expand(invocation: Invocation, adapter: str, output: str, base: str | None, 
 
     A group of whole models takes the latter as a contribution.
     """
+    refuse_clashes([output], [adapter, base])
     from crdt_merge_node.lora import expand_adapter
 
     result = expand_adapter(

@@ -117,7 +117,7 @@ def import_(
 
     config = read_mergekit(read_text(file))
     if config.base is not None and base is None and config.method not in ENDS:
-        raise click.UsageError(f"{file} differs from base_model {clean(config.base)}: name its file, --base.")
+        raise click.UsageError(f"{file} merges differences from {clean(config.base)}: name its file, --base.")
     which = parse_pairs(models, option="--model")
     with invocation.client() as client:
         recipe = config.recipe(

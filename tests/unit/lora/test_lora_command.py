@@ -54,3 +54,13 @@ def test_a_directory_without_an_adapter_is_an_error_with_a_name(tmp_path: Path) 
 
     assert result.exit_code != 0
     assert "adapter_config.json" in result.stderr
+
+
+def test_no_adapter_is_written_over_its_inputs(tmp_path: Path) -> None:
+    first, second = adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2)
+    before = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    result = CliRunner().invoke(root, ["lora", "merge", first, second, "-o", first])
+
+    assert result.exit_code == 2
+    assert "name another place" in result.stderr
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == before
