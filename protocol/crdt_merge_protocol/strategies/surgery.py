@@ -90,6 +90,16 @@ class RepresentationSurgery(Delegating, SetBound):
         artefact = context.artefacts[position]
         return (position, tensors) if all(artefact.spec(name) for name in tensors.values()) else None
 
+    def warnings(self, context: MergeContext, state: Any) -> list[str]:
+        """Say of a task's model that its adapter is not in it."""
+        found = super().warnings(context, state)
+        if context.task is not None:
+            found.append(
+                "The weights are those of the common model: the adapter that corrects this task's features "
+                "is in the modulators that are written without --task."
+            )
+        return found
+
     def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
         """Return which contributions have an adapter as well."""
         tasks = [

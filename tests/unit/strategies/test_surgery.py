@@ -38,6 +38,14 @@ def test_the_common_model_is_the_inner_merge():
     assert out.decisions["determinism"] == "bitwise"
 
 
+def test_the_model_of_a_task_is_the_common_one_and_says_where_its_adapter_is():
+    common, task = merged({}, adapters()), merged({}, adapters(), task=DIGESTS[0])
+
+    np.testing.assert_array_equal(task.tensors["w"], common.tensors["w"])
+    assert common.decisions["warnings"] == []
+    assert [text for text in task.decisions["warnings"] if "modulators" in text]
+
+
 def test_spelling_of_the_inner_parameters_does_not_matter():
     params = {"inner": "task_arithmetic", "inner.lambda": "0.30"}
 
