@@ -147,7 +147,6 @@ def _merge(
 
     be_single()  # First: the next imports bring numpy.
     from crdt_merge_node.ports import SystemFs
-    from crdt_merge_node.report.writing import write_card, write_reports
     from crdt_merge_node.resolve.merge import merge_files
 
     fs = SystemFs()
@@ -158,9 +157,13 @@ def _merge(
             view.show(Progress(step=step, done_bytes=done, total_bytes=total))
 
         def afterwards(job: ResolveJob, result: ResolveResult) -> None:
-            write_reports(job, result.output_path, [Path(path) for path in reports], fs=fs, progress=progress)
-            if card:
-                write_card(result, Path(card), fs=fs)
+            if reports or card:
+                from crdt_merge_node.report.writing import write_card, write_reports
+
+                paths = [Path(path) for path in reports]
+                write_reports(job, result.output_path, paths, fs=fs, progress=progress)
+                if card:
+                    write_card(result, Path(card), fs=fs)
             idle.extend(_idle_rows(job))
 
         result = merge_files(files, output, **options, task=task, progress=progress, afterwards=afterwards)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from crdt_merge_node.control.model import ContributionPlan, LeavePlan, Progress, ResolvePlan
+from crdt_merge_node.control.model import Progress
 from crdt_merge_node.errors import ControlError
 
 from .options import Invocation
@@ -200,6 +200,8 @@ def follow(
     Raises:
         ControlError: The stream ended without a value.
     """
+    from crdt_merge_node.control.model import ContributionPlan, LeavePlan, ResolvePlan
+
     results: list[Any] = []
     try:
         with view_for(invocation, schema) as view:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,8 @@ _NAMED_MAX = 10
 @contextmanager
 def beside(file: str) -> Iterator[Path]:
     """Give the path of an output that will be gone afterwards, on the disk of ``file``."""
+    import tempfile
+
     parent = Path(file).resolve().parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=".verify-") as directory:
         yield Path(directory) / "expected.safetensors"

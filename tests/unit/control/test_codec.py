@@ -27,7 +27,8 @@ from crdt_merge_protocol import errors as protocol_errors
 from crdt_merge_protocol.errors import CrdtMergeError
 from support import nodes
 
-MODELS = [kind for kind in vars(model).values() if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
+NAMED = [getattr(model, name) for name in model.__all__]
+MODELS = [kind for kind in NAMED if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
 ERRORS = sorted(
     {
         kind

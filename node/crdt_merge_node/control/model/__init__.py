@@ -7,52 +7,56 @@ are the field names of ``crdt_merge_proto.v1``; ``codec`` relies on it and a tes
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from crdt_merge_protocol.limits import WEIGHT_ONE
 
-from .contributions import (
-    ContributionAdded,
-    ContributionInfo,
-    ContributionPlan,
-    ContributionsRemoved,
-    ContributionState,
-    ContributionWritten,
-    Placement,
-    WrittenFile,
-)
-from .events import EventsMissed, LogEvent, LogLevel
-from .groups import (
-    GroupDetail,
-    GroupInfo,
-    OutputInfo,
-    PolicyChanges,
-    PolicyInfo,
-)
-from .peer_detail import PeerDetail, PeerExchange
-from .peers import (
-    Alarm,
-    Invite,
-    PeerInfo,
-    PeerState,
-    PeerView,
-    Reason,
-    Severity,
-    VersionInfo,
-    WhyGroup,
-    WhyReport,
-)
-from .status import Status
-from .upkeep import (
-    BackupReport,
-    CertificateInfo,
-    LeaveItem,
-    LeavePlan,
-    LeaveReport,
-)
-from .work import (
-    Progress,
-    ResolvePlan,
-    ResolveReport,
-)
+if TYPE_CHECKING:
+    from .contributions import (
+        ContributionAdded,
+        ContributionInfo,
+        ContributionPlan,
+        ContributionsRemoved,
+        ContributionState,
+        ContributionWritten,
+        Placement,
+        WrittenFile,
+    )
+    from .events import EventsMissed, LogEvent, LogLevel
+    from .groups import (
+        GroupDetail,
+        GroupInfo,
+        OutputInfo,
+        PolicyChanges,
+        PolicyInfo,
+    )
+    from .peer_detail import PeerDetail, PeerExchange
+    from .peers import (
+        Alarm,
+        Invite,
+        PeerInfo,
+        PeerState,
+        PeerView,
+        Reason,
+        Severity,
+        VersionInfo,
+        WhyGroup,
+        WhyReport,
+    )
+    from .status import Status
+    from .upkeep import (
+        BackupReport,
+        CertificateInfo,
+        LeaveItem,
+        LeavePlan,
+        LeaveReport,
+    )
+    from .work import (
+        Progress,
+        ResolvePlan,
+        ResolveReport,
+    )
 
 __all__ = [
     "WEIGHT_ONE",
@@ -94,3 +98,42 @@ __all__ = [
     "WhyReport",
     "WrittenFile",
 ]
+
+_HOMES: Final = {
+    "contributions": (
+        "ContributionAdded",
+        "ContributionInfo",
+        "ContributionPlan",
+        "ContributionsRemoved",
+        "ContributionState",
+        "ContributionWritten",
+        "Placement",
+        "WrittenFile",
+    ),
+    "events": ("EventsMissed", "LogEvent", "LogLevel"),
+    "groups": ("GroupDetail", "GroupInfo", "OutputInfo", "PolicyChanges", "PolicyInfo"),
+    "peer_detail": ("PeerDetail", "PeerExchange"),
+    "peers": (
+        "Alarm",
+        "Invite",
+        "PeerInfo",
+        "PeerState",
+        "PeerView",
+        "Reason",
+        "Severity",
+        "VersionInfo",
+        "WhyGroup",
+        "WhyReport",
+    ),
+    "status": ("Status",),
+    "upkeep": ("BackupReport", "CertificateInfo", "LeaveItem", "LeavePlan", "LeaveReport"),
+    "work": ("Progress", "ResolvePlan", "ResolveReport"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the module that defines a public name."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
