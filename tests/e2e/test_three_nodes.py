@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.local_cluster import Member
+from support.adapters import SHAPES, save_adapter
 from support.daemons import Harness, ask, cli, save_model
 
 
@@ -155,3 +156,35 @@ def test_what_does_not_exist_is_an_error_and_never_a_fallback(
 
 async def _is_alone(member: Member) -> bool:
     return {peer.state for peer in await member.client.peer_list()} == {"blocked"}
+
+
+def test_adapters_of_different_ranks_and_modules_become_one_on_every_daemon(harness: Harness) -> None:
+    first, second, third = harness.members
+    modules = list(SHAPES)
+    adapters = [
+        save_adapter(harness.files / "a", 1, rank=2),
+        save_adapter(harness.files / "b", 2, rank=3, modules=tuple(modules[:2]), use_rslora=True),
+        save_adapter(harness.files / "c", 3, rank=5, modules=tuple(modules[1:]), alpha_pattern={"mlp": 1}),
+    ]
+    cli(first, "group", "create", "tuned", "--like", str(adapters[0]), "--rank", "4", "--max-rank", "8")
+    harness.until_groups("tuned", lambda info: info.missing_blobs == 0)
+    for member, path in zip(harness.members, adapters, strict=True):
+        cli(member, "contribution", "add", "tuned", str(path))
+    harness.until_agreed("tuned", used=3)
+
+    reports = [
+        ask(member, "resolve", "tuned", "-o", str(harness.files / f"tuned-{member.name}"))
+        for member in (first, third)
+    ]
+    offline = harness.files / "tuned-offline"
+    cli(second, "lora", "merge", *map(str, reversed(adapters)), "-o", str(offline), "--rank", "4")
+    cli(second, "resolve", "tuned", "--verify", str(offline))
+
+    assert len({report["output_digest"] for report in reports}) == 1
+    assert {item["type"] for item in reports[0]["inputs"]} == {"adapter"}
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        written = {(harness.files / f"tuned-{member.name}" / name).read_bytes() for member in (first, third)}
+        assert written == {(offline / name).read_bytes()}
+    config = json.loads((offline / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 4
+    assert config["target_modules"] == sorted(modules)
