@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -165,9 +166,15 @@ def _dop_cases(rng: np.random.Generator) -> Iterator[Case]:
     """Yield pairs that their optimiser follows to the minimum, which we compute; well-conditioned ones."""
     for number in range(2):
         taus = [np.eye(5, 6) + 0.2 * rng.standard_normal((5, 6)) for _ in range(2)]
+        taus.sort(key=lambda tau: digest_of({WEIGHT: tau}, Fraction(1)))  # The steps begin with the first.
         yield Case(
             id=f"dop-{number}", method="dop", said={}, strategy="dual_projection",
             params={"rank_rule": "official", "svd_epsilon": "0.9"}, inputs=taus, dtype="f64", tolerance=1e-4,
+        )  # fmt: skip
+        yield Case(
+            id=f"dop-steps-{number}", method="dop_steps", said={}, strategy="dual_projection",
+            params={"mode": "adam", "rank_rule": "official", "svd_epsilon": "0.9"}, inputs=taus, dtype="f64",
+            tolerance=1e-9,
         )  # fmt: skip
 
 

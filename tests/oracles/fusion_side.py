@@ -74,14 +74,23 @@ def interpolated(models: Tensors, _extra: Tensors, case: dict) -> torch.Tensor:
 
 def dop(taus: Tensors, _extra: Tensors, _case: dict) -> torch.Tensor:
     """Descend to the minimum of both projections."""
+    return _descended(taus, alpha=0.5, mgda=False, num_steps=1500, lr=2e-3)
+
+
+def dop_steps(taus: Tensors, _extra: Tensors, _case: dict) -> torch.Tensor:
+    """Take the steps that are published, with shares that adapt."""
+    return _descended(taus, alpha=0.8, mgda=True, ema=True, ema_beta=0.99, num_steps=200, lr=1e-4)
+
+
+def _descended(taus: Tensors, **chosen: object) -> torch.Tensor:
     dop_module.tqdm = lambda steps, **_: steps
     kind = dop_module.ContinualDOPForCLIP
-    chosen = kind.__new__(kind)
+    method = kind.__new__(kind)
     # At 1.0 the rounding of a sum decides whether the last direction counts.
-    chosen.alpha, chosen.mgda, chosen.svd_epsilon, chosen.svd_proj_space = 0.5, False, 0.9, "uv"
-    chosen._fabric_instance = SimpleNamespace(world_size=1, to_device=lambda x: x, _loggers=[])
-    chosen.num_steps, chosen.lr = 1500, 2e-3
-    return chosen._optimize_weight(torch.zeros_like(taus[0]), {"a": taus[0], "b": taus[1]}, "x", 1)
+    for name, value in {**chosen, "svd_epsilon": 0.9, "svd_proj_space": "uv"}.items():
+        setattr(method, name, value)
+    method._fabric_instance = SimpleNamespace(world_size=1, to_device=lambda x: x, _loggers=[])
+    return method._optimize_weight(torch.zeros_like(taus[0]), {"a": taus[0], "b": taus[1]}, "x", 1)
 
 
 METHODS: dict[str, Callable[[Tensors, Tensors, dict], torch.Tensor]] = {
@@ -93,6 +102,7 @@ METHODS: dict[str, Callable[[Tensors, Tensors, dict], torch.Tensor]] = {
     "simple_average": average,
     "slerp": interpolated,
     "dop": dop,
+    "dop_steps": dop_steps,
 }
 
 

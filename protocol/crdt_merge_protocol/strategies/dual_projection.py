@@ -6,19 +6,26 @@ takes two models at a time and 200 steps of Adam. For fixed shares the loss is q
 minimum solves a Sylvester equation, for any number of models at once and independent of their order: that is
 our extension. On directions that no task vector uses the mean of the models stays, where the published method
 starts.
+
+``mode=adam`` is the published method (``dual_descent.py``), for whoever wants just that: it takes the models
+one after the other, in canonical order, so the digests decide who comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from crdt_merge_protocol.errors import ParameterError
+
 from .averages import shares, weight_parameter
 from .contract import BaseUse, Block, Float64Array, MergeContext
 from .dependence import Dependence, depends
+from .dual_descent import Descent
+from .kernels import combine
 from .linear_algebra import householder_qr, svd, symmetric_eigh
 from .matrices import (
     MatrixStrategy,
@@ -28,11 +35,13 @@ from .matrices import (
     mean_change,
     task_matrices,
 )
-from .parameters import Parameter
+from .parameters import Parameter, Value
 from .star import multiply
 
 _NULL: Final = 1e-10
 """Directions that no task vector uses, relative to the most used: there the mean stays."""
+ADAM: Final = "adam"
+_OF_STEPS: Final = ("alpha", "ema", "lr", "steps")
 _EXACT_SIDE_MAX: Final = 512
 _EXACT_NS: Final = (45.0, 1.5)
 """Per n^3 of an eigendecomposition, and per m n (m + n) of the products of a contribution, at 512."""
@@ -47,8 +56,8 @@ class DualProjection(MatrixStrategy):
     paper = "Yang et al., Continual Model Merging without Data: Dual Projections, NeurIPS 2025, zD5cUX67b9"
     doc = (
         "Minimises the distance from every model on the singular directions of its difference from the base, "
-        "exactly and for any number of models; published for two at a time, by gradient steps. Vectors and "
-        "embeddings are averaged."
+        "exactly and for any number of models; mode=adam goes by gradient steps from one model to the next, "
+        "as published. Vectors and embeddings are averaged."
     )
     formula = (
         "T_i = X_i - B = U_i S_i V_i^T, cut to its leading directions;  a_i = w_i / sum(w)\n"
@@ -65,8 +74,40 @@ class DualProjection(MatrixStrategy):
             name="rank_rule", type="choice", default="full", choices=("full", "official"),
             doc="official: one direction fewer, as in the authors' code.",
         ),
+        Parameter(
+            name="mode", type="choice", default="exact", choices=("exact", ADAM),
+            doc="adam: the published steps, from one model to the next in canonical order, without weights.",
+        ),
+        Parameter(
+            name="alpha", type="decimal", default="0.8", low="0", high="1",
+            doc="Share of what was merged before, at the first step with each model (adam).",
+        ),
+        Parameter(
+            name="ema", type="decimal", default="0.99", low="0", high="1",
+            doc="How much of that share stays from step to step; 1: all of it (adam).",
+        ),
+        Parameter(
+            name="lr", type="decimal", default="0.0001", low="0", high="1",
+            doc="How far a step goes at most, about (adam).",
+        ),
+        Parameter(
+            name="steps", type="integer", default="200", low="1", high="10000", unit="steps",
+            doc="With each model after the first (adam).",
+        ),
         weight_parameter(),
     )  # fmt: skip
+
+    def validate(self, params: Mapping[str, str]) -> dict[str, Value]:
+        """Return all parameters, typed; those of the steps mean something with ``mode=adam`` only.
+
+        Raises:
+            ParameterError: As every strategy, and for a parameter of the other mode.
+        """
+        values = super().validate(params)
+        foreign = [name for name in (("weight",) if values["mode"] == ADAM else _OF_STEPS) if name in params]
+        if foreign:
+            raise ParameterError(f"{foreign[0]} means nothing with mode={values['mode']}.")
+        return values
 
     def determinism_in(self, context: MergeContext) -> Any:
         """Return ``bitwise`` if both sides of every matrix are small: both are diagonalised."""
@@ -90,6 +131,8 @@ class DualProjection(MatrixStrategy):
         rows, columns = sides = _sides(context, shape)
         decomposition, products = _EXACT_NS if _is_small(sides) else _LAPACK_NS
         turning = products * context.k * shape[0] * shape[1] * sum(sides)
+        if context.params["mode"] == ADAM:
+            return turning * float(context.number("steps"))
         return decomposition * (rows**3 + columns**3) + turning
 
     def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
@@ -104,13 +147,20 @@ class DualProjection(MatrixStrategy):
         index = block.tensor_index
         parts = [(i, share) for i, share in enumerate(shares(context, index)) if share]
         shape = matrix_shape(context.specs[index])
-        if shape is None:
-            return mean_change(context, block)
-        if len(parts) == 1:
+        if len(parts) == 1 and shape is not None:
             return block.inputs[parts[0][0]].copy()
+        if shape is None:
+            return _average(context, block)
         every = task_matrices(context, block, block.base)
         if not are_finite(every):
-            return mean_change(context, block)
+            return _average(context, block)
+        if context.params["mode"] == ADAM:
+            change = _descent(context, shape).fold(
+                [every[i] for i, _ in parts],
+                lambda delta: _leading(context, delta, _is_small(shape)),
+            )
+            stepped: Float64Array = change.reshape(-1) + block.base
+            return stepped
         weights = [float(share) for _, share in parts]
         is_small = _is_small(_sides(context, shape))
         left, right, cores = _common(context, [every[i] for i, _ in parts], is_small)
@@ -126,12 +176,38 @@ class DualProjection(MatrixStrategy):
         """Say that embeddings were averaged, which the published method does too."""
         found = super().warnings(context, state)
         names = [s.name for s in context.specs if len(s.shape) >= 2 and is_embedding(s.name)]
+        if context.params["mode"] == ADAM:
+            found.append("mode adam: the result depends on the canonical order; weights do not enter.")
         return found + ([f"{len(names)} embeddings were averaged."] if names else [])
 
 
+def _descent(context: MergeContext, shape: tuple[int, int]) -> Descent:
+    return Descent(
+        steps=int(context.number("steps")),
+        rate=float(context.number("lr")),
+        share=float(context.number("alpha")),
+        inertia=float(context.number("ema")),
+        is_exact=_is_small(shape),
+    )
+
+
+def _average(context: MergeContext, block: Block) -> Float64Array:
+    """Return the mean; with ``mode=adam`` that of each model and what was averaged before it."""
+    if context.params["mode"] != ADAM:
+        return mean_change(context, block)
+    halves = [0.0] * context.k
+    for i, share in enumerate(shares(context, block.tensor_index)):
+        if share:
+            halves = [half * 0.5 for half in halves]
+            halves[i] = 0.5 if any(halves) else 1.0
+    return combine(block, halves)
+
+
 def _sides(context: MergeContext, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the sides of the squares that are diagonalised."""
+    """Return the sides of the squares that are diagonalised, or multiplied with at every step."""
     rows, columns = shape
+    if context.params["mode"] == ADAM:
+        return shape
     return min(rows, columns * context.k), min(columns, rows * context.k)
 
 

@@ -170,6 +170,80 @@ def test_dual_projection_of_one_model_is_that_model_and_of_equal_ones_them(param
     np.testing.assert_allclose(equal["w"], models[0]["w"] - base["w"], atol=1e-14)
 
 
+def descended(deltas, *, steps, rate, share, inertia, kept):
+    """Return the published fold: gradients of both losses, the shortest point between them, Adam."""
+    merged = deltas[0]
+    for delta in deltas[1:]:
+        parts = []
+        for model in (merged, delta):
+            u, s, vt = np.linalg.svd(model, full_matrices=False)
+            parts.append((model, u[:, :kept], s[:kept], vt[:kept].T))
+        at, alpha = (merged + delta) / 2, share
+        m, v = np.zeros_like(at), np.zeros_like(at)
+        for step in range(1, steps + 1):
+            gradients, scaled = [], []
+            for model, u, s, vectors in parts:
+                left, right = s[:, None] * (u.T @ (at - model)), (at - model) @ vectors * s
+                gradients.append(2 * (u * s) @ left + 2 * right @ (vectors * s).T)
+                scaled.append((gradients[-1] / ((left**2).sum() + (right**2).sum())).ravel())
+            long, across, other = scaled[0] @ scaled[0], scaled[0] @ scaled[1], scaled[1] @ scaled[1]
+            best = (other - across) / (long + other - 2 * across)
+            best = 0.999 if across >= long else 0.001 if across >= other else best
+            alpha = inertia * alpha + (1 - inertia) * best
+            gradient = alpha * gradients[0] + (1 - alpha) * gradients[1]
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            at = at - rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        merged = at
+    return merged
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 20), (20, 3)])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("rule", ["full", "official"])
+def test_dual_projection_takes_the_published_steps_if_asked(shape, count, rule):
+    base, models = some_models(shape, count)
+    params = {"mode": "adam", "steps": "30", "lr": "0.001", "alpha": "0.7", "ema": "0.9", "rank_rule": rule}
+    found = changed("dual_projection", models, base, params)
+
+    kept = None if rule == "full" else min(shape) - 1
+    deltas = [model["w"] - base["w"] for model in models]
+    expected = descended(deltas, steps=30, rate=0.001, share=0.7, inertia=0.9, kept=kept)
+    np.testing.assert_allclose(found["w"], expected, atol=1e-12)
+    for name in ("b", "embed.w"):
+        mean = models[0][name]
+        for model in models[1:]:
+            mean = (mean + model[name]) / 2
+        np.testing.assert_allclose(found[name], mean - base[name], atol=1e-14)
+
+
+def test_published_steps_near_the_minimum_and_depend_on_who_comes_first():
+    base, models = some_models((6, 5), 2)
+    params = {"mode": "adam", "steps": "2000", "lr": "0.001", "alpha": "0.5", "ema": "1"}
+    stepped = changed("dual_projection", models, base, params)["w"]
+    np.testing.assert_allclose(stepped, changed("dual_projection", models, base)["w"], atol=1e-3)
+
+    _, three = some_models((6, 5), 3)
+    there = changed("dual_projection", three, base, {"mode": "adam"})["w"]
+    back = changed("dual_projection", three[::-1], base, {"mode": "adam"})["w"]
+    assert np.abs(there - back).max() > 1e-4
+    told = merge_arrays("dual_projection", three, base, {"mode": "adam"}, digests=DIGESTS[:3])
+    assert any("canonical order" in warning for warning in told.decisions["warnings"])
+
+
+def test_published_steps_stay_where_models_agree_and_at_the_only_model():
+    base, models = some_models((4, 6), 1)
+    same = changed("dual_projection", models * 3, base, {"mode": "adam"})["w"]
+    np.testing.assert_allclose(same, models[0]["w"] - base["w"], atol=1e-15)
+    one = merge_arrays("dual_projection", models, base, {"mode": "adam"})
+    assert np.array_equal(one.tensors["w"], models[0]["w"])
+
+
+@pytest.mark.parametrize("params", [{"lr": "0.1"}, {"steps": "5"}, {"mode": "adam", "weight": "2"}])
+def test_parameters_of_the_other_mode_are_refused(params):
+    with pytest.raises(ParameterError, match="means nothing with mode="):
+        get("dual_projection").validate(params)
+
+
 def masks(keeps, origin="base", lambdas=("0.5", "0.25")):
     header = {"origin": origin, "rows": [{"match": "*", "lambda": list(lambdas)}]}
     tensors = {f"{i}/w": np.array(keep, np.float32) for i, keep in enumerate(keeps)}
