@@ -50,11 +50,12 @@ def edits(draw, group):
     """A group a little later."""
     models = list(group.models)
     which = draw(st.integers(0, len(models) - 1))
-    kind = draw(
-        st.sampled_from(("tensor", "tensor", "tensor", "add", "remove", "parameter", "type", "shards"))
-    )
+    kinds = ("tensor", "tensor", "weight", "weight", "add", "remove", "parameter", "type", "shards")
+    kind = draw(st.sampled_from(kinds))
     if kind == "tensor":
         models[which] = models[which].changed(draw(st.sampled_from(FLOATS)), draw(st.integers(0, 50)))
+    elif kind == "weight":
+        models[which] = replace(models[which], weight=draw(st.integers(1, 5)))
     elif kind == "add":
         models.append(model(draw(st.integers(0, 6)), draw(st.integers(1, 3))))
     elif kind == "remove" and len(models) > 1:
