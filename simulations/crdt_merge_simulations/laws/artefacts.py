@@ -20,6 +20,7 @@ from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.artefact_checks import ROLES
 from crdt_merge_protocol.strategies.artefacts import SCOPES, Artefact, encode_header
 from crdt_merge_protocol.strategies.contract import Strategy
+from crdt_merge_protocol.strategies.matrices import matrix_shape
 from crdt_merge_protocol.strategies.reference import ArtefactArrays, digest_of
 
 from .models import Array, Model, specs_of
@@ -166,10 +167,11 @@ def _lambdas(known: Sequence[tuple[bytes, Model]]) -> Made:
 
 def _masks(known: Sequence[tuple[bytes, Model]]) -> Made:
     tensors = {
-        f"{i}/{name}": (np.arange(min(x.shape[0], math.prod(x.shape[1:]))) < RANK).astype(np.float32)
+        f"{i}/{spec.name}": (np.arange(min(sides)) < RANK).astype(np.float32)
         for i, (_, model) in enumerate(known)
-        for name, x in model.items()
-        if x.ndim >= 2
+        for spec in specs_of(model)
+        # As in the paper: layers have masks, embeddings have none.
+        if (sides := matrix_shape(spec)) is not None
     }
     return {"rows": _rows(known), "origin": "base"}, tensors
 
