@@ -9,9 +9,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from crdt_merge_protocol.blobs import Schema
-from crdt_merge_protocol.errors import ArtefactMissingError, ParameterError
+from crdt_merge_protocol.errors import (
+    ArtefactMissingError,
+    BaseMissingError,
+    EmptySetError,
+    ParameterError,
+)
 from crdt_merge_protocol.strategies.artefact_checks import check_artefact, check_values
 from crdt_merge_protocol.strategies.dtypes import encode_block
+from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get, names
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +95,20 @@ def test_one_model_merges_or_calls_for_the_stand_in(name):
         return
 
     assert all(np.isfinite(x).all() for x in made.merge().tensors.values())
+
+
+@EVERY
+def test_a_merge_of_nothing_is_an_error(name):
+    """SCENARIOS B60: with k = 0 there is nothing to resolve, base or not."""
+    with pytest.raises(EmptySetError):
+        merge_arrays(name, [], model(np.random.default_rng(4)))
+
+
+@pytest.mark.parametrize("name", ON_DIFFERENCES)
+def test_a_base_that_is_missing_is_named(name):
+    """SCENARIOS B60."""
+    with pytest.raises(BaseMissingError, match=name):
+        merge_arrays(name, [model(np.random.default_rng(4))])
 
 
 @pytest.mark.parametrize("name", ON_DIFFERENCES)
