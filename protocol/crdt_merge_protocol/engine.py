@@ -83,7 +83,7 @@ class Engine:
         self.attestations = Attestations(self.node)
         self.reconciler = Reconciler(node=self.node, states=self.state, random_bytes=random_bytes)
         self._broadcast = Broadcast(self.node)
-        self.overlay.view.need = self._broadcast.tree.need
+        self.overlay.view.active.need = self._broadcast.tree.need
         self._announcer = Announcer(self._jitter)
         self.arriving = ArrivingGroups(self.replicas)
         self._intake = Intake(

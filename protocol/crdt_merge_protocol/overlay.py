@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from .active_view import Action, Tell
 from .address_book import AddressBook, Dial, is_address
-from .hyparview import Action, HyParView, Tell
+from .hyparview import HyParView
 from .limits import FULL_MESH_NODES_MAX, FULL_MESH_NODES_MIN
 from .messages.base import Message
 from .messages.overlay import Accepted, Contact, Join, Neighbor, Shuffle, View
@@ -218,7 +219,7 @@ class Overlay(AddressBook):
         if self.is_mesh:
             return self._begin_view(now=now) if population > FULL_MESH_NODES_MAX else []
         self.view.population = population
-        self.view.is_small = population <= FULL_MESH_NODES_MAX and self._follow_until <= now
+        self.view.active.is_small = population <= FULL_MESH_NODES_MAX and self._follow_until <= now
         if population > FULL_MESH_NODES_MIN or self._follow_until > now:
             self._few_since = None
         elif self._few_since is None:
@@ -242,7 +243,7 @@ class Overlay(AddressBook):
         self.view.population = self._population()
         if self._follow_until > now:
             self.view.population = max(self.view.population, FULL_MESH_NODES_MAX + 1)
-        self.view.is_small = False
+        self.view.active.is_small = False
         present = sorted(self.active)
         adopted = [(peer, peer in self._dialled) for peer in present if peer not in self._partial_peers]
         strangers = [peer for peer in present if peer in self._partial_peers]

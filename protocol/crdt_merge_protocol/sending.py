@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .active_view import Close, Tell
 from .address_book import Dial
 from .events import DialPeer, Disconnect, Effect, Lane, Send
-from .hyparview import Close, Tell
 from .messages.base import Message
 from .messages.membership import peers_messages
 from .overlay import Action, Overlay

@@ -3,17 +3,11 @@
 from random import Random
 
 import pytest
+from crdt_merge_protocol.active_view import ANSWER_S, Action, Close, Tell
 from crdt_merge_protocol.address_book import AddressBook, Dial
-from crdt_merge_protocol.hyparview import (
-    ANSWER_S,
-    ISOLATED_S,
-    LOST_INTERVAL_MIN_S,
-    Action,
-    Close,
-    HyParView,
-    Tell,
-)
+from crdt_merge_protocol.hyparview import HyParView
 from crdt_merge_protocol.limits import ACTIVE_MAX, ACTIVE_MIN, CHOSEN_MAX, PASSIVE_MAX, WALK_NOTE_STEP
+from crdt_merge_protocol.lost_neighbours import LOST_INTERVAL_MIN_S
 from crdt_merge_protocol.messages.overlay import (
     Accepted,
     ForwardJoin,
@@ -23,6 +17,7 @@ from crdt_merge_protocol.messages.overlay import (
     Shuffle,
     ShuffleReply,
 )
+from crdt_merge_protocol.solitude import ISOLATED_S
 from hypothesis import given
 from hypothesis import strategies as st
 from support.profile import examples
@@ -244,13 +239,13 @@ def test_whatever_happens_the_views_stay_within_their_bounds(steps: list[tuple[i
 def test_who_must_make_room_is_usually_one_that_the_tree_does_not_need() -> None:
     rig = Rig()
     places = ACTIVE_MAX - CHOSEN_MAX
-    rig.view.need = lambda peer: int(peer != peer_of(places))
+    rig.view.active.need = lambda peer: int(peer != peer_of(places))
     evicted = []
     for number in range(1, 200):
         if number == places + 1:
             assert len(rig.view.links) == places
         evicted += told(rig.accept(number, is_urgent=True), Leave)
-        rig.view.need = lambda peer, newest=number: int(peer != peer_of(newest))
+        rig.view.active.need = lambda peer, newest=number: int(peer != peer_of(newest))
 
     newest = [peer_of(number) for number in range(places, 199)]
     same = sum(gone == new for gone, new in zip(evicted, newest, strict=True))
@@ -264,11 +259,11 @@ def test_a_node_whose_chosen_links_are_all_needed_rarely_crosses_over() -> None:
     rig.view.note([(peer_of(number), (address_of(number),)) for number in range(20, 60)], now=0.0)
 
     def crossings() -> int:
-        return sum(bool(rig.view._cross(now=float(number))) for number in range(100))
+        return sum(bool(rig.view._seeking.cross(now=float(number))) for number in range(100))
 
     before = crossings()
-    rig.view._wishes.clear()
-    rig.view.need = lambda _: 1
+    rig.view._seeking.wishes.clear()
+    rig.view.active.need = lambda _: 1
 
     assert crossings() < before / 2
 

@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from crdt_merge_protocol.hyparview import Tell
+from crdt_merge_protocol.active_view import Tell
 from crdt_merge_protocol.limits import FULL_MESH_NODES_MAX
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.overlay import Neighbor, Shuffle, View
