@@ -10,7 +10,7 @@ the inner method has several; small decompositions are remembered as long as the
 only finds how many directions every matrix has, because that decides how many elements are ranked.
 
 Source: STRATEGIES 2.25. Differs from the authors' code: a bias is not merged as a further column of its
-matrix nor a gain as a diagonal, but as ``others`` says; the cut-off may be relative.
+matrix nor a gain as a diagonal, but as ``others`` says (decision 0004); the cut-off may be relative.
 """
 
 from __future__ import annotations

@@ -199,10 +199,24 @@ class WeightScopeAlignment(Strategy):
         return out
 
     def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
-        """Return the fused scopes, or who misses what it declared, as well."""
+        """Return the fused scopes, or who misses what it declared, and where scopes are from, as well.
+
+        ``source`` is ``artefact`` where contributions are held against what artefacts declare, which
+        ``declared_in`` names, and ``computed`` where scopes are those of the elements and nothing else.
+        """
         known = state or Scopes()
-        facts: dict[str, Any] = {"mode": context.params["mode"]}
-        if context.params["mode"] == AVERAGE:
+        is_declared = context.params["mode"] == AVERAGE
+        facts: dict[str, Any] = {
+            "mode": context.params["mode"],
+            "source": "artefact" if is_declared else "computed",
+        }
+        if is_declared:
+            declared = {d.hex(): context.artefact(WEIGHT_SCOPE, i) for i, d in enumerate(context.digests)}
+            facts["declared_in"] = {
+                subject: context.artefacts[position].digest.hex()
+                for subject, position in declared.items()
+                if position is not None
+            }
             facts["misfits"] = {
                 spec.name: [context.digests[i].hex() for i in _misfits(context, known, index)]
                 for index, spec in enumerate(context.specs)

@@ -61,6 +61,19 @@ def test_models_in_the_scope_they_declare_are_averaged():
     assert (result.decisions["misfits"], result.decisions["warnings"]) == ({}, [])
 
 
+def test_decisions_say_whether_scopes_were_declared_and_where_or_computed():
+    artefacts = [declared(0), declared(2)]
+    told = merge(artefacts=artefacts, is_strict=False).decisions
+    names = [item.artefact.digest.hex() for item in artefacts]
+    assert told["source"] == "artefact"
+    assert told["declared_in"] == {DIGESTS[0].hex(): names[0], DIGESTS[2].hex(): names[1]}
+
+    for mode in ("target", "posthoc_affine"):
+        told = merge({"mode": mode}, artefacts=artefacts).decisions
+        assert told["source"] == "computed"
+        assert "declared_in" not in told
+
+
 @pytest.mark.parametrize("scope", [(0.0, 1.3), (0.3, 1.0), (0.0, 0.7)])
 def test_a_model_out_of_its_scope_is_named_and_left_out_if_asked(scope):
     artefacts = [declared(0, scope), declared(1), declared(2)]

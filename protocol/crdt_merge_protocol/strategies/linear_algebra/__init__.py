@@ -9,10 +9,10 @@ differs in its last bits, and after a cut at a rank or a sign not only there. He
   ``jacobi.py``);
 - loops end by fixed rules on numbers made that way.
 
-On one core of a 2.6 GHz EPYC: a product of 1,024^2 matrices 0.5 s (BLAS 0.05), a positive system of that size
-1.0 s (LAPACK 0.13), singular values and vectors of 256^2 0.9 s and of 512^2 5.7 s (LAPACK 0.02 and 0.1). So
-there is a size, :data:`EXACT_MAX`, up to which strategies use them; beyond it they use LAPACK and say so
-(``fp_tolerant``).
+On one core of a 2.6 GHz EPYC: a product of 1,024^2 matrices 0.28 s, of float32 0.19 s (BLAS 0.05), a
+positive system of that size 0.56 s (LAPACK 0.14), singular values and vectors of 256^2 0.5 s and of 512^2
+3.5 s (LAPACK 0.01 and 0.09). So there is a size, :data:`EXACT_MAX`, up to which strategies use them; beyond
+it they use LAPACK and say so (``fp_tolerant``).
 
 Source: STRATEGIES of this project's design, 1.8 and E.3; the papers named in the modules.
 """
