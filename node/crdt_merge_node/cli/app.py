@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -175,4 +176,6 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line of this process and exit."""
     # Importing makes many objects and no garbage: collecting every 700 of them costs `status` a tenth.
     gc.set_threshold(50_000, 10, 10)
+    # Nor is there any at the end worth looking for: walking all that was imported takes 70 ms.
+    atexit.register(gc.freeze)
     return root.main(args=arguments, prog_name=PROGRAM)
