@@ -21,8 +21,3 @@ MODELS = tuple({"t": BASE + delta} for delta in DELTAS)
 def merged(strategy: str, params: Mapping[str, str] | None = None, k: int = 3, **options) -> MergedArrays:
     """Return the merge of the first ``k`` models."""
     return merge_arrays(strategy, MODELS[:k], {"t": BASE}, params, digests=DIGESTS[:k], **options)
-
-
-def change(strategy: str, params: Mapping[str, str] | None = None, k: int = 3, **options) -> np.ndarray:
-    """Return what the merge of the first ``k`` models adds to the base."""
-    return merged(strategy, params, k, **options).tensors["t"] - BASE
