@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Final
 
 from crdt_merge_protocol.blobs import DTYPE_BYTES
+from crdt_merge_protocol.strategies.linear_algebra import fits_exact
 
 from crdt_merge_node.ports import Clock
 from crdt_merge_node.resolve.estimate import Estimate, estimate_job, seconds_per_byte
 from crdt_merge_node.resolve.job import ResolveJob
 
 from .dense import dense_job
-from .factors import matrix_shape
+from .factors import needs_singular_values
 from .merging import Merge
 
-_EXACT_S: Final = 2e-10
-"""Of one multiplication in products and factorisations that are exact to the bit, on one core of 2.6 GHz."""
+_PRODUCT_S: Final = 5e-10
+"""Of one multiplication in a product that is exact to the bit, on one core of 2.6 GHz."""
+_CUT_S: Final = (3.5e-6, 1.7e-8)
+"""Of a cut: per row or column and direction, and per row or column and square of the directions."""
+_LAPACK_S: Final = 5e-10
 _FLOAT64_BYTES: Final = 8
 _COPIES: Final = 6
 """Arrays of a module's size that stand beside each other."""
@@ -31,15 +35,13 @@ def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
     found = merge.found
     models = (*job.inputs, *((job.base,) if job.base else ()))
     read_bytes = sum(source.nbytes for model in models for source in model.tensors.values())
-    shapes = {m: matrix_shape(found.shape(m), is_transposed=found.is_transposed(m)) for m in found.modules}
+    shapes = {module: merge.matrix(module) for module in found.modules}
     totals = {module: sum(found.ranks(module)) for module in found.modules}
     is_whole = merge.output != "adapter"
-    work = sum(
-        rows * columns * totals[m] if is_whole else (rows + columns) * totals[m] ** 2 + totals[m] ** 3
-        for m, (rows, columns) in shapes.items()
-    )
     peak = max(
-        rows * columns if is_whole or not merge.is_linear else (rows + columns) * totals[m]
+        rows * columns
+        if is_whole or not merge.is_linear
+        else min((rows + columns) * totals[m], 2 * rows * columns)
         for m, (rows, columns) in shapes.items()
     )
     tensors, output_bytes = _output(job, merge, shapes)
@@ -59,7 +61,7 @@ def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
         workers=0,
         block_elements=0,
         peak_memory_bytes=peak * _FLOAT64_BYTES * _COPIES,
-        seconds=work * _EXACT_S + (read_bytes + output_bytes) * per_byte,
+        seconds=sum(_seconds(merge, m, totals[m]) for m in shapes) + (read_bytes + output_bytes) * per_byte,
     )
     if merge.is_linear:
         return estimate
@@ -76,6 +78,21 @@ def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
         peak_memory_bytes=max(estimate.peak_memory_bytes, inner.peak_memory_bytes),
         seconds=estimate.seconds + inner.seconds,
     )
+
+
+def _seconds(merge: Merge, module: str, total: int) -> float:
+    """Return what the arithmetic of one module takes."""
+    rows, columns = merge.matrix(module)
+    if merge.output != "adapter":
+        return rows * columns * total * _PRODUCT_S
+    target = merge.target(module)
+    if merge.is_linear and not needs_singular_values(total, target):
+        return (rows + columns) * total * _PRODUCT_S
+    width = min(total, rows, columns) if merge.is_linear else min(rows, columns)
+    product = rows * columns * total * _PRODUCT_S if width < total else 0.0
+    if not fits_exact(width, width):
+        return product + (rows + columns) * width**2 * _LAPACK_S
+    return product + (rows + columns) * (width * _CUT_S[0] + width**2 * _CUT_S[1])
 
 
 def _output(job: ResolveJob, merge: Merge, shapes: dict[str, tuple[int, int]]) -> tuple[int, int]:

@@ -2,13 +2,14 @@
 
 ``sum_i c_i B_i A_i`` is one product: the B side by side times the A one below the other, of rank
 ``sum r_i``. The best approximation of rank r comes from the singular values of the small core between two QR
-factors, so no matrix of the module's size is ever made (Eckart and Young, 1936).
+factors (Eckart and Young, 1936). A matrix of the module's size is made only where the factors together
+would be larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -68,15 +69,42 @@ def needs_singular_values(total: int, target: int | Fraction) -> bool:
     return not isinstance(target, int) or target < total
 
 
+def add_up(
+    parts: Iterable[tuple[float, Factors]], total: int, shape: tuple[int, int], target: int | Fraction
+) -> Reduced:
+    """Return the best factors of the wanted rank of ``sum_i c_i B_i A_i``.
+
+    However many parts there are, the memory is that of a few matrices of the module's size.
+
+    Args:
+        parts: Coefficients and factors; read once, one at a time if their sum is wider than the module.
+        total: Sum of their ranks.
+        shape: ``(m, n)`` of the product.
+        target: A rank, or the share of the squared norm to keep.
+    """
+    if needs_singular_values(total, target) and total > min(shape):
+        product = np.zeros(shape)
+        for coefficient, factors in parts:
+            product += coefficient * exact_matmul(factors.up, factors.down)
+        return truncate(product, target)
+    up, down = concatenate(list(parts))
+    return reduce(up, down, target)
+
+
 def reduce(up: Float64Array, down: Float64Array, target: int | Fraction) -> Reduced:
     """Return the best factors of the wanted rank; those given, if they are short enough already."""
     if not needs_singular_values(up.shape[1], target):
         return Reduced(up, down, 0.0)
-    left, left_core = householder_qr(up)
-    right, right_core = householder_qr(np.ascontiguousarray(down.T))
-    core = exact_matmul(left_core, np.ascontiguousarray(right_core.T))
-    found = svd(core, is_exact=fits_exact(*core.shape))
-    return _cut(exact_matmul(left, found.u), found.s, exact_matmul(found.vt, _transposed(right)), target)
+    is_exact = fits_exact(min(up.shape), min(down.shape))
+    # Where the singular values come from LAPACK, nothing is gained by exactness in the rest.
+    factorise = householder_qr if is_exact else np.linalg.qr
+    multiply = exact_matmul if is_exact else np.matmul
+    left, left_core = factorise(up)
+    right, right_core = factorise(np.ascontiguousarray(down.T))
+    core = multiply(left_core, np.ascontiguousarray(right_core.T))
+    found = svd(core, is_exact=is_exact)
+    small = _cut(found.u, found.s, found.vt, target)
+    return Reduced(multiply(left, small.up), multiply(small.down, _transposed(right)), small.dropped)
 
 
 def truncate(matrix: Float64Array, target: int | Fraction) -> Reduced:
@@ -111,7 +139,7 @@ def _cut(u: Float64Array, s: Float64Array, vt: Float64Array, target: int | Fract
     rank = max(rank, 1)
     root = np.sqrt(s[:rank])
     dropped = float(sum(squares[rank:].tolist())) / total if total else 0.0
-    return Reduced(u[:, :rank] * root, root[:, None] * vt[:rank], dropped)
+    return Reduced(np.ascontiguousarray(u[:, :rank] * root), root[:, None] * vt[:rank], dropped)
 
 
 def _rank_of_share(squares: Float64Array, total: float, share: Fraction) -> int:

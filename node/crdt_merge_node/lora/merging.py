@@ -25,16 +25,16 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_node.ports import Fs
 from crdt_merge_node.resolve.job import IsCancelled, ReportProgress, ResolveCancelledError
 
+from .adapter import Factors
 from .collection import AdapterSet, linear_sums, products
 from .dense import DenseRecipe, merge_differences, stored
 from .factors import (
     Reduced,
+    add_up,
     as_matrix,
-    concatenate,
     matrix_shape,
     needs_singular_values,
     rank_of_sum,
-    reduce,
     target_rank,
     truncate,
 )
@@ -76,7 +76,7 @@ class Merge:
         target = self.target(module)
         if not isinstance(target, int):
             return None
-        rows, columns = self._matrix(module)
+        rows, columns = self.matrix(module)
         if self.is_linear:
             return rank_of_sum(sum(self.found.ranks(module)), rows, columns, target)
         return min(target, rows, columns)
@@ -87,7 +87,7 @@ class Merge:
         return self.output != "adapter" or all(map(self._is_exact, self.found.modules))
 
     def _is_exact(self, module: str) -> bool:
-        rows, columns = self._matrix(module)
+        rows, columns = self.matrix(module)
         if not self.is_linear:
             return fits_exact(rows, columns)
         total = sum(self.found.ranks(module))
@@ -95,7 +95,8 @@ class Merge:
             return True
         return fits_exact(min(rows, total), min(columns, total))
 
-    def _matrix(self, module: str) -> tuple[int, int]:
+    def matrix(self, module: str) -> tuple[int, int]:
+        """Return the shape of the product that the factors of a module of the result have."""
         found = self.found
         return matrix_shape(found.shape(module), is_transposed=found.is_transposed(module))
 
@@ -195,10 +196,17 @@ def _summed(merge: Merge, sums: Mapping[str, Sequence[tuple[int, float]]]) -> It
     """Yield the factors of a weighted sum of adapters by module, at the rank that the rule gives."""
     found = merge.found
     for module, parts in sums.items():
-        is_transposed = found.is_transposed(module)
-        turned = [(c, found.adapters[i].factors(module).turned(is_transposed)) for i, c in parts]
-        up, down = concatenate(turned)
-        yield module, reduce(up, down, merge.target(module))
+        total = sum(found.ranks(module))
+        yield module, add_up(_turned(found, module, parts), total, merge.matrix(module), merge.target(module))
+
+
+def _turned(
+    found: AdapterSet, module: str, parts: Iterable[tuple[int, float]]
+) -> Iterator[tuple[float, Factors]]:
+    """Yield the parts of a sum as factors whose products all have the layout of the result."""
+    is_transposed = found.is_transposed(module)
+    for i, coefficient in parts:
+        yield coefficient, found.adapters[i].factors(module).turned(is_transposed)
 
 
 def _truncated(merge: Merge, merged: Path, fs: Fs) -> Iterator[tuple[str, Reduced]]:

@@ -269,3 +269,22 @@ def test_energy_keeps_the_least_rank_that_reaches_it() -> None:
     kept = reduce(up, down, Fraction(9, 10))
     assert kept.up.shape[1] == 2
     assert kept.dropped == pytest.approx(1 / 21)
+
+
+def test_many_adapters_are_cut_like_the_few_whose_factors_fit(tmp_path: Path) -> None:
+    paths = [save_adapter(tmp_path / f"a{seed}", seed, rank=3) for seed in range(8)]
+    result = merge_adapters(paths, tmp_path / "out", rank="4")
+
+    for module in SHAPES:
+        expected = sum(dense(path, module) for path in paths) / 8
+        u, s, vt = np.linalg.svd(expected)
+        assert np.allclose(dense(tmp_path / "out", module), (u[:, :4] * s[:4]) @ vt[:4], atol=1e-4)
+        assert result.dropped[module] == pytest.approx((s[4:] ** 2).sum() / (s**2).sum(), rel=1e-6)
+
+
+def test_a_sum_beyond_what_is_exact_is_cut_by_lapack_to_the_same_difference() -> None:
+    rng = np.random.default_rng(0)
+    up, down = rng.standard_normal((600, 520)), rng.standard_normal((520, 530))
+    found = reduce(up, down, 6)
+    u, s, vt = np.linalg.svd(up @ down)
+    assert np.allclose(found.up @ found.down, (u[:, :6] * s[:6]) @ vt[:6])
