@@ -13,7 +13,7 @@ base all vectors are differences from it, else the models themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,8 @@ from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.ports import Fs, SystemFs
 from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import ModelInput, ResolveJob, TensorSource
+
+from .page import ID_DIGITS
 
 SCHEMA: Final = "layers/1"
 BLOCK_ELEMENTS: Final = 1 << 17
@@ -105,10 +107,22 @@ def measure(
         "strategy": job.strategy,
         "resolve_key": job.resolve_key.hex(),
         "of": "differences from the base" if job.base is not None else "models",
-        "inputs": [{"digest": model.digest.hex(), "weight": model.weight} for model in job.inputs],
+        "inputs": [_input(job.facts, model) for model in job.inputs],
         "tensors": tensors,
         "total": _facts(total),
     }
+
+
+def _input(facts: Mapping[str, Any], model: ModelInput) -> dict[str, Any]:
+    """Return an input with what people call it: its files, or its slots and who has them."""
+    digest = model.digest.hex()
+    files = [item["path"] for item in facts.get("files", ()) if item["digest"] == digest]
+    slots = [
+        f"{item['slot']} of {item['author'][:ID_DIGITS]}"
+        for item in facts.get("contributions", ())
+        if item["digest"] == digest
+    ]
+    return {"digest": digest, "weight": model.weight, "name": ", ".join(files + slots)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def render(report: dict[str, Any], *, title: str) -> str:
             "A contribution is named by the first digits of its digest.</p>"
         ),
         "<h2>The whole model</h2>",
-        _summary(names, report["total"]),
+        _summary(names, [model.get("name", "") for model in report["inputs"]], report["total"]),
         _pairs(names, report["total"]),
         "<h2>By tensor</h2>",
         (
@@ -63,11 +63,11 @@ def render(report: dict[str, Any], *, title: str) -> str:
     )
 
 
-def _summary(names: Sequence[str], total: dict[str, Any]) -> str:
+def _summary(names: Sequence[str], calls: Sequence[str], total: dict[str, Any]) -> str:
     rows = [
-        [_text(name), _number(norm), _share(influence), _signed(cosine)]
-        for name, norm, influence, cosine in zip(
-            names, total["norms"], total["influences"], total["merged_cosines"], strict=True
+        [_text(f"{name} {call}"), _number(norm), _share(influence), _signed(cosine)]
+        for name, call, norm, influence, cosine in zip(
+            names, calls, total["norms"], total["influences"], total["merged_cosines"], strict=True
         )
     ]
     rows.append([_text("merged"), _number(total["merged_norm"]), "<td></td>", "<td></td>"])

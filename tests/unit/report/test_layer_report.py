@@ -125,7 +125,21 @@ def test_the_report_is_json_and_its_page_loads_nothing(tmp_path: Path) -> None:
     assert "<script" not in text
     assert not re.search(r"(src|href)=|url\(|@import", text)
     assert all(model["digest"][:12] in text for model in found["inputs"])
+    assert all(not model["name"] for model in found["inputs"])
     assert "b.weight" in text
+
+
+def test_a_report_says_what_people_call_each_input(tmp_path: Path) -> None:
+    digests = [model.digest.hex() for model in resolve(tmp_path)[0].inputs]
+    files = [{"digest": digest, "path": f"{i}<.st"} for i, digest in enumerate(digests)]
+    mine = [{"digest": digest, "slot": "main", "author": "ab" * 32} for digest in digests]
+    offline, in_group = (
+        layers.measure(*resolve(tmp_path, **facts)) for facts in ({"files": files}, {"contributions": mine})
+    )
+
+    assert [model["name"] for model in offline["inputs"]] == [file["path"] for file in files]
+    assert {model["name"] for model in in_group["inputs"]} == {"main of abababababab"}
+    assert f"{digests[0][:12]} 0&lt;.st" in page.render(offline, title="x")
 
 
 def test_a_card_names_contributions_recipe_and_digests(tmp_path: Path) -> None:
