@@ -7,6 +7,7 @@ small-order points and encodings that are not canonical are refused here before 
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -16,6 +17,8 @@ from .errors import BadSignatureError, LocalProtocolError
 
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+KEYS_REMEMBERED_MAX: Final = 1024
+"""Of authors whose signatures were checked lately."""
 _FIELD_PRIME: Final = 2**255 - 19
 # y-coordinates of the eight points whose order divides 8 (two share 0 up to sign).
 _ORDER_8_Y: Final = 2707385501144840649318225287225658788936804267575313519463743609750303402022
@@ -57,10 +60,20 @@ def verify(public: bytes, signature: bytes, message: bytes) -> None:
     Raises:
         BadSignatureError: Wrong length, unacceptable key, or it does not verify.
     """
-    check_public_key(public)
+    key = _key(public)
     if len(signature) != SIGNATURE_BYTES:
         raise BadSignatureError(f"a signature is {SIGNATURE_BYTES} bytes, got {len(signature)}.")
     try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+        key.verify(signature, message)
     except (InvalidSignature, ValueError):
         raise BadSignatureError(f"the signature by {public.hex()[:12]} does not verify.") from None
+
+
+@functools.lru_cache(maxsize=KEYS_REMEMBERED_MAX)
+def _key(public: bytes) -> Ed25519PublicKey:
+    """Return an acceptable key, ready for use. What is refused is not remembered."""
+    check_public_key(public)
+    try:
+        return Ed25519PublicKey.from_public_bytes(public)
+    except ValueError:
+        raise BadSignatureError(f"node id {public.hex()[:12]} is not an acceptable Ed25519 point.") from None
