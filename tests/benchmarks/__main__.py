@@ -28,7 +28,7 @@ from .measure import Options, Row
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PARTS = (
-    *("resolve", "merge", "checkpoint", "strategies", "overhead"),
+    *("resolve", "merge", "reuse", "checkpoint", "strategies", "overhead"),
     *("ingest", "sync", "bulk", "requests", "simulation", "daemon", "crowd"),
 )
 INTRODUCTION = """\
