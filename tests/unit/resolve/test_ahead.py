@@ -63,10 +63,35 @@ def test_items_come_out_as_they_went_in():
     assert list(reading_ahead(items, lambda _: [(SOURCE, 0, MIB)], lambda *_: None)) == items
 
 
+def not_at_once(*_: object) -> int:
+    raise BlockingIOError
+
+
+def test_what_is_in_memory_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model").write_bytes(b"x" * 1000)
+    source = TensorSource(str(tmp_path / "model"), 100, 900)
+    calls, looked = [], []
+
+    def at_once(_fd: int, _buffers: object, offset: int, _flags: int) -> int:
+        looked.append(offset)
+        return 1 if offset < 800 else not_at_once()
+
+    monkeypatch.setattr(os, "posix_fadvise", lambda _fd, *rest: calls.append(rest))
+    monkeypatch.setattr(os, "preadv", at_once)
+    reader = SourceReader(SystemFs())
+    reader.expect(source, 0, 700)
+    reader.expect(source, 0, 900)
+    reader.close()
+
+    assert looked == [100, 799, 100, 999]
+    assert calls == [(100, 900, os.POSIX_FADV_WILLNEED)]
+
+
 def test_the_kernel_is_asked_for_the_place_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").write_bytes(b"x" * 1000)
     calls = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _fd, *rest: calls.append(rest))
+    monkeypatch.setattr(os, "preadv", not_at_once)
     reader = SourceReader(SystemFs())
 
     reader.expect(TensorSource(str(tmp_path / "model"), 100, 900), 50, 200)
