@@ -7,6 +7,7 @@ loop, where everybody waits for it, and on the threads that check signatures, of
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ PER_MESSAGE: Final = 220
 FLOOD: Final = 7000
 
 
+@functools.cache
 def make_flood() -> list[Gossip]:
     author = Author(GENESIS, 0)
     wires = [author.add(f"flood {number}", slot="flood").wire() for number in range(FLOOD)]
