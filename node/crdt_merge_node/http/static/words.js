@@ -70,12 +70,29 @@ export function yesNo(value) {
   return value === true ? "yes" : value === false ? "no" : "-";
 }
 
+const LORA = "lora."; // Before the names of those parameters of a policy that are of adapters.
+
+function contributionFacts(policy) {
+  if (!Object.keys(policy.params).some((name) => name.startsWith(LORA))) {
+    return [["contributions", "whole models"]];
+  }
+  const rule = (name, usual) => policy.params[LORA + name] ?? usual;
+  const base = rule("base", "") ? ` trained from ${rule("base", "")}` : "";
+  const into = { adapter: `an adapter of rank ${rule("rank", "auto")}`, delta: "whole differences", model: "a model" };
+  return [
+    ["contributions", `LoRA adapters${base}, of rank ${rule("rank_max", "256")} at most`],
+    ["resolve to", into[rule("output", "adapter")] ?? rule("output", "")],
+  ];
+}
+
 export function policyFacts(policy) {
+  const own = Object.entries(policy.params).filter(([name]) => !name.startsWith(LORA));
   const model = policy.tensors ? `${count(policy.tensors, "tensor")}, ${size(policy.nbytes)}` : "not here yet";
   return [
     ["version", String(policy.version)],
+    ...contributionFacts(policy),
     ["strategy", `${policy.strategy} ${policy.strategy_version}`.trim()],
-    ["parameters", params(policy.params)],
+    ["parameters", params(Object.fromEntries(own))],
     ["base", policy.base ? id(policy.base, 64) : "none"],
     ["schema", `${short(policy.schema)}: ${model}`],
     ["output type", policy.dtype || "that of the base, else the widest input"],
