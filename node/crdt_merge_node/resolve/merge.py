@@ -19,7 +19,7 @@ from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemR
 
 from .describe import MODEL, DescribedFile, describe_files
 from .earlier import read_earlier, telling_what_changed
-from .estimate import Estimate, estimate_job
+from .estimate import Estimate, estimate_job, seconds_per_byte
 from .job import DEFAULT_MEMORY_BYTES, IsCancelled, KeptTensor, ReportProgress, ResolveJob, ResolveResult
 from .memory import share_memory
 from .offline import Inputs, job_of, job_unread, read_inputs
@@ -139,6 +139,7 @@ def plan_files(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     workers: int | None = None,
     fs: Fs | None = None,
+    clock: Clock | None = None,
 ) -> Estimate:
     """Return what :func:`merge_files` would do and cost, reading headers only; arguments and errors are its.
 
@@ -155,8 +156,14 @@ def plan_files(
         dtype=dtype,
         artefacts=artefacts,
     )
-    found = estimate_job(job_unread(inputs, memory_bytes=memory_bytes, workers=workers))
-    return replace(found, passes=found.passes + 1, read_bytes=found.read_bytes + inputs.nbytes)
+    found = estimate_job(job_unread(inputs, memory_bytes=memory_bytes, workers=workers), clock=clock)
+    naming_s = inputs.nbytes * seconds_per_byte(clock or SystemClock()) / max(found.workers, 1)
+    return replace(
+        found,
+        passes=found.passes + 1,
+        read_bytes=found.read_bytes + inputs.nbytes,
+        seconds=found.seconds + naming_s,
+    )
 
 
 class _Hashing:
