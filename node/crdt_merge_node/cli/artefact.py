@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from crdt_merge_protocol.limits import WEIGHT_ONE
 
 from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, say, say_json, short, size, table
-from .values import MODEL, OUTPUT, READABLE, parse_pairs, parse_weight, read_small
+from .values import MODEL, OUTPUT, READABLE, Weights, parse_pairs, read_small, refuse_clashes
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.blobs import Schema, TensorSpec
@@ -41,7 +42,7 @@ class Target:
 
     output: str
     models: tuple[str, ...]
-    weights: str | None
+    weights: list[int] | None
     contributions: tuple[str, ...]
     like: str | None
     base: str | None
@@ -82,11 +83,11 @@ class Target:
             raise click.UsageError("Say which model it is of: either --model FILE or --contribution DIGEST.")
         if self.contributions:
             return [_digest(text) for text in self.contributions]
-        weights = self.weights.split(",") if self.weights else ["1"] * len(self.models)
+        weights = self.weights or [WEIGHT_ONE] * len(self.models)
         if len(weights) != len(self.models):
             raise click.UsageError(f"--weight has {len(weights)} weights for {len(self.models)} models.")
         pairs = zip(self.models, weights, strict=True)
-        return [describe_file(Path(model), parse_weight(weight)).digest for model, weight in pairs]
+        return [describe_file(Path(model), weight).digest for model, weight in pairs]
 
     def schema(self) -> Schema:
         """Return the schema of the model that the artefact is of."""
@@ -102,7 +103,7 @@ def _writes(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("-o", "--output", type=OUTPUT, required=True, help="The artefact file to write.")
     @click.option("--model", "models", multiple=True, type=MODEL, help="The model that it is of.")
     @click.option(
-        "--weight", "weights", metavar="W,...", help="Weight of each --model's contribution, else 1."
+        "--weight", "weights", type=Weights(), help="Weight of each --model's contribution, else 1."
     )
     @click.option(
         "--contribution", "contributions", multiple=True, metavar="DIGEST", help="Instead of --model."
@@ -113,6 +114,9 @@ def _writes(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(invocation: Invocation, **options: Any) -> None:
         names = ("output", "models", "weights", "contributions", "like", "base", "note")
         target = Target(**{name: options.pop(name) for name in names})
+        samples = (*options.get("gradients", ()), *options.get("activations", ()))
+        read = (*target.models, target.like, target.base, *(each.rpartition("=")[2] for each in samples))
+        refuse_clashes([target.output], read)
         function(invocation, target, **options)
 
     wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__

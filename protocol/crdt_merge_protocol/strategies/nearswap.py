@@ -106,10 +106,9 @@ class Passthrough(Strategy):
         """Return what keeps it from working: it must be clear which model is meant."""
         if len(_origins(context)) == 1:
             return super().unmet(context)
-        origin = context.params["origin"] or "anything"
-        return (
-            f"{self.id} copies one model and {len(_origins(context))} have a digest that begins with {origin}"
-        )
+        origin = context.params["origin"]
+        which = f"have a digest that begins with {origin}" if origin else "are here; origin says which"
+        return f"{self.id} copies one model and {len(_origins(context))} {which}"
 
     def divides_by_weights(self, context: MergeContext) -> bool:  # noqa: ARG002
         """Weights do not matter."""

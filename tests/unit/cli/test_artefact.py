@@ -131,3 +131,15 @@ def test_whose_it_is_has_to_be_said_once(tmp_path, models, arguments, problem):
     named = [models[0] if argument == "MODEL" else argument for argument in arguments]
 
     assert problem in run("role", "safety", *named, "-o", tmp_path / "o", code=2).stderr
+
+
+def test_no_artefact_is_written_over_what_it_is_made_of(tmp_path, models):
+    gradients, before = tmp_path / "g.safetensors", models[0].read_bytes()
+    save_file({"b": np.ones((2, 3), np.float32)}, gradients)
+
+    of_model = run("role", "forget", "--model", models[0], "-o", models[0], code=2)
+    run("fisher", gradients, "--label-mode", "sampled", "--model", models[0], "-o", gradients, code=2)
+
+    assert "name another place" in of_model.stderr
+    assert models[0].read_bytes() == before
+    assert list(load_file(gradients)) == ["b"]
