@@ -242,7 +242,7 @@ def test_nearswap_steps_at_most_t():
 def test_passthrough_copies_the_only_model_or_the_one_that_is_named():
     assert np.array_equal(merged("passthrough", {"origin": "02"}).tensors["t"], BASE + DELTAS[1])
     assert np.array_equal(merged("passthrough", {"scale": "2"}, k=1).tensors["t"], 2 * (BASE + DELTAS[0]))
-    with pytest.raises(ArtefactMissingError, match="3 have a digest"):
+    with pytest.raises(ArtefactMissingError, match="3 are here"):
         merged("passthrough")
     with pytest.raises(ArtefactMissingError, match="0 have a digest"):
         merged("passthrough", {"origin": "ff"})
