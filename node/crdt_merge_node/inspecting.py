@@ -153,7 +153,7 @@ class Inspector:
         item.tensors, item.nbytes = len(item.manifest.entries), item.manifest.nbytes
         if before is not None and before.manifest is not None and before.judged_by == item.judged_by:
             return self._lie(item.manifest)
-        return self._judge_manifest(item, contents)
+        return await self._judge_manifest(item, contents)
 
     async def _decode(self, data: bytes) -> Manifest:
         """Decode a manifest; a long one off the loop: twenty thousand tensors take a fifth of a second."""
@@ -161,14 +161,14 @@ class Inspector:
             return Manifest.decode(data)
         return await asyncio.to_thread(Manifest.decode, data)
 
-    def _judge_manifest(self, item: Item, contents: GroupContents) -> str:
+    async def _judge_manifest(self, item: Item, contents: GroupContents) -> str:
         assert item.manifest is not None, "the caller has read it"
         assert contents.schema is not None, "the caller has looked"
         schema, cap, weight = contents.schema, contents.view.policy.weight_cap, item.visible.weight
         problem = ""
         if contents.rules is not None and item.is_model:
             specs = [entry.spec for entry in item.manifest.entries]
-            problem = judge_specs(contents.rules, schema, cap, specs, weight)
+            problem = await asyncio.to_thread(judge_specs, contents.rules, schema, cap, specs, weight)
         elif item.is_model:
             problem = judge(schema, cap, item.manifest, weight, None) or ""
         return problem or self._lie(item.manifest)
@@ -212,12 +212,13 @@ class Inspector:
         if data is None:
             item.is_judged = False
             return ""
+        specs = [each.spec for each in item.manifest.entries]
         try:
-            header = read_adapter_header(data)
+            # Off the loop, as for artefacts.
+            header = await asyncio.to_thread(read_adapter_header, data)
         except ParameterError as error:
             return error.message.removesuffix(".")
-        specs = [each.spec for each in item.manifest.entries]
-        if problem := judge_header(contents.rules, contents.schema, specs, header):
+        if problem := await asyncio.to_thread(judge_header, contents.rules, contents.schema, specs, header):
             return problem
         item.adapter = header if item.is_judged else None
         return ""

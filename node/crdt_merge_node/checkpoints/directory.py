@@ -41,7 +41,7 @@ class StagedDirectory:
         token = f"{process_id()}-{rng.bytes(6).hex()}"
         self.path = target.with_name(f".{target.name}.{token}{_NEW}")
         self._old = target.with_name(f".{target.name}.{token}{_OLD}")
-        _sweep(fs, target)
+        sweep(fs, target)
         _require_replaceable(fs, target)
         with naming(target, "written"):
             fs.mkdir(self.path, mode=0o777)
@@ -90,7 +90,7 @@ def _require_replaceable(fs: Fs, target: Path) -> None:
         )
 
 
-def _sweep(fs: Fs, target: Path) -> None:
+def sweep(fs: Fs, target: Path) -> None:
     """Remove what a killed process left; put back what it had moved away."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(?P<process>\d+)-[0-9a-f]+({_NEW}|{_OLD})")
     with naming(target, "written"):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from typing import Any
 
-import numpy as np
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.resolve.job import OutputFile, ResolveJob, ResolveResult
-from crdt_merge_node.resolve.provenance import PROVENANCE_SCHEMA
-from crdt_merge_node.version import VERSION
+from crdt_merge_node.resolve.provenance import PROVENANCE_SCHEMA, numerics_of, recipe_of
 
 from .sinks import Written
 from .writing import Outcome
@@ -37,7 +34,7 @@ def account_of(job: ResolveJob, result: ResolveResult, written: Written, outcome
             "files": [_file(file) for file in result.files],
         },
         "modulators": None,
-        "recipe": _recipe(job),
+        "recipe": recipe_of(job, get(job.strategy).validate(job.params)),
         "effective_strategy": {
             "strategy": effective,
             "version": get(effective).version,
@@ -59,13 +56,7 @@ def account_of(job: ResolveJob, result: ResolveResult, written: Written, outcome
             "dropped": outcome.dropped,
         },
         "decisions": dict(result.decisions),
-        "numerics": {
-            "class": result.profile,
-            "release": VERSION,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        "numerics": numerics_of(result),
         "run": {"duration_s": round(result.duration_s, 3), "workers": 0, "block_elements": 0},
         "facts": dict(job.facts),
     }
@@ -73,19 +64,3 @@ def account_of(job: ResolveJob, result: ResolveResult, written: Written, outcome
 
 def _file(file: OutputFile) -> dict[str, Any]:
     return {"name": file.name, "sha256": file.sha256.hex(), "nbytes": file.nbytes}
-
-
-def _recipe(job: ResolveJob) -> dict[str, Any]:
-    strategy = get(job.strategy)
-    effective = strategy.validate(job.params)
-    return {
-        "digest": job.recipe_digest.hex(),
-        "strategy": job.strategy,
-        "strategy_version": strategy.version,
-        "params": dict(sorted(job.params.items())),
-        "effective_params": {name: str(value) for name, value in sorted(effective.items())},
-        "schema": job.schema.id.hex(),
-        "base": job.base.content.hex() if job.base else None,
-        "dtype": job.dtype,
-        "seed": job.seed.hex(),
-    }

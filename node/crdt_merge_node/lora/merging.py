@@ -11,7 +11,6 @@ averaged among the adapters that have them. ``merge_set`` does all of this, for 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -38,7 +37,7 @@ from .factors import (
     target_rank,
     truncate,
 )
-from .sinks import Target, Written
+from .sinks import Target, Written, scratch_directory
 from .writing import Account, BaseModel, Outcome, write_adapter, write_delta, write_model
 
 _T = TypeVar("_T")
@@ -131,9 +130,9 @@ def merge_set(
     if merge.is_linear:
         sums = linear_sums(found, recipe.strategy, recipe.params, is_strict=not recipe.group_mode)
         return output.write(_summed(merge, sums), products(found, sums)), output.outcome
-    with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=f".{target.path.name}.") as name:
+    with scratch_directory(target) as place:
         merged = merge_differences(
-            found, recipe, Path(name), progress=progress, cancelled=cancelled, fs=target.fs, rng=target.rng
+            found, recipe, place, progress=progress, cancelled=cancelled, fs=target.fs, rng=target.rng
         )
         output.outcome.engine = merged
         output.outcome.warnings += merged.warnings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.tensorfile import layout
 
-from crdt_merge_node.checkpoints.directory import StagedDirectory
+from crdt_merge_node.checkpoints.directory import StagedDirectory, sweep
 from crdt_merge_node.errors import FullError
 from crdt_merge_node.ports import Fs, Rng, process_id
 from crdt_merge_node.resolve.files import naming
@@ -179,29 +179,36 @@ def open_sink(target: Target, specs: Iterable[TensorSpec], *, adapter: str = "")
                 yield Sink(target, staged.path, shards, stack)
             staged.commit()
         return
-    with _hidden_directory(target) as (place, commit):
+    with scratch_directory(target) as place:
         with ExitStack() as stack:
             yield Sink(target, place, shards, stack)
-        commit()
+        _move_out(target, place)
+
+
+def _move_out(target: Target, place: Path) -> None:
+    """Give the files in a directory beside the target their names."""
+    fs, path = target.fs, target.path
+    with naming(path, "written"):
+        # The account last: whoever finds it finds what it is of.
+        for name in sorted(fs.listdir(place), key=lambda name: (name != path.name, name)):
+            fs.rename(place / name, path.with_name(name))
+        fs.sync_dir(path.parent)
 
 
 @contextmanager
-def _hidden_directory(target: Target) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give a directory beside a file, and what moves everything in it to the file's own."""
+def scratch_directory(target: Target) -> Iterator[Path]:
+    """Give a hidden directory beside the target; it goes at the end, and what a killed process left goes now.
+
+    Raises:
+        FullError, StorageError: Nothing can be written there.
+    """
     fs, path = target.fs, target.path
     place = path.with_name(f".{path.name}.{process_id()}-{target.rng.bytes(6).hex()}.part")
-
-    def commit() -> None:
-        with naming(path, "written"):
-            # The account last: whoever finds it finds what it is of.
-            for name in sorted(fs.listdir(place), key=lambda name: (name != path.name, name)):
-                fs.rename(place / name, path.with_name(name))
-            fs.sync_dir(path.parent)
-
+    sweep(fs, path)
     with naming(path, "written"):
         fs.mkdir(place, mode=0o777)
     try:
-        yield place, commit
+        yield place
     finally:
         with naming(path, "written"):
             for name in fs.listdir(place):

@@ -1,0 +1,100 @@
+"""Outputs of adapters appear whole or not at all, and leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from crdt_merge_node.errors import InvalidRequestError
+from crdt_merge_node.lora import merge_adapters
+from crdt_merge_node.lora.collection import read_set
+from crdt_merge_node.lora.dense import DenseRecipe
+from crdt_merge_node.lora.merging import Merge, merge_set
+from crdt_merge_node.lora.sinks import Target
+from crdt_merge_node.ports import SystemFs, SystemRng
+from crdt_merge_node.resolve import ResolveCancelledError
+from crdt_merge_protocol.errors import NonFiniteError
+from support.adapters import save_adapter, save_base
+
+
+def merge(paths: list[Path], strategy: str, output: str) -> Merge:
+    found = read_set(paths, None, SystemFs())
+    dense = DenseRecipe(strategy=strategy, params={}, group_mode=True)
+    return Merge(found=found, dense=dense, output=output, rank="auto", base_name="")
+
+
+def run(found: Merge, target: Target, **options: Any) -> None:
+    settings = {"progress": lambda *_: None, "cancelled": lambda: False, "account": lambda *_: {"told": 1}}
+    merge_set(found, target, **settings | options)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    (tmp_path / "in").mkdir()
+    return [save_adapter(tmp_path / "in" / f"a{seed}", seed) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("strategy", ["weight_average", "ties"])
+@pytest.mark.parametrize("output", ["adapter", "delta"])
+def test_a_cancelled_merge_leaves_nothing(
+    paths: list[Path], tmp_path: Path, strategy: str, output: str
+) -> None:
+    target = Target(tmp_path / "out", "", SystemFs(), SystemRng())
+    with pytest.raises(ResolveCancelledError):
+        run(merge(paths, strategy, output), target, cancelled=lambda: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("strategy", ["weight_average", "ties"])
+def test_what_a_killed_process_left_goes_with_the_next_output(
+    paths: list[Path], tmp_path: Path, strategy: str
+) -> None:
+    left = tmp_path / ".out.4194999-00ff.part"
+    left.mkdir()
+    (left / "0.safetensors").write_bytes(b"half")
+    run(merge(paths, strategy, "delta"), Target(tmp_path / "out", "", SystemFs(), SystemRng()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out.provenance.json"]
+
+
+def test_a_delta_of_shards_is_the_delta_of_one_file(paths: list[Path], tmp_path: Path) -> None:
+    found = merge(paths, "weight_average", "delta")
+    run(found, Target(tmp_path / "one", "", SystemFs(), SystemRng()))
+    run(found, Target(tmp_path / "many", "", SystemFs(), SystemRng(), shard_bytes=2000))
+    shards = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    together = {k: v for path in shards for k, v in safetensors.numpy.load_file(path).items()}
+    whole = safetensors.numpy.load_file(tmp_path / "one")
+    assert together.keys() == whole.keys()
+    assert all((together[name] == whole[name]).all() for name in whole)
+
+
+def test_a_directory_of_somebody_is_not_replaced(paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("all of it")
+    with pytest.raises(InvalidRequestError, match="thesis"):
+        merge_adapters(paths, tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "all of it"
+
+
+def test_an_earlier_adapter_is_replaced(paths: list[Path], tmp_path: Path) -> None:
+    merge_adapters(paths, tmp_path / "out")
+    before = (tmp_path / "out/adapter_model.safetensors").read_bytes()
+    merge_adapters(paths[:1], tmp_path / "out")
+    assert (tmp_path / "out/adapter_model.safetensors").read_bytes() != before
+
+
+def test_values_that_do_not_fit_are_saturated_and_told(tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "a", 1, modules=("layers.0.mlp",), alpha=1e9)
+    result = merge_adapters([path], tmp_path / "out", dtype="F16", strategy="task_arithmetic")
+    assert "did not fit" in result.warnings[0]
+    values = safetensors.numpy.load_file(tmp_path / "out/adapter_model.safetensors").values()
+    assert all(np.isfinite(each).all() for each in values)
+
+
+def test_an_adapter_with_nan_is_refused(tmp_path: Path) -> None:
+    path = save_adapter(tmp_path / "a", 1, others={"norm.weight": np.full(16, np.nan, np.float32)})
+    with pytest.raises(NonFiniteError, match=r"norm\.weight"):
+        merge_adapters([path], tmp_path / "out", base=save_base(tmp_path / "base"))
