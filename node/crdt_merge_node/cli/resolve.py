@@ -59,6 +59,8 @@ def resolve(
 ) -> None:
     """Merge the contributions of GROUP into one safetensors file, or into a directory of shards.
 
+    A group of adapters writes the directory of an adapter, or what its policy says (`policy show`).
+
     Nodes with the same resolve key write the same tensors, and the same bytes if they cut them alike. With
     the output goes its provenance, as JSON. An output that is a directory, or ends with a slash, is written
     as Hugging Face lays it out. Exit status 6 if bytes are missing, 7 if another node computed another output

@@ -141,7 +141,8 @@ class NodeApi(Protocol):
 
         Args:
             base_path: Safetensors file that becomes the base and gives the schema; imported.
-            like_path: Safetensors file that gives the schema only. Exactly one of the two, or both.
+            like_path: Safetensors file that gives the schema only. Exactly one of the two, or both. The
+                directory of an adapter makes a group of adapters.
             dtype: Output element type such as ``F32``; empty: that of the base, else the widest input.
             weight_cap: Largest weight of a contribution, over 2^32; 0: the default of the protocol.
             holders: Other nodes that must hold a contribution before it counts.
@@ -186,7 +187,9 @@ class NodeApi(Protocol):
             weight: Over 2^32.
             meta: Notes for people; erasable, never part of an output.
             wait_holds: Nodes that must confirm that they hold it before the final value (PROTOCOL R21).
-            type: ``model``, or what kind of artefact the file is; its header says of which contribution.
+            path: A file, a directory of shards, or in a group of adapters a directory as PEFT saves them.
+            type: ``model``, ``adapter`` (what a directory of one is anyway), or what kind of artefact the file
+                is; its header says of which contribution.
             link: Where blocks cannot be shared, keep the files by another name instead of copying them:
                 whatever is written to them later damages what is here.
         """
@@ -228,6 +231,8 @@ class NodeApi(Protocol):
         fresh: bool = False,
     ) -> AsyncIterator[ResolvePlan | Progress | ResolveReport]:
         """Merge the used contributions into one safetensors file, or a directory of shards.
+
+        A group of adapters writes what its policy says; an adapter is a directory as PEFT saves them.
 
         Args:
             wait_s: How long to wait for missing bytes; 0: fail at once with ``MissingBlobError``.
