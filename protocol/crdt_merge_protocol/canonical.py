@@ -111,10 +111,14 @@ def _check_nesting(data: bytes) -> None:
     Before the unpacker recurses, and before it allocates.
     """
     pending: list[int] = []
-    position = 0
-    while position < len(data):
+    position, end = 0, len(data)
+    while position < end:
         tag = data[position]
-        count, skip = _measure(data, position, tag)
+        count, skip = 0, _SKIPS[tag]
+        if tag == _SHORT_BYTES and position + 1 < end:
+            skip = 2 + data[position + 1]
+        elif not skip:
+            count, skip = _measure(data, position, tag)
         position += skip
         if count:
             pending.append(count)
@@ -149,3 +153,10 @@ def _measure(data: bytes, position: int, tag: int) -> tuple[int, int]:
     if tag in (0xCA, 0xCB):
         raise MalformedMessageError("floating point numbers are not part of the canonical form")
     return 0, _FIXED_BYTES.get(tag, 1)
+
+
+_PLAIN: Final = frozenset((*range(0x80), *range(0xA0, 0xC1), 0xC2, 0xC3, *_FIXED_BYTES, *range(0xE0, 0x100)))
+"""Type bytes that tell by themselves how long the value is: numbers, short text, truth values, nothing."""
+_SKIPS: Final = tuple(_measure(bytes((tag,)), 0, tag)[1] if tag in _PLAIN else 0 for tag in range(256))
+"""By type byte, the size of such a value; 0 if more has to be looked at."""
+_SHORT_BYTES: Final = 0xC4
