@@ -188,8 +188,8 @@ class NodeApi(Protocol):
             meta: Notes for people; erasable, never part of an output.
             wait_holds: Nodes that must confirm that they hold it before the final value (PROTOCOL R21).
             path: A file, a directory of shards, or in a group of adapters a directory as PEFT saves them.
-            type: ``model``, ``adapter`` (what a directory of one is anyway), or what kind of artefact the file
-                is; its header says of which contribution.
+            type: ``model``, ``adapter`` (as a directory of one is taken anyway), or what kind of artefact the
+                file is; its header says of which contribution.
             link: Where blocks cannot be shared, keep the files by another name instead of copying them:
                 whatever is written to them later damages what is here.
         """
