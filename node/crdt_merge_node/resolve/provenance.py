@@ -11,7 +11,7 @@ import numpy as np
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.artefacts import Artefact
-from crdt_merge_protocol.strategies.parameters import spell
+from crdt_merge_protocol.strategies.parameters import Value, spell
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.version import VERSION
@@ -46,7 +46,7 @@ def provenance_of(
             "sha256": modulators.sha256.hex(),
             "nbytes": modulators.nbytes,
         },
-        "recipe": _recipe(job, plan),
+        "recipe": recipe_of(job, plan.context.params),
         "effective_strategy": {
             "strategy": plan.strategy,
             "version": get(plan.strategy).version,
@@ -66,13 +66,7 @@ def provenance_of(
         "artefacts_not_used": dict(sorted(job.unfit.items())),
         "task": job.task.hex() or None,
         "decisions": dict(result.decisions),
-        "numerics": {
-            "class": result.profile,
-            "release": VERSION,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
+        "numerics": numerics_of(result),
         "run": {
             "duration_s": round(result.duration_s, 3),
             "workers": plan.workers,
@@ -120,13 +114,25 @@ def _writable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _recipe(job: ResolveJob, plan: Plan) -> dict[str, Any]:
+def numerics_of(result: ResolveResult) -> dict[str, Any]:
+    """Return how alike an output is everywhere, and what computed it."""
+    return {
+        "class": result.profile,
+        "release": VERSION,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def recipe_of(job: ResolveJob, effective: Mapping[str, Value]) -> dict[str, Any]:
+    """Return all that decided an output besides its inputs; ``effective``: parameters, defaults filled in."""
     return {
         "digest": job.recipe_digest.hex(),
         "strategy": job.strategy,
         "strategy_version": get(job.strategy).version,
         "params": dict(sorted(job.params.items())),
-        "effective_params": {name: spell(value) for name, value in sorted(plan.context.params.items())},
+        "effective_params": {name: spell(value) for name, value in sorted(effective.items())},
         "schema": job.schema.id.hex(),
         "base": job.base.content.hex() if job.base else None,
         "dtype": job.dtype,
