@@ -17,6 +17,7 @@ WITHOUT: Final = {
     "split_unlearn_merge": "merges by another strategy, which is compared",
     "evolutionary_merge": "merges by another strategy, which is compared",
     "genetic_merge": "merges by another strategy, which is compared",
+    "split_fused": "merges by another strategy, which is compared",
     "representation_surgery": "merges by another strategy, which is compared; adapters are handed on",
     "weight_scope_alignment": "acts while training; the affine step is ours, held to loops",
     "norm_clipped_mean": "nobody ships it for tensors in memory; held to loops in test_robust.py",

@@ -26,6 +26,7 @@ from .magnitude_sampling import Della, DellaLinear
 from .regmean import REGMEAN_STRATEGIES
 from .safe_merge import SAFE_MERGE_STRATEGIES
 from .spherical import Slerp
+from .split_fused import SPLIT_FUSED_STRATEGIES
 from .star import STAR_STRATEGIES
 from .surgery import SURGERY_STRATEGIES
 from .task_vectors import TaskArithmetic
@@ -65,6 +66,7 @@ _STRATEGIES: Final[dict[str, Strategy]] = {
         BreadcrumbsTies(),
         *EXTRA_STRATEGIES,
         *SVD_TRUNCATED_STRATEGIES,
+        *SPLIT_FUSED_STRATEGIES,
     )
 }
 ALIASES: Final = {

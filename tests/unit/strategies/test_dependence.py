@@ -29,6 +29,7 @@ NEVER = {
     "emr_merging": "its rescalers are over the whole model, and its masks stand in another file",
     "evolutionary_merge": "the genome of these tests has TIES inside, over the whole model",
     "genetic_merge": "likewise",
+    "split_fused": "its state is about parts, whose positions are not those of tensors",
     "svd_knot_tying": "trimming is over all matrices, by positions that their ranks decide",
 }
 DRAWN = {"dare", "dare_ties", "della", "della_linear", "safe_merge"}

@@ -18,6 +18,7 @@ NOT_MEANS = {
     "della": "drops", "della_linear": "drops", "model_breadcrumbs": "drops", "breadcrumbs_ties": "drops",
     "dare": "drops", "dare_ties": "drops", "ties": "trims", "sce": "selects where models differ",
     "split_unlearn_merge": "is ties", "evolutionary_merge": "is ties", "genetic_merge": "is ties",
+    "split_fused": "is ties",
     "led_merge": "takes out what models share", "svd_knot_tying": "trims",
     "star": "cuts directions", "svd_truncated_ta": "cuts directions", "adarank": "cuts directions",
     "task_arithmetic": "adds", "ada_merging": "weighs by its table", "dam": "weighs by its coefficients",
