@@ -150,7 +150,7 @@ def _merge(
     from crdt_merge_node.resolve.merge import merge_files
 
     fs = SystemFs()
-    idle: list[str] = []
+    remarks: list[str] = []
     with view_for(invocation, "merge/1") as view:
 
         def progress(done: int, total: int, step: str) -> None:
@@ -164,20 +164,26 @@ def _merge(
                 write_reports(job, result.output_path, paths, fs=fs, progress=progress)
                 if card:
                     write_card(result, Path(card), fs=fs)
-            idle.extend(_idle_rows(job))
+            remarks.extend(_remarks(job, len(files)))
 
         result = merge_files(files, output, **options, task=task, progress=progress, afterwards=afterwards)
-    return replace(result, warnings=(*result.warnings, *idle))
+    return replace(result, warnings=(*result.warnings, *remarks))
 
 
-def _idle_rows(job: ResolveJob) -> list[str]:
-    """Return a warning of every row of a parameter that fits nothing: in a group something may come later."""
+def _remarks(job: ResolveJob, k: int) -> list[str]:
+    """Return what may not have been meant: files that are one contribution, rows that fit nothing.
+
+    In a group neither is remarkable: others may have the same, and something that fits may come later.
+    """
     from crdt_merge_protocol.strategies.parameters import idle_rows
     from crdt_merge_protocol.strategies.registry import get
 
     values = get(job.strategy).validate(job.params)
     names, digests = [spec.name for spec in job.schema.specs], [item.digest.hex() for item in job.inputs]
-    return [f"Nothing fits {row}." for row in idle_rows(values, names, digests)]
+    twice = [f"The {k} files are {count(len(digests), 'contribution')}: equal ones count once."]
+    return (twice if len(digests) < k else []) + [
+        f"Nothing fits {row}." for row in idle_rows(values, names, digests)
+    ]
 
 
 def _read_config(path: str) -> Recipe:

@@ -323,6 +323,14 @@ def test_merge_warns_of_rows_of_a_parameter_that_fit_nothing(models: list[str], 
     assert answer["warnings"] == ["Nothing fits weight: tpyo.*.", "Nothing fits weight: #00000000."]
 
 
+def test_merge_says_that_equal_files_count_once(models: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    result = _run("merge", *models, models[0], "-o", str(output))
+
+    assert "The 3 files are 2 contributions: equal ones count once." in result.stderr
+    np.testing.assert_array_equal(load_file(output)["w"], np.full((2, 3), 2.5, np.float32))
+
+
 def test_a_mergekit_file_decides_the_strategy_alone(models: list[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"merge_method: linear\nmodels: [{{model: {models[0]}}}, {{model: {models[1]}}}]\n")
