@@ -17,7 +17,7 @@ from .job import ResolveJob
 from .needs import in_files
 from .plan import make_plan
 from .run import usable_cores
-from .steps import Plan
+from .steps import Plan, all_sources_of
 
 _PROBE_CHUNKS: Final = 4
 _START_S: Final = 0.25
@@ -71,7 +71,7 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
         reused_tensors=len(plan.reuse.taken),
         reused_bytes=plan.reuse.nbytes,
         passes=passes,
-        read_bytes=plan.input_bytes * passes,
+        read_bytes=_read_bytes(plan, passes),
         output_bytes=plan.nbytes,
         workers=plan.workers,
         block_elements=plan.block_elements,
@@ -80,12 +80,18 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
     )
 
 
+def _read_bytes(plan: Plan, passes: int) -> int:
+    """Return what all passes read at most; what is copied is read once."""
+    merged = (source for tensor in plan.tensors if tensor.index >= 0 for source in all_sources_of(tensor))
+    return plan.input_bytes + (passes - 1) * sum(source.nbytes for source in merged)
+
+
 def _seconds(plan: Plan, passes: int, per_byte: float) -> float:
     """Return the arithmetic and the reading, shared out, or the writing if that takes longer."""
     strategy, context = get(plan.strategy), plan.context
     merged = (tensor.index for tensor in plan.tensors if tensor.index >= 0)
     arithmetic = sum(strategy.nanoseconds(context, index) for index in merged) / 1e9
-    reading = plan.input_bytes * passes * per_byte
+    reading = _read_bytes(plan, passes) * per_byte
     writing = plan.nbytes * per_byte
     if not plan.workers:
         return arithmetic + reading + writing
