@@ -151,7 +151,7 @@ class Endpoint:
         except OSError as error:
             raise TransportError(
                 f"cannot listen on {join_address(host, port)}: {error.strerror or error}.",
-                hint="Set listen.host and listen.port.",
+                hint="Set listen.host and listen.port (run --host, --port); port 0 is any free one.",
             ) from None
         return self._listener.address
 
