@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -160,8 +161,9 @@ class ProcessPool:
 
     def tell(self, task: Task) -> None:
         """Run a task in every worker. Only between runs."""
+        message = _pickled(0, task)  # Once for all of them: a plan names every tensor.
         for worker in self._workers:
-            worker.start(-1, 0, task)
+            worker.send(-1, 0, message)
         while any(self._workers_at_work()):
             self._tick()
             for worker in self._ready():
@@ -201,9 +203,13 @@ class _WorkerProcess:
 
     def start(self, number: int, slot: int, task: Task) -> None:
         """Give a task; answers come in the order in which tasks were given."""
+        self.send(number, slot, _pickled(slot, task))
+
+    def send(self, number: int, slot: int, message: bytes) -> None:
+        """Give a task that has been pickled."""
         self._given.append((number, slot))
         with self._watching():
-            self.connection.send((slot, task))
+            self.connection.send_bytes(message)
 
     def finish(self) -> tuple[int, int, Any, int]:
         """Return (number, slot, answer, bytes put out) of the earliest task under way; blocks."""
@@ -233,3 +239,8 @@ class _WorkerProcess:
                 f"A resolve worker ended with status {status} before it was done.",
                 hint="If the kernel killed it for want of memory, lower resolve.memory_bytes.",
             ) from None
+
+
+def _pickled(slot: int, task: Task) -> bytes:
+    """Return what a worker receives as a slot and a task."""
+    return pickle.dumps((slot, task), pickle.HIGHEST_PROTOCOL)
