@@ -81,15 +81,15 @@ async def test_who_breaks_the_protocol_is_cut_and_nothing_else_happens(tmp_path:
         with structlog.testing.capture_logs() as lines:
             hostile.send(Gossip(group=group, operations=(b"garbage",)), Lane.OPERATIONS)
             reason = await ended
+        now = nodes[0].services.clock.monotonic()
+        refusal = nodes[0].services.engine.overlay.refusal(nodes[1].id, now=now)  # It lasts a second.
         refused = [line for line in lines if line["event"] == "peer.refused"]
         added = await nodes[2].add("g", tmp_path / "model")
         await nodes[0].until_state("g", added.contribution.tag, "used")
 
         assert "canonical" in reason
         assert refused[0]["error_code"] == "E1201"
-        assert "broke the protocol" in nodes[0].services.engine.overlay.refusal(
-            nodes[1].id, now=nodes[0].services.clock.monotonic()
-        )
+        assert "broke the protocol" in refusal
         assert not nodes[0].running.failed.done()
 
 
