@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +37,11 @@ FORMAT: Final = "lora/1"
 BIASES: Final = ("none", "lora_only", "all")
 """Which biases an adapter saves, in PEFT's words, by how many they are."""
 _FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.weight)?")
+
+_WRAPPED: Final = re.compile(r"\.(base_layer|modules_to_save)\.")
+"""Where PEFT puts a layer that it wraps, and the copy of one that is trained whole."""
+_ORIGINAL: Final = re.compile(r"\.original_module\.")
+"""Where it keeps the base's own beside such a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,10 @@ class AdapterLayout:
     pairs: Mapping[str, Pair]
     """By module, in byte order."""
     others: Mapping[str, TensorSpec]
-    """Those that are saved whole (``modules_to_save``, biases), by their name in the base, in byte order."""
+    """Those that are saved whole (``modules_to_save``, biases), by their name in the base, in byte order.
+
+    With biases PEFT saves the layers that it wraps and their copies as well: what an adapter has besides the
+    tensor of that very name is not among these."""
 
 
 def canonical_name(name: str) -> str:
@@ -127,6 +135,13 @@ def canonical_name(name: str) -> str:
 def factor_name(module: str, side: str, *, is_embedding: bool) -> str:
     """Return the name of factor ``A`` or ``B`` of a module."""
     return f"{PREFIX}{module}." + (f"lora_embedding_{side}" if is_embedding else f"lora_{side}.weight")
+
+
+def saved_name(name: str, modules: Container[str]) -> str:
+    """Return the name under which PEFT looks for a tensor of the base in an adapter of these modules."""
+    module, _, last = name.rpartition(".")
+    wrapped = f"{module}.base_layer.{last}" if module in modules else name
+    return f"{PREFIX}{wrapped}"
 
 
 def weight_name(module: str) -> str:
@@ -155,7 +170,9 @@ def read_layout(specs: Iterable[TensorSpec]) -> AdapterLayout:
         if factor is None:
             if ".lora_" in bare:
                 raise ParameterError(f"tensor {spec.name} is no factor that is understood here.")
-            others[bare] = spec
+            name = _WRAPPED.sub(".", bare)
+            if not _ORIGINAL.search(bare) and (name == bare or name not in others):
+                others[name] = spec
             continue
         if factor["side"] in sides.setdefault(factor["module"], {}):
             raise ParameterError(f"module {factor['module']} is an embedding and another layer at once.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from crdt_merge_protocol.adapters import PREFIX, factor_name, weight_name
+from crdt_merge_protocol.adapters import factor_name, saved_name, weight_name
 from crdt_merge_protocol.blobs import TensorSpec, blob_digest
 from crdt_merge_protocol.errors import ParameterError, ShapeMismatchError
 from crdt_merge_protocol.limits import CHUNK_BYTES
@@ -84,7 +84,8 @@ def write_adapter(
     """
     kind = target.dtype or output_dtype("", None, found.dtypes)
     specs = [spec for module, rank in ranks.items() for spec in factor_specs(found, module, rank, kind)]
-    specs += [TensorSpec(name=f"{PREFIX}{n}", dtype=kind, shape=s.shape) for n, s in found.others.items()]
+    names = {name: saved_name(name, ranks) for name in found.others}
+    specs += [TensorSpec(name=names[n], dtype=kind, shape=s.shape) for n, s in found.others.items()]
     with open_sink(target, specs, adapter=WEIGHTS) as sink:
         for module, factors in reduced:
             down, up = factor_specs(found, module, ranks[module], kind)
@@ -93,7 +94,7 @@ def write_adapter(
             outcome.ranks[module] = ranks[module]
             outcome.dropped[module] = factors.dropped
         for name, values in others(found):
-            sink.put(f"{PREFIX}{name}", values)
+            sink.put(names[name], values)
         config = synthetic_config(found.header, ranks, ranks, base_name)
         return _finish(sink, outcome, account, config)
 

@@ -288,3 +288,15 @@ def test_a_sum_beyond_what_is_exact_is_cut_by_lapack_to_the_same_difference() ->
     found = reduce(up, down, 6)
     u, s, vt = np.linalg.svd(up @ down)
     assert np.allclose(found.up @ found.down, (u[:, :6] * s[:6]) @ vt[:6])
+
+
+def test_biases_are_written_where_peft_looks_for_them(tmp_path: Path) -> None:
+    bias = np.ones(40, np.float32)
+    paths = [
+        save_adapter(tmp_path / "a", 1, bias="all", others={"layers.0.mlp.base_layer.bias": bias}),
+        save_adapter(tmp_path / "b", 2, modules=("layers.0.q_proj",), others={"layers.0.mlp.bias": 3 * bias}),
+    ]
+    merge_adapters(paths, tmp_path / "out")
+    found = safetensors.numpy.load_file(tmp_path / "out/adapter_model.safetensors")
+    assert (found[f"{PREFIX}layers.0.mlp.base_layer.bias"] == 2).all()
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["bias"] == "all"

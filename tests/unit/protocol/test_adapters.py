@@ -14,6 +14,7 @@ from crdt_merge_protocol.adapters import (
     judge_specs,
     read_adapter_header,
     read_layout,
+    saved_name,
     schema_specs,
 )
 from crdt_merge_protocol.blobs import Schema, TensorSpec
@@ -152,3 +153,25 @@ def test_rules_are_written_as_they_are_read() -> None:
     for wrong in ({"lora.x": "1"}, {"lora.output": "gif"}, {"lora.rank_max": "5000"}):
         with pytest.raises(ResolveError):
             adapter_rules(wrong)
+
+
+def test_tensors_that_peft_wraps_have_the_names_of_the_base() -> None:
+    saved = {
+        "m.base_layer.bias": (6,),
+        "norm.bias": (4,),
+        "head.modules_to_save.bias": (3,),
+        "head.original_module.bias": (3,),
+        "score.weight": (2,),
+        "score.modules_to_save.weight": (2,),
+    }
+    specs = [TensorSpec(name=f"{PREFIX}{name}", dtype="F32", shape=shape) for name, shape in saved.items()]
+    others = read_layout([*pair(), *specs]).others
+
+    assert {name: spec.name.removeprefix(PREFIX) for name, spec in others.items()} == {
+        "head.bias": "head.modules_to_save.bias",
+        "m.bias": "m.base_layer.bias",
+        "norm.bias": "norm.bias",
+        "score.weight": "score.weight",
+    }
+    assert saved_name("m.bias", {"m"}) == f"{PREFIX}m.base_layer.bias"
+    assert saved_name("norm.bias", {"m"}) == f"{PREFIX}norm.bias"
