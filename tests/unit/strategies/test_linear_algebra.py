@@ -92,6 +92,27 @@ def test_singular_values_agree_with_lapack(name):
     )
 
 
+@pytest.mark.parametrize("name", MATRICES)
+def test_lapacks_vectors_make_the_matrix_too_whether_or_not_it_may_be_squared(name):
+    matrix = MATRICES[name]
+    found = svd(matrix, is_exact=False)
+    scale = max(np.abs(matrix).max(), 5e-324)
+
+    np.testing.assert_allclose(found.u.T @ found.u, np.eye(min(matrix.shape)), atol=2.0**-32)
+    np.testing.assert_allclose(found.vt @ found.vt.T, np.eye(min(matrix.shape)), atol=2.0**-32)
+    np.testing.assert_allclose((found.u * (found.s / scale)) @ found.vt, matrix / scale, atol=1e-13)
+
+
+def test_small_singular_values_keep_their_digits_where_squares_would_lose_them():
+    turn, other = (householder_qr(random(20, 20, key=key))[0] for key in (1, 2))
+    for last in (1e-3, 1e-6, 1e-12):
+        expected = np.append(np.linspace(1.0, 0.5, 19), last)
+        matrix = (turn * expected) @ other
+        for is_exact in (True, False):
+            np.testing.assert_allclose(singular_values(matrix, is_exact=is_exact), expected, rtol=1e-3)
+            np.testing.assert_allclose(svd(matrix, is_exact=is_exact).s, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("is_exact", [True, False])
 def test_the_largest_entry_of_a_left_vector_is_positive_and_the_first_of_equals_counts(is_exact):
     found = svd(random(15, 11), is_exact=is_exact)

@@ -150,3 +150,25 @@ def test_large_systems_are_tolerant_and_right(monkeypatch):
     assert (exact.decisions["determinism"], tolerant.decisions["determinism"]) == ("bitwise", "fp_tolerant")
     np.testing.assert_allclose(tolerant.tensors["w"], exact.tensors["w"], rtol=1e-12)
     assert merged(models, used, {"a": "0"}).decisions["determinism"] == "bitwise"
+
+
+def test_what_lapack_says_of_a_system_is_believed_only_if_rounding_could_not_change_it():
+    rng = np.random.default_rng(8)
+    inputs = rng.normal(size=(90, 40)) * np.logspace(0, -60, 40)
+    assert regmean._is_far_from_singular(inputs.T @ inputs)  # Its diagonal alone is of many scales.
+
+    believed = []
+    for power in range(30):
+        system = 0.5 * (np.ones((20, 20)) + 10.0**-power * np.eye(20))
+        try:
+            regmean.cholesky(system)
+            is_positive = True
+        except regmean.NotPositiveError:
+            is_positive = False
+        believed.append(regmean._is_far_from_singular(system))
+        assert is_positive or not believed[-1]
+        assert regmean._is_positive(4.0 * system, is_small=True) == is_positive
+    assert believed[:10] == [True] * 10
+    assert not any(believed[13:])
+    for system in (np.zeros((3, 3)), -np.eye(2), np.diag([1.0, 2.0**-600])):
+        assert not regmean._is_far_from_singular(system)
