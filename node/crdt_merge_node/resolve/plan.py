@@ -51,6 +51,8 @@ from .tensor_keys import take_over
 SEED_RULE: Final = "root"
 INLINE_BYTES_MAX: Final = 32 * MIB
 """Input up to this size is merged in this process: two workers take a quarter of a second to start."""
+_COPY_SHARE: Final = 4
+"""A byte that is copied from an earlier output is so much less work than one that is merged."""
 _NAMED_MAX: Final = 8
 
 
@@ -132,8 +134,9 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     tensors, warnings = _plan_tensors(job, uses_base=strategy.uses_base(context))
     tensors, reuse = take_over(job, strategy, context, add_parts(job, strategy, context, tensors))
     header, _ = layout(tensor.spec for tensor in tensors)
-    read_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor))
-    wanted = job.workers if job.workers is not None else (0 if read_bytes <= INLINE_BYTES_MAX else cores)
+    copied = reuse.nbytes - reuse.nbytes // _COPY_SHARE
+    work_bytes = sum(source.nbytes for tensor in tensors for source in all_sources_of(tensor)) - copied
+    wanted = job.workers if job.workers is not None else (0 if work_bytes <= INLINE_BYTES_MAX else cores)
     elements = sum(tensor.spec.numel * len(tensor.streams) for tensor in tensors if tensor.index >= 0)
     read = elements * (strategy.pass_count(context) + 1)
     share = share_memory(

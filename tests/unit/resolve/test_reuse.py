@@ -19,6 +19,7 @@ from crdt_merge_node.resolve import (
 )
 from crdt_merge_node.resolve.earlier import read_earlier
 from crdt_merge_node.resolve.job import ModelInput
+from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.remembered import RESULTS_MAX
 from crdt_merge_protocol.strategies.spherical import Slerp
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES
@@ -80,6 +81,21 @@ def test_the_plan_says_how_much_would_be_taken_over(tmp_path: Path) -> None:
 
     assert (found.reused_tensors, found.merged_tensors) == (len(FLOATS) - 1, 1)
     assert estimate_job(job).reused_tensors == 0
+
+
+def test_workers_are_started_for_what_is_computed_not_for_what_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MEAN.resolve(tmp_path / "out", fs=FS)
+    job = MEAN.job()
+    read_bytes = 2 * estimate_job(job).output_bytes
+    monkeypatch.setattr("crdt_merge_node.resolve.plan.INLINE_BYTES_MAX", read_bytes // 4)
+    workers = [
+        make_plan(replace(job, earlier=earlier), cores=2).workers
+        for earlier in ({}, read_earlier(FS, tmp_path / "out"))
+    ]
+
+    assert workers == [2, 0]
 
 
 def test_parameters_of_one_tensor_cost_one_tensor(tmp_path: Path) -> None:
