@@ -21,6 +21,7 @@ from crdt_merge_protocol.canonical import digest, encode
 
 from .artefacts import SCOPES
 from .delegation import FALLBACK
+from .parameters import Table
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.blobs import TensorSpec
@@ -106,9 +107,10 @@ def depends(
         ),
         seed,
     )
+    tables = [name for name in names if isinstance(context.params[name], Table)]
     terms = []
     for i in positions:
-        own = {name: _plain(context.value(name, tensor_index, i)) for name in names}
+        own = {name: _plain(context.value(name, tensor_index, i)) for name in tables}
         values = tuple(item for item in own.items() if item[1] != for_all[item[0]])
         headers = tuple(_header(context, type_, i, tensor_index) for type_ in types)
         drawn = context.digests[i] if is_drawn else b""
@@ -167,7 +169,7 @@ def tensor_key(
         "crdt-merge/tensor-key/1",
         encode((spec.name, spec.dtype, spec.shape, stored_as)),
         encode(found.common),
-        *(encode(term) for term in terms),
+        encode(terms),
         encode(rest),
     )
 
