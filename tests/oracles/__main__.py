@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from . import adapters, fusion, methods, numerics
+from . import adapter_files, adapters, fusion, methods, numerics
 
 
 def main(arguments: list[str]) -> int:
     """Compare with every other implementation; the argument is a seed. Return 0 if all agree."""
     seed = int(arguments[0]) if arguments else 1
     problems: list[str] = []
-    for compare in (methods.compare, adapters.compare, fusion.compare, numerics.compare):
+    for compare in (
+        methods.compare,
+        adapters.compare,
+        adapter_files.compare,
+        fusion.compare,
+        numerics.compare,
+    ):
         found, report = compare(seed)
         problems += found
         sys.stdout.write(f"{report}\n")
