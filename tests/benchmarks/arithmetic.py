@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class Arithmetic:
             for index, found in enumerate(streams):
                 if not strategy.needs(context, state, pass_no, index):
                     continue
-                for block in self._blocks(index, found, arrays):
+                for block in self._blocks(index, found, arrays, self._looks(state, pass_no, index)):
                     partials.append((block.key, strategy.observe(context, state, pass_no, block)))
                     if len(partials) >= PARTIALS_MAX:
                         partials = strategy.compact(context, pass_no, partials)
@@ -69,7 +69,7 @@ class Arithmetic:
         for index, (spec, found) in enumerate(zip(context.specs, streams, strict=True)):
             merged = output[spec.name] = np.empty(spec.numel, np.float32)
             form = strategy.linear_form(context, state, index)
-            for block in self._blocks(index, found, arrays):
+            for block in self._blocks(index, found, arrays, [(0, spec.numel)]):
                 target = merged[block.start : block.stop]
                 if not self._combine(block, form, target):
                     target[:] = encode_array("F32", strategy.merge(context, state, block), "saturate")[0]
@@ -95,15 +95,27 @@ class Arithmetic:
             found.append((values if want.is_aligned else values.astype(np.float64), want.is_aligned))
         return found
 
+    def _looks(self, state: Any, pass_no: int, index: int) -> Iterable[tuple[int, int]]:
+        """Return the ranges of a tensor that a pass has to see."""
+        span = 0, self._context.specs[index].numel
+        if self._strategy.granularity(self._context, index) != "elements":
+            return [span]
+        return self._strategy.looks_at(self._context, state, pass_no, index, span)
+
     def _blocks(
-        self, index: int, streams: Sequence[Stream], arrays: dict[int, npt.NDArray[np.float64]]
+        self,
+        index: int,
+        streams: Sequence[Stream],
+        arrays: dict[int, npt.NDArray[np.float64]],
+        spans: Iterable[tuple[int, int]],
     ) -> Iterator[Block]:
-        numel = self._context.specs[index].numel
         step = self._step(index)
         count = len(self._sources)
         is_kept = current() is not None and self._strategy.granularity(self._context, index) == "elements"
-        for start in range(0, numel, step):
-            part = slice(start, min(start + step, numel))
+        parts = (
+            slice(start, min(start + step, end)) for begin, end in spans for start in range(begin, end, step)
+        )
+        for part in parts:
             rest = [
                 _decoded(values[part], arrays, number) if is_aligned else values
                 for number, (values, is_aligned) in enumerate(streams)

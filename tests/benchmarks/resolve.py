@@ -10,7 +10,7 @@ durably.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class Arithmetic:
         for pass_no in range(self._strategy.pass_count(context)):
             partials: list[tuple[Key, Any]] = []
             if self._strategy.needs(context, state, pass_no, 0):
-                for block in self._blocks():
+                for block in self._blocks(pass_no, state):
                     partials.append((block.key, self._strategy.observe(context, state, pass_no, block)))
                     if len(partials) >= PARTIALS_MAX:
                         partials = self._strategy.compact(context, pass_no, partials)
@@ -166,9 +166,17 @@ class Arithmetic:
             stored, _ = encode_array("F32", merged, "saturate")
             self._output[block.start : block.stop] = stored
 
-    def _blocks(self) -> Iterator[Block]:
-        for start in range(0, self._elements, BLOCK_ELEMENTS):
-            stop = min(start + BLOCK_ELEMENTS, self._elements)
+    def _ranges(self, pass_no: int | None, state: Any) -> Iterator[tuple[int, int]]:
+        """Yield where blocks begin and end, in a pass or in the merge."""
+        spans: Iterable[tuple[int, int]] = [(0, self._elements)]
+        if pass_no is not None:
+            spans = self._strategy.looks_at(self._context, state, pass_no, 0, (0, self._elements))
+        for begin, end in spans:
+            for start in range(begin, end, BLOCK_ELEMENTS):
+                yield start, min(start + BLOCK_ELEMENTS, end)
+
+    def _blocks(self, pass_no: int | None = None, state: Any = None) -> Iterator[Block]:
+        for start, stop in self._ranges(pass_no, state):
             raw: list[Bytes] = [source[start:stop].data.cast("B") for source in self._sources]
             base = self._decoded(len(raw) - 1, raw.pop()) if self._has_base else None
             inputs: Sequence[Float64Array] = StoredRows("F32", raw, self._decoded)

@@ -29,11 +29,11 @@ WORTH_ELEMENTS: Final = 50_000_000
 0.12 s of processor time; per float32 an average saves 1 ns and TIES 5 ns. See
 protocol/decisions/0005-compiled-loops.md."""
 WORTH_COMPILING_ELEMENTS: Final = 1_000_000_000
-"""The same, from which on they are worth compiling where they are not yet: 15 s, once per user."""
+"""The same, from which on they are worth compiling where they are not yet: 30 s, once per user."""
 CACHE_VARIABLE: Final = "CRDT_MERGE_KERNELS"
 """Where machine code is kept, instead of the user's cache directory; ``off``: there is none."""
 _OFF: Final = "off"
-_COMPILE_TIMEOUT_S: Final = 300
+_COMPILE_TIMEOUT_S: Final = 900
 
 
 def compiled_bytes(elements: int) -> int:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from crdt_merge_protocol.strategies.acceleration import (
     Bytes,
     Contest,
+    Digits,
+    Draw,
     Gain,
     Mask,
     Patterns,
@@ -30,10 +32,11 @@ _MERGES: Final = {"mean": 1, "sum": 2, "max": 3}
 _MEAN_COUNTED: Final = 0
 _POWERS: Final = {"0.5": 0, "1": 1, "2": 2}
 _LOW: Final = 0xFFFFFFFF
-_CHUNK: Final = 2_048
+_HIGHEST: Final = (1 << 63) - 1
+_CHUNK: Final = 512
 _SCRATCH: Final = 65_536
 """Elements of float64 that every loop may write to."""
-_VOTERS_MAX: Final = _SCRATCH // _CHUNK - 2
+_VOTERS_MAX: Final = _SCRATCH // _CHUNK - 3
 
 Addresses = npt.NDArray[np.int64]
 
@@ -133,44 +136,59 @@ class CompiledAccelerator:
     def count(
         self,
         differences: ScaledDifferences,
-        contribution: int,
-        digits: tuple[int, int, int],
-        histogram: Patterns,
-        gathered: Patterns,
-    ) -> int | None:
-        """Count candidates for a K-th magnitude."""
-        found = self._rows(differences.block, [contribution])
+        contributions: Sequence[int],
+        digits: Sequence[Digits],
+        histograms: Sequence[Patterns],
+        gathered: Sequence[Patterns],
+    ) -> list[tuple[int, int]] | None:
+        """Count candidates for K-th magnitudes."""
+        found = self._rows(differences.block, contributions)
         base = differences.block.base
         if found is None or base is None or not _is_plain(base):
             return None
-        kind, (row,), _keepers = found
-        mask, scale = differences.mask(contribution), differences.scale(contribution)
-        where = row, kind, _address(base), 0 if mask is None else _address(mask), float(scale), base.size
-        return self._count(where, digits, histogram, gathered)
+        dtype, rows, _keepers = found
+        masks = [differences.mask(i) for i in contributions]
+        dropped = [0 if mask is None else _address(mask) for mask in masks]
+        scales = [differences.scale(i) for i in contributions]
+        where = rows, _address(base), dropped, scales, base.size
+        return self._count(dtype, where, digits, histograms, gathered)
 
     def count_values(
-        self, values: Float64Array, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns
-    ) -> int:
+        self, values: Float64Array, digits: Digits, histogram: Patterns, gathered: Patterns
+    ) -> tuple[int, int]:
         """Count candidates among magnitudes."""
-        where = _address(values), _KINDS["F64"], 0, 0, 1.0, values.size
-        return self._count(where, digits, histogram, gathered)
+        where = [_address(values)], 0, [0], [1.0], values.size
+        return self._count("F64", where, [digits], [histogram], [gathered])[0]
 
     def _count(
         self,
-        where: tuple[int, int, int, int, float, int],
-        digits: tuple[int, int, int],
-        histogram: Patterns,
-        gathered: Patterns,
-    ) -> int:
-        return self._code["count"](
-            *where,
-            *digits,
-            _address(histogram),
-            histogram.size,
-            _address(gathered),
-            gathered.size,
+        dtype: str,
+        where: tuple[list[int], int, list[int], list[float], int],
+        digits: Sequence[Digits],
+        histograms: Sequence[Patterns],
+        gathered: Sequence[Patterns],
+    ) -> list[tuple[int, int]]:
+        rows, base, dropped, scales, size = where
+        places = [list(map(_address, histograms)), list(map(_address, gathered))]
+        addresses = np.array([rows, dropped, *places], np.int64)
+        factors = np.array(scales, np.float64)
+        ranges = np.array([(d.low, min(d.high, _HIGHEST), d.shift, d.bins) for d in digits], np.int64)
+        results = np.zeros((len(rows), 2), np.int64)
+        self._code[f"count_{dtype}"](
+            _address(addresses[0]),
+            len(rows),
+            base,
+            _address(addresses[1]),
+            _address(factors),
+            size,
+            _address(ranges),
+            _address(addresses[2]),
+            _address(addresses[3]),
+            min(each.size for each in gathered),
+            _address(results),
             self._scratch,
         )
+        return [(found, above) for found, above in results.tolist()]
 
     def elect(
         self,
@@ -200,7 +218,7 @@ class CompiledAccelerator:
         base = differences.block.base
         if found is None or base is None or not _is_plain(base) or len(voting) > _VOTERS_MAX:
             return None
-        kind, rows, _keepers = found
+        dtype, rows, _keepers = found
         masks = [differences.mask(i) for i in voting]
         integers = np.array(
             [rows, [0 if mask is None else _address(mask) for mask in masks], contest.beyond], np.int64
@@ -209,10 +227,9 @@ class CompiledAccelerator:
             [[differences.scale(i) for i in voting], contest.thresholds, contest.weights], np.float64
         )
         is_counted = contest.merge == "mean" and set(contest.weights) == {1.0}
-        return self._code["elect"](
+        return self._code[f"elect_{dtype}"](
             _address(integers[0]),
             len(voting),
-            kind,
             _address(base),
             _address(integers[1]),
             _address(numbers[0]),
@@ -229,6 +246,36 @@ class CompiledAccelerator:
             base.size,
             self._scratch,
         )
+
+    def drop(
+        self, block: Block, draws: Sequence[Draw | None], coefficients: Sequence[float], out: Float64Array
+    ) -> bool:
+        """Write the base plus the sum of what is kept."""
+        wanted = [i for i, coefficient in enumerate(coefficients) if coefficient != 0.0]
+        found, base = self._rows(block, wanted), block.base
+        if found is None or base is None or not _is_plain(base):
+            return False
+        dtype, rows, _keepers = found
+        chosen = [draws[i] for i in wanted]
+        keys = np.frombuffer(b"".join(bytes(16) if each is None else each.key for each in chosen), "<i8")
+        bounds = np.array([0 if each is None else each.bound for each in chosen], np.uint64)
+        addresses = np.array([rows, [each is not None for each in chosen]], np.int64)
+        factors = np.array([coefficients[i] for i in wanted], np.float64)
+        self._code[f"drop_{dtype}"](
+            _address(addresses[0]),
+            len(rows),
+            _address(base),
+            _address(keys),
+            _address(bounds),
+            _address(addresses[1]),
+            _address(factors),
+            block.start,
+            out.size,
+            _address(out),
+            self._scratch,
+            _LOW,
+        )
+        return True
 
     def add_gain(
         self, values: Float64Array, fisher: Float64Array, gain: Gain, total: Float64Array, out: Float64Array
@@ -289,16 +336,16 @@ class CompiledAccelerator:
         self._code["draw"](low, high, start, 0, out.size, _address(out), self._scratch, _LOW)
         return True
 
-    def _rows(self, block: Block, wanted: Sequence[int]) -> tuple[int, list[int], list[Any]] | None:
-        """Return the kind of inputs, their addresses, and what keeps them alive."""
+    def _rows(self, block: Block, wanted: Sequence[int]) -> tuple[str, list[int], list[Any]] | None:
+        """Return the element type of inputs, their addresses, and what keeps them alive."""
         inputs = block.inputs
-        if isinstance(inputs, StoredRows) and inputs.dtype in self._decodes:
+        if isinstance(inputs, StoredRows) and f"elect_{inputs.dtype}" in self._code:
             dtype, arrays = inputs.dtype, [_bytes_of(inputs.raw[i], inputs.dtype) for i in wanted]
         else:
             dtype, arrays = "F64", [inputs[i] for i in wanted]
         if not all(map(_is_plain, arrays)):
             return None
-        return _KINDS[dtype], [_address(array) for array in arrays], arrays
+        return dtype, [_address(array) for array in arrays], arrays
 
 
 def _bytes_of(row: Any, dtype: str) -> npt.NDArray[Any]:

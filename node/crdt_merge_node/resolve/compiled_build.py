@@ -15,11 +15,11 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-from . import compiled_draws, compiled_elections, compiled_means, compiled_sums
+from . import compiled_counts, compiled_draws, compiled_elections, compiled_means, compiled_sums
 from .compiled_code import PREFIX, host_machine
 from .compiled_emitted import ENTRIES, signature
 
-MODULES = (compiled_draws, compiled_elections, compiled_means, compiled_sums)
+MODULES = (compiled_counts, compiled_draws, compiled_elections, compiled_means, compiled_sums)
 """Importing them has filled ENTRIES."""
 _NOTHING_OWNED = "define void @NRT_MemInfo_call_dtor(i8* %0) { ret void }"
 """Arrays at addresses own no memory, so what numba calls to free it is never reached."""

@@ -1,9 +1,13 @@
-"""Counting, trimming and electing as loops: the operations of numpy, in its order."""
+"""Trimming and electing as loops: the operations of numpy, in its order."""
 
-# ruff: noqa: PLR0917 - compiled functions take their arguments by position.
+# ruff: noqa: C901, PLR0917 - compiled functions take their arguments by position, and those that make
+# them for an element type hold all of them.
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
+
+import numpy as np
 
 from .compiled_emitted import (
     CHUNK,
@@ -11,180 +15,31 @@ from .compiled_emitted import (
     bits,
     compiled,
     doubles,
-    entry,
+    entry_for,
     from_bits,
     integers,
-    load_bf16,
-    load_f32,
     load_f64,
     load_flag,
 )
-from .compiled_sums import AS_BF16, AS_F16, AS_F32, HAS_HALF
+from .compiled_lanes import (
+    either,
+    lanes_f64,
+    lanes_flag,
+    magnitudes,
+    numbers_of,
+    ones_where,
+    put,
+    spread,
+    spread_long,
+    sum_of_longs,
+)
+from .compiled_sums import DIFFERING, LANES, LOADS
 
 MEAN_COUNTED, MEAN_WEIGHTED, SUM, MAX = 0, 1, 2, 3
 WIDTH: Final = 8 * CHUNK
 """Bytes of a chunk of float64."""
-ALL: Final = 63
-ABSOLUTE: Final = 0x7FFFFFFFFFFFFFFF
-
-if HAS_HALF:
-    from .compiled_emitted import load_f16
-else:
-    load_f16 = load_bf16  # Nobody asks for it: see ``compiled.py``.
-
-
-def _make_patterns(load: Any) -> Any:
-    """Return the loop that writes the bits of the magnitudes of one chunk's differences."""
-
-    @compiled
-    def patterns_of(row: int, base: int, mask: int, scale: float, start: int, n: int, out: Array) -> None:
-        if base == 0:
-            for i in range(n):
-                out[i] = bits(load(row, start + i)) & ABSOLUTE
-        elif mask == 0:
-            for i in range(n):
-                value = load(row, start + i) - load_f64(base, start + i)
-                out[i] = bits(value * scale) & ABSOLUTE
-        else:
-            for i in range(n):
-                value = load(row, start + i) - load_f64(base, start + i)
-                out[i] = bits(value * load_flag(mask, start + i) * scale) & ABSOLUTE
-
-    return patterns_of
-
-
-_patterns_f64, _patterns_f32 = _make_patterns(load_f64), _make_patterns(load_f32)
-_patterns_bf16, _patterns_f16 = _make_patterns(load_bf16), _make_patterns(load_f16)
-
-
-@compiled
-def _patterns(
-    kind: int, row: int, base: int, mask: int, scale: float, start: int, n: int, out: Array
-) -> None:
-    if kind == AS_F32:
-        _patterns_f32(row, base, mask, scale, start, n, out)
-    elif kind == AS_BF16:
-        _patterns_bf16(row, base, mask, scale, start, n, out)
-    elif kind == AS_F16:
-        _patterns_f16(row, base, mask, scale, start, n, out)
-    else:
-        _patterns_f64(row, base, mask, scale, start, n, out)
-
-
-@compiled
-def _narrow(patterns: Array, prefix: int, above: int, n: int) -> int:
-    """Move those whose bits from ``above`` on are ``prefix`` to the front; return how many there are."""
-    found = 0
-    for i in range(n):
-        pattern = patterns[i]
-        patterns[found] = pattern
-        found += 1 if (pattern >> above) == prefix else 0
-    return found
-
-
-@entry("iiiidiiiiiiiii")
-def count(
-    row: int,
-    kind: int,
-    base: int,
-    mask: int,
-    scale: float,
-    size: int,
-    prefix: int,
-    above: int,
-    shift: int,
-    histogram: int,
-    bins: int,
-    gathered: int,
-    room: int,
-    scratch: int,
-) -> int:
-    """Count, by digit, the magnitudes of differences whose bits from ``above`` on are ``prefix``.
-
-    ``above`` 63: all are candidates. The first of them are gathered as well. Returns how many there are.
-    """
-    patterns = integers(scratch, CHUNK)
-    counts, first = integers(histogram, bins), integers(gathered, room)
-    digit_mask = bins - 1
-    found = 0
-    for start in range(0, size, CHUNK):
-        candidates = min(CHUNK, size - start)
-        _patterns(kind, row, base, mask, scale, start, candidates, patterns)
-        if above != ALL:
-            candidates = _narrow(patterns, prefix, above, candidates)
-        for i in range(candidates):
-            counts[(patterns[i] >> shift) & digit_mask] += 1
-        for i in range(min(candidates, room - found)):
-            first[found + i] = patterns[i]
-        found += candidates
-    return found
-
-
-def _make_ballot(load: Any) -> Any:
-    """Return the loop that makes one voter's trimmed differences of a chunk and adds up the votes."""
-
-    @compiled
-    def ballot(
-        row: int,
-        base: int,
-        mask: int,
-        scale: float,
-        threshold: float,
-        start: int,
-        n: int,
-        values: Array,
-        is_first: bool,
-        total: Array,
-    ) -> None:
-        if mask != 0:
-            for i in range(n):
-                value = load(row, start + i) - load_f64(base, start + i)
-                value = value * load_flag(mask, start + i) * scale
-                value *= 1.0 if abs(value) >= threshold else 0.0
-                values[i] = value
-                total[i] = value if is_first else total[i] + value
-        elif is_first:
-            for i in range(n):
-                value = (load(row, start + i) - load_f64(base, start + i)) * scale
-                value *= 1.0 if abs(value) >= threshold else 0.0
-                values[i] = value
-                total[i] = value
-        else:
-            for i in range(n):
-                value = (load(row, start + i) - load_f64(base, start + i)) * scale
-                value *= 1.0 if abs(value) >= threshold else 0.0
-                values[i] = value
-                total[i] += value
-
-    return ballot
-
-
-_ballot_f64, _ballot_f32, _ballot_bf16 = map(_make_ballot, (load_f64, load_f32, load_bf16))
-_ballot_f16 = _make_ballot(load_f16)
-
-
-@compiled
-def _ballot(
-    kind: int,
-    row: int,
-    base: int,
-    mask: int,
-    scale: float,
-    threshold: float,
-    start: int,
-    n: int,
-    values: Array,
-    is_first: bool,
-    total: Array,
-) -> None:
-    if kind == AS_F32:
-        _ballot_f32(row, base, mask, scale, threshold, start, n, values, is_first, total)
-    elif kind == AS_BF16:
-        _ballot_bf16(row, base, mask, scale, threshold, start, n, values, is_first, total)
-    elif kind == AS_F16:
-        _ballot_f16(row, base, mask, scale, threshold, start, n, values, is_first, total)
-    else:
-        _ballot_f64(row, base, mask, scale, threshold, start, n, values, is_first, total)
+BELOW_ZERO: Final = -0x7FFFFFFFFFFFFFFF
+"""Bits of the greatest number below zero."""
 
 
 @compiled
@@ -228,16 +83,6 @@ def _agree(
 
 
 @compiled
-def _agree_alike(values: Array, others: Array, sign: Array, n: int, out: Array, shares: Array) -> None:
-    """Do so for two voters whose weights are one."""
-    for i in range(n):
-        one = 1.0 if values[i] * sign[i] > 0 else 0.0
-        other = 1.0 if others[i] * sign[i] > 0 else 0.0
-        shares[i] = (shares[i] + one) + other
-        out[i] = (out[i] + values[i] * one) + others[i] * other
-
-
-@compiled
 def _outdo(values: Array, sign: Array, n: int, out: Array) -> None:
     """Replace by one voter's values, where they have the elected sign, what is smaller."""
     for i in range(n):
@@ -250,15 +95,10 @@ def _merge_agreeing(
     place: int, weights: Array, is_weighted: int, merge: int, sign: Array, n: int, out: Array, shares: Array
 ) -> None:
     """Write the merged values, of which a voter's chunk is at every CHUNK float64 from ``place`` on."""
-    k = weights.size
     for i in range(n):
         out[i] = 0.0
         shares[i] = 0.0
-    first = k - k % 2 if merge == MEAN_COUNTED else 0
-    for v in range(0, first, 2):
-        mine, others = doubles(place + WIDTH * v, CHUNK), doubles(place + WIDTH * (v + 1), CHUNK)
-        _agree_alike(mine, others, sign, n, out, shares)
-    for v in range(first, k):
+    for v in range(weights.size):
         mine = doubles(place + WIDTH * v, CHUNK)
         if merge == MAX:
             _outdo(mine, sign, n, out)
@@ -270,97 +110,262 @@ def _merge_agreeing(
             out[i] /= shares[i] + (1.0 if shares[i] == 0 else 0.0)
 
 
-@compiled
-def _ballots(
-    kind: int,
-    rows: Array,
-    base: int,
-    masks: Array,
-    scales: Array,
-    thresholds: Array,
-    beyond: Array,
-    start: int,
-    n: int,
-    place: int,
-    total: Array,
-) -> None:
-    """Write what voters' chunks are after dropping and trimming, and the sums of their votes."""
-    for v in range(rows.size):
-        mine, is_first = doubles(place + WIDTH * v, CHUNK), v == 0
-        row, mask, scale, limit = rows[v], masks[v], scales[v], thresholds[v]
-        # Up to ``cut`` stays what equals the threshold, behind it what is above.
-        cut = min(max(beyond[v] - start, 0), n) if limit >= 0 else n
-        _ballot(kind, row, base, mask, scale, limit, start, cut, mine, is_first, total)
-        if cut < n:
-            limit = _above(limit)
-            behind, votes = mine[cut:], total[cut:]
-            _ballot(kind, row, base, mask, scale, limit, start + cut, n - cut, behind, is_first, votes)
+def _make_lanes_election(lanes: Any) -> tuple[Any, Any]:
+    """Return the loops that merge and count eight elements at a time, for votes by values."""
+
+    @compiled
+    def vote(
+        rows: Array, base: int, masks: Array, scales: Array, limits: Array, weights: Array,
+        is_weighted: int, i: int, place: int,
+    ) -> Any:  # fmt: skip
+        """Write eight trimmed differences of each voter and return the sums of the votes."""
+        origin, total = lanes_f64(base, i), spread(0.0)
+        for v in range(rows.size):
+            value = lanes(rows[v], i) - origin
+            if masks[v] != 0:
+                value = value * lanes_flag(masks[v], i)
+            value = value * spread(scales[v])
+            value = value * ones_where(magnitudes(value) >= spread(limits[v]))
+            if is_weighted:
+                value = value * spread(weights[v])
+            put(place, 8 * v, value)
+            total = total + value
+        return total
+
+    @compiled
+    def merge_lanes(
+        rows: Array, base: int, masks: Array, scales: Array, limits: Array, weights: Array,
+        is_weighted: int, merge: int, majority: float, scale: float, start: int, n: int, out: int, place: int,
+    ) -> None:  # fmt: skip
+        # At least zero is above the greatest number below zero.
+        bar = spread(from_bits(BELOW_ZERO) if majority > 0 else 0.0)
+        zero, one, minus = spread(0.0), spread(1.0), spread(-1.0)
+        for i in range(start, start + n, 8):
+            total = vote(rows, base, masks, scales, limits, weights, is_weighted, i, place)
+            sign = either(total > bar, one, minus)
+            merged, shares = zero, zero
+            for v in range(rows.size):
+                value = lanes_f64(place, 8 * v)
+                agrees = ones_where(value * sign > zero)
+                value = value * agrees
+                if merge != MEAN_COUNTED:
+                    agrees = agrees * spread(weights[v])
+                    if not is_weighted:
+                        value = value * spread(weights[v])
+                shares = shares + agrees
+                merged = merged + value
+            if merge != SUM:
+                merged = merged / (shares + ones_where(shares == zero))
+            put(out, i, merged * spread(scale) + lanes_f64(base, i))
+
+    @compiled
+    def balance_lanes(
+        rows: Array, base: int, masks: Array, scales: Array, limits: Array, weights: Array,
+        is_weighted: int, start: int, n: int, place: int,
+    ) -> Any:  # fmt: skip
+        zero, balance = spread(0.0), spread_long(0)
+        for i in range(start, start + n, 8):
+            total = vote(rows, base, masks, scales, limits, weights, is_weighted, i, place)
+            balance = balance + numbers_of(total > zero) - numbers_of(total < zero)
+        return sum_of_longs(balance)
+
+    return merge_lanes, balance_lanes
 
 
-@entry("iiiiiiiiiiiiddiiii")
-def elect(
-    rows: int,
-    k: int,
-    kind: int,
-    base: int,
-    masks: int,
-    scales: int,
-    thresholds: int,
-    beyond: int,
-    weights: int,
-    is_weighted: int,
-    by_count: int,
-    merge: int,
-    majority: float,
-    scale: float,
-    is_counting: int,
-    out: int,
-    size: int,
-    scratch: int,
-) -> int:
-    """Trim, elect signs and merge what agrees, for one block; or only count the elected signs.
+def _make_plain_election(lanes: Any) -> tuple[Any, Any]:
+    """Return the same loops for up to four voters that are alike, whose values stay in registers.
 
-    Args:
-        rows: Where the addresses of the voters' elements are.
-        k: Number of voters.
-        kind: Of their elements.
-        base: Address of the base, float64.
-        masks: Where the addresses are of what dropping leaves, one byte per element; 0: all.
-        scales: Where is what differences are multiplied by, float64.
-        thresholds: Where the K-th magnitudes are, float64; below zero: nothing is trimmed.
-        beyond: Where is, per voter, from which element on what equals the threshold goes too.
-        weights: Where they are, float64, positive.
-        is_weighted: Weights count in the election.
-        by_count: One vote each, instead of the values.
-        merge: How what agrees is merged.
-        majority: The sign where votes cancel out.
-        scale: Of the merged difference.
-        is_counting: Only count.
-        out: Address of ``size`` float64.
-        size: Elements.
-        scratch: Room for (k + 2) * CHUNK float64.
-
-    Returns:
-        How many more elements were elected positive than negative.
+    Nothing is dropped or scaled before, and what agrees is averaged. What is trimmed becomes +0, not -0,
+    which no sum can tell apart.
     """
-    addresses, dropped, lasts = integers(rows, k), integers(masks, k), integers(beyond, k)
-    factors, limits, shares_of = doubles(scales, k), doubles(thresholds, k), doubles(weights, k)
-    total, shares, place = doubles(scratch, CHUNK), doubles(scratch + WIDTH, CHUNK), scratch + 2 * WIDTH
-    balance = 0
-    for start in range(0, size, CHUNK):
-        n = min(CHUNK, size - start)
-        _ballots(kind, addresses, base, dropped, factors, limits, lasts, start, n, place, total)
+
+    @compiled
+    def trimmed(row: int, i: int, origin: Any, limit: Any) -> Any:
+        value = lanes(row, i) - origin
+        return either(magnitudes(value) >= limit, value, spread(0.0))
+
+    @compiled
+    def limit_of(limits: Array, v: int) -> Any:
+        """Return what a voter's magnitudes have to reach; of who is not there, nothing does."""
+        return spread(limits[v] if v < limits.size else np.inf)
+
+    @compiled
+    def merge_plain(
+        rows: Array, base: int, limits: Array, majority: float, scale: float, start: int, n: int, out: int
+    ) -> None:
+        last, zero, one, minus = rows.size - 1, spread(0.0), spread(1.0), spread(-1.0)
+        a, b, c, d = rows[0], rows[min(1, last)], rows[min(2, last)], rows[min(3, last)]
+        e, f, g, h = limit_of(limits, 0), limit_of(limits, 1), limit_of(limits, 2), limit_of(limits, 3)
+        # At least zero is above the greatest number below zero.
+        bar, factor = spread(from_bits(BELOW_ZERO) if majority > 0 else 0.0), spread(scale)
+        for i in range(start, start + n, 8):
+            origin = lanes_f64(base, i)
+            p, q = trimmed(a, i, origin, e), trimmed(b, i, origin, f)
+            r, s = trimmed(c, i, origin, g), trimmed(d, i, origin, h)
+            sign = either(((p + q) + r) + s > bar, one, minus)
+            does, shares, merged = p * sign > zero, zero, zero
+            shares, merged = either(does, one, zero), either(does, p, zero)
+            does = q * sign > zero
+            shares, merged = either(does, shares + one, shares), either(does, merged + q, merged)
+            does = r * sign > zero
+            shares, merged = either(does, shares + one, shares), either(does, merged + r, merged)
+            does = s * sign > zero
+            shares, merged = either(does, shares + one, shares), either(does, merged + s, merged)
+            # One of the rest: an element that nobody has a say in is divided by one.
+            merged = merged / either(shares > one, shares, one)
+            put(out, i, merged * factor + origin)
+
+    @compiled
+    def balance_plain(rows: Array, base: int, limits: Array, start: int, n: int) -> Any:
+        last, zero, balance = rows.size - 1, spread(0.0), spread_long(0)
+        a, b, c, d = rows[0], rows[min(1, last)], rows[min(2, last)], rows[min(3, last)]
+        e, f, g, h = limit_of(limits, 0), limit_of(limits, 1), limit_of(limits, 2), limit_of(limits, 3)
+        for i in range(start, start + n, 8):
+            origin = lanes_f64(base, i)
+            p, q = trimmed(a, i, origin, e), trimmed(b, i, origin, f)
+            r, s = trimmed(c, i, origin, g), trimmed(d, i, origin, h)
+            total = ((p + q) + r) + s
+            balance = balance + numbers_of(total > zero) - numbers_of(total < zero)
+        return sum_of_longs(balance)
+
+    return merge_plain, balance_plain
+
+
+@compiled
+def _is_plain(masks: Array, scales: Array, merge: int) -> bool:
+    """Tell whether the loops for a few voters that are alike will do."""
+    is_plain = masks.size <= 4 and merge == MEAN_COUNTED
+    for v in range(masks.size):
+        is_plain = is_plain and masks[v] == 0 and scales[v] == 1.0
+    return is_plain
+
+
+def _make_ballots(load: Any) -> Any:
+    """Return the loop that makes voters' trimmed differences of a chunk and adds up the votes."""
+
+    @compiled
+    def ballots(
+        rows: Array, base: int, masks: Array, scales: Array, limits: Array, start: int, n: int, place: int,
+        total: Array,
+    ) -> None:  # fmt: skip
+        for v in range(rows.size):
+            values, row, mask, scale, limit = (
+                doubles(place + WIDTH * v, CHUNK), rows[v], masks[v], scales[v], limits[v],
+            )  # fmt: skip
+            for i in range(n):
+                value = load(row, start + i) - load_f64(base, start + i)
+                if mask != 0:
+                    value *= load_flag(mask, start + i)
+                value *= scale
+                value *= 1.0 if abs(value) >= limit else 0.0
+                values[i] = value
+                total[i] = total[i] + value if v else value
+
+    return ballots
+
+
+@compiled
+def _limits_from(thresholds: Array, beyond: Array, position: int, size: int, limits: Array) -> int:
+    """Write what each voter's magnitudes have to reach from a position on; return where that changes."""
+    stop = size
+    for v in range(limits.size):
+        limit = thresholds[v]
+        if limit >= 0 and beyond[v] <= position:
+            limit = _above(limit)  # What equals the threshold goes, too.
+        elif limit >= 0:
+            stop = min(stop, beyond[v])
+        limits[v] = limit
+    return stop
+
+
+def _make_elect(load: Any, lanes: Any) -> Callable[..., int]:
+    """Return the loop that trims, elects signs and merges what agrees, for inputs of one element type.
+
+    Its arguments: where the addresses of the voters' elements are; their number; the address of the base,
+    float64; where the addresses are of what dropping leaves, one byte per element, 0 for all; where is what
+    differences are multiplied by; where the K-th magnitudes are, below zero where nothing is trimmed; where
+    is, per voter, from which element on what equals the threshold goes too; where the weights are; whether
+    they count in the election; one vote each instead of the values; how what agrees is merged; the sign where
+    votes cancel out; the scale of the merged difference; whether to count only; the address of the result;
+    its size; room for (k + 3) * CHUNK float64.
+
+    It returns how many more elements were elected positive than negative, if it only counts.
+    """
+    merge_lanes, balance_lanes = _make_lanes_election(lanes)
+    merge_plain, balance_plain = _make_plain_election(lanes)
+    ballots = _make_ballots(load)
+
+    @compiled
+    def elect_chunk(
+        rows: Array, base: int, masks: Array, scales: Array, limits: Array, weights: Array,
+        is_weighted: int, by_count: int, merge: int, majority: float, scale: float, is_counting: int,
+        out: int, start: int, n: int, scratch: int,
+    ) -> Any:  # fmt: skip
+        total, shares, place = doubles(scratch, CHUNK), doubles(scratch + WIDTH, CHUNK), scratch + 2 * WIDTH
+        ballots(rows, base, masks, scales, limits, start, n, place, total)
         if by_count or is_weighted:
-            for v in range(k):
-                weight = shares_of[v] if is_weighted else 1.0
+            for v in range(rows.size):
+                weight = weights[v] if is_weighted else 1.0
                 _revote(doubles(place + WIDTH * v, CHUNK), weight, by_count != 0, v == 0, total, n)
+        balance = 0
         if is_counting:
             for i in range(n):
                 balance += (1 if total[i] > 0 else 0) - (1 if total[i] < 0 else 0)
-            continue
+            return balance
         _elected(total, majority, n)
         merged = doubles(out + 8 * start, n)
-        _merge_agreeing(place, shares_of, is_weighted, merge, total, n, merged, shares)
+        _merge_agreeing(place, weights, is_weighted, merge, total, n, merged, shares)
         for i in range(n):
             merged[i] = merged[i] * scale + load_f64(base, start + i)
-    return balance
+        return balance
+
+    def elect(
+        rows: int, k: int, base: int, masks: int, scales: int, thresholds: int, beyond: int, weights: int,
+        is_weighted: int, by_count: int, merge: int, majority: float, scale: float, is_counting: int,
+        out: int, size: int, scratch: int,
+    ) -> int:  # fmt: skip
+        addresses, dropped, lasts = integers(rows, k), integers(masks, k), integers(beyond, k)
+        factors, shares_of = doubles(scales, k), doubles(weights, k)
+        limits, room = doubles(scratch, k), scratch + WIDTH
+        balance = position = 0
+        while position < size:
+            stop = _limits_from(doubles(thresholds, k), lasts, position, size, limits)
+            if by_count == 0 and merge != MAX:
+                whole = (stop - position) - (stop - position) % 8
+                is_plain = _is_plain(dropped, factors, merge)
+                if is_plain and is_counting:
+                    balance += balance_plain(addresses, base, limits, position, whole)
+                elif is_plain:
+                    merge_plain(addresses, base, limits, majority, scale, position, whole, out)
+                elif is_counting:
+                    balance += balance_lanes(
+                        addresses,
+                        base,
+                        dropped,
+                        factors,
+                        limits,
+                        shares_of,
+                        is_weighted,
+                        position,
+                        whole,
+                        room,
+                    )
+                else:
+                    merge_lanes(
+                        addresses, base, dropped, factors, limits, shares_of, is_weighted, merge, majority,
+                        scale, position, whole, out, room,
+                    )  # fmt: skip
+                position += whole
+            for start in range(position, stop, CHUNK):
+                balance += elect_chunk(
+                    addresses, base, dropped, factors, limits, shares_of, is_weighted, by_count, merge,
+                    majority, scale, is_counting, out, start, min(CHUNK, stop - start), room,
+                )  # fmt: skip
+            position = stop
+        return balance
+
+    return elect
+
+
+for _name in DIFFERING:
+    entry_for(f"elect_{_name}", "iiiiiiiiiiiddiiii", _make_elect(LOADS[_name], LANES[_name]))

@@ -21,8 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Array = npt.NDArray[Any]
 
 carray: Final[Callable[..., Any]] = vars(numba)["carray"]  # Numba's own stubs forget it.
-CHUNK: Final = 2_048
-"""Elements in hand: 16 KiB of float64 stay in the first-level cache."""
+CHUNK: Final = 512
+"""Elements in hand: several times 4 KiB of float64 stay in the first-level cache."""
 ENTRIES: Final[dict[str, tuple[Callable[..., Any], str]]] = {}
 """By name: a function that can be called from outside, and its arguments, ``i`` or ``d`` each."""
 _KINDS: Final = {"i": types.int64, "d": types.float64}

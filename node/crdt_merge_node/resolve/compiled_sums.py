@@ -1,6 +1,7 @@
 """Decoding, encoding, weighted sums and sums over leaves as loops: the operations of numpy, in its order."""
 
-# ruff: noqa: PLR0917 - compiled functions take their arguments by position.
+# ruff: noqa: C901, PLR0917 - compiled functions take their arguments by position, and those that make
+# them for an element type hold all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from .compiled_emitted import (
     upper,
     words,
 )
+from .compiled_lanes import lanes_bf16, lanes_f16, lanes_f32, lanes_f64, put, spread
 
 AS_F64, AS_F32, AS_BF16, AS_F16 = 0, 1, 2, 3
 HAS_HALF: Final = llvm.get_default_triple().startswith("aarch64") or bool(
@@ -38,6 +40,16 @@ HAS_HALF: Final = llvm.get_default_triple().startswith("aarch64") or bool(
 LOADS: Final[dict[str, Any]] = {"F64": load_f64, "F32": load_f32, "BF16": load_bf16} | (
     {"F16": load_f16} if HAS_HALF else {}
 )
+LANES: Final[dict[str, Any]] = {
+    "F64": lanes_f64,
+    "F32": lanes_f32,
+    "BF16": lanes_bf16,
+    "F16": lanes_f16,
+}
+"""The same, of eight elements."""
+DIFFERING: Final = ("F64", "F32", "BF16")
+"""Element types that have loops of their own for what is done with differences. Others are decoded before:
+each takes five seconds to compile."""
 LEAF: Final = 65_536
 
 
@@ -119,60 +131,66 @@ def _make_decode(load: Any) -> Callable[..., int]:
     return decode
 
 
-def _make_adders(load: Any) -> tuple[Any, Any]:
-    """Return the loops that write a row's terms, with or without a base, and that add them."""
+def _make_sums(load: Any, lanes: Any) -> tuple[Any, Any, Any]:
+    """Return the loops that write the sums of the terms of all rows: of four at least, of fewer, of the rest.
+
+    The first two take eight elements at a time, the last one what is left of them.
+    """
 
     @compiled
-    def begin(a: int, base: int, e: float, start: int, n: int, total: Array) -> None:
+    def term(row: int, i: int, base: int, origin: Any, factor: Any) -> Any:
         if base == 0:
-            for i in range(n):
-                total[i] = load(a, start + i) * e
-        else:
-            for i in range(n):
-                total[i] = (load(a, start + i) - load(base, start + i)) * e
+            return lanes(row, i) * factor
+        return (lanes(row, i) - origin) * factor
 
     @compiled
-    def add(a: int, base: int, e: float, start: int, n: int, total: Array) -> None:
-        if base == 0:
-            for i in range(n):
-                total[i] += load(a, start + i) * e
-        else:
-            for i in range(n):
-                total[i] += (load(a, start + i) - load(base, start + i)) * e
-
-    return begin, add
-
-
-def _make_begin_with_four(load: Any) -> Any:
-    """Return the loop that writes the sums of the terms of four rows."""
-
-    @compiled
-    def begin_with_four(rows: Array, base: int, factors: Array, start: int, n: int, total: Array) -> None:
+    def sum_four(rows: Array, base: int, factors: Array, start: int, n: int, out: int) -> None:
         a, b, c, d = rows[0], rows[1], rows[2], rows[3]
-        e, f, g, h = factors[0], factors[1], factors[2], factors[3]
-        if base == 0:
-            for i in range(n):
-                at = start + i
-                value = load(a, at) * e
-                value = value + load(b, at) * f
-                value = value + load(c, at) * g
-                total[i] = value + load(d, at) * h
-        else:
-            for i in range(n):
-                at = start + i
-                origin = load(base, at)
-                value = (load(a, at) - origin) * e
-                value = value + (load(b, at) - origin) * f
-                value = value + (load(c, at) - origin) * g
-                total[i] = value + (load(d, at) - origin) * h
+        e, f, g, h = spread(factors[0]), spread(factors[1]), spread(factors[2]), spread(factors[3])
+        origin = spread(0.0)
+        for i in range(start, start + n, 8):
+            if base != 0:
+                origin = lanes(base, i)
+            total = term(a, i, base, origin, e) + term(b, i, base, origin, f)
+            total = total + term(c, i, base, origin, g)
+            total = total + term(d, i, base, origin, h)
+            for v in range(4, rows.size):
+                total = total + term(rows[v], i, base, origin, spread(factors[v]))
+            if base != 0:
+                total = total + origin
+            put(out, i - start, total)
 
-    return begin_with_four
+    @compiled
+    def sum_few(rows: Array, base: int, factors: Array, start: int, n: int, out: int) -> None:
+        a, e, origin = rows[0], spread(factors[0]), spread(0.0)
+        for i in range(start, start + n, 8):
+            if base != 0:
+                origin = lanes(base, i)
+            total = term(a, i, base, origin, e)
+            for v in range(1, rows.size):
+                total = total + term(rows[v], i, base, origin, spread(factors[v]))
+            if base != 0:
+                total = total + origin
+            put(out, i - start, total)
+
+    @compiled
+    def sum_some(rows: Array, base: int, factors: Array, start: int, n: int, total: Array) -> None:
+        for i in range(n):
+            origin = load(base, start + i) if base != 0 else 0.0
+            value = 0.0
+            for v in range(rows.size):
+                difference = load(rows[v], start + i)
+                if base != 0:
+                    difference -= origin
+                value = value + difference * factors[v] if v else difference * factors[v]
+            total[i] = value + origin if base != 0 else value
+
+    return sum_four, sum_few, sum_some
 
 
-def _make_combine(load: Any) -> Callable[..., int]:
+def _make_combine(load: Any, lanes: Any) -> Callable[..., int]:
     """Return the loop that adds up rows of one element type, with or without a base of the same type."""
-    begin, add = _make_adders(load)
-    begin_with_four = _make_begin_with_four(load)
+    sum_four, sum_few, sum_some = _make_sums(load, lanes)
 
     def combine(
         rows: int, k: int, base: int, coefficients: int, size: int, kind: int, out: int, scratch: int
@@ -182,20 +200,14 @@ def _make_combine(load: Any) -> Callable[..., int]:
         is_finite = True
         for start in range(0, size, CHUNK):
             n = min(CHUNK, size - start)
-            first = 1
+            whole = n - n % 8
             if k >= 4:
-                begin_with_four(addresses, base, factors, start, n, total)
-                first = 4
+                sum_four(addresses, base, factors, start, whole, scratch)
             elif k:
-                begin(addresses[0], base, factors[0], start, n, total)
+                sum_few(addresses, base, factors, start, whole, scratch)
             else:
-                for i in range(n):
-                    total[i] = 0.0
-            for number in range(first, k):
-                add(addresses[number], base, factors[number], start, n, total)
-            if base != 0:
-                for i in range(n):
-                    total[i] += load(base, start + i)
+                whole = 0
+            sum_some(addresses, base, factors, start + whole, n - whole, total[whole:])
             is_finite &= store(total, start, n, kind, out, size)
         return 1 if is_finite else 0
 
@@ -203,7 +215,7 @@ def _make_combine(load: Any) -> Callable[..., int]:
 
 
 for _name, _load in LOADS.items():
-    entry_for(f"combine_{_name}", "iiiiiiii", _make_combine(_load))
+    entry_for(f"combine_{_name}", "iiiiiiii", _make_combine(_load, LANES[_name]))
     entry_for(f"decode_{_name}", "iii", _make_decode(_load))
 
 

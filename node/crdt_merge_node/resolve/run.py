@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -197,7 +198,8 @@ class Run:
             wanted = [
                 self._strategy.needs(context, state, pass_no, index) for index in range(len(context.specs))
             ]
-            batches = list(self._plan.observe_batches(wanted))
+            looks_at = partial(self._strategy.looks_at, context, state, pass_no)
+            batches = list(self._plan.observe_batches(wanted, looks_at))
             answers = self._pool.run(Observe(pass_no, batch) for batch in self._reading_ahead(batches))
             partials: list[tuple[Key, Any]] = []
             compact_at = PARTIALS_MAX

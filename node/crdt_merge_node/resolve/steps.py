@@ -30,6 +30,10 @@ OBSERVE_ELEMENTS: Final = 1 << 21
 """Elements that one task of a statistics pass sees: its partial results are compacted before they travel."""
 
 
+Looks = Callable[[int, tuple[int, int]], Iterable[tuple[int, int]]]
+"""Returns the ranges of a range of the tensor of an index that a pass has to see."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A range of one tensor: elements of a merged one, bytes of a copied one."""
@@ -162,14 +166,26 @@ class Plan:
         """
         return _batched(self._spans(), self.output_bytes, SLOT_BYTES)
 
-    def observe_batches(self, wanted: Sequence[bool]) -> Iterator[tuple[Span, ...]]:
-        """Yield the spans of the merged tensors that a pass needs; ``wanted`` is by tensor index."""
+    def observe_batches(self, wanted: Sequence[bool], looks_at: Looks) -> Iterator[tuple[Span, ...]]:
+        """Yield the spans of the merged tensors that a pass needs.
+
+        Args:
+            wanted: By tensor index, whether it needs any.
+            looks_at: Which ranges of those tensors it does.
+        """
         spans = (
-            span
+            Span(span.tensor, start, stop)
             for span in self._spans()
             if (index := self.tensors[span.tensor].index) >= 0 and wanted[index]
+            for start, stop in self._looks(span, looks_at)
         )
         return _batched(spans, lambda span: span.stop - span.start, OBSERVE_ELEMENTS)
+
+    def _looks(self, span: Span, looks_at: Looks) -> Iterable[tuple[int, int]]:
+        tensor = self.tensors[span.tensor]
+        if tensor.granularity != "elements":
+            return [(span.start, span.stop)]
+        return looks_at(tensor.index, (span.start, span.stop))
 
     def output_bytes(self, span: Span) -> int:
         """Return the size of a span in the output."""

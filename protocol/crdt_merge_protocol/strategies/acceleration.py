@@ -21,6 +21,65 @@ Stored = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Patterns = npt.NDArray[np.int64]
 
+_TOP: Final = 1 << 63
+_FIRST_BITS: Final = 15
+_DIGIT_BITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """A range of bit patterns of magnitudes, and which of their bits are counted (``selection.py``)."""
+
+    low: int
+    """The least pattern in the range."""
+    high: int
+    """The least pattern above it."""
+    shift: int
+    """The digit of a pattern is its distance from ``low`` without so many of the lowest bits."""
+
+    @property
+    def width(self) -> int:
+        """Number of patterns in the range."""
+        return self.high - self.low
+
+    @property
+    def bins(self) -> int:
+        """Number of different digits."""
+        return ((self.width - 1) >> self.shift) + 1
+
+    @property
+    def is_narrow(self) -> bool:
+        """Tell whether there are magnitudes outside of the range."""
+        return self.low > 0 or self.high < _TOP
+
+    def within(self, digit: int) -> Digits:
+        """Return the range of one digit, with digits of its own."""
+        low = self.low + (digit << self.shift)
+        return Digits(low, min(low + (1 << self.shift), self.high), max(self.shift - _DIGIT_BITS, 0))
+
+    def above(self) -> Digits:
+        """Return the range of all that is above."""
+        return Digits.between(self.high, _TOP, _FIRST_BITS)
+
+    def below(self) -> Digits:
+        """Return the range of all that is below."""
+        return Digits.between(0, self.low, _FIRST_BITS)
+
+    @staticmethod
+    def between(low: int, high: int, bits: int = _DIGIT_BITS) -> Digits:
+        """Return a range with digits of so many bits at most."""
+        return Digits(low, high, max((high - low - 1).bit_length() - bits, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which elements of a contribution stay: those whose word of a stream is below a bound."""
+
+    key: bytes
+    """Of the stream."""
+    bound: int
+    """0 <= bound < 2^64."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledDifferences:
@@ -122,29 +181,28 @@ class Accelerator(Protocol):
     def count(
         self,
         differences: ScaledDifferences,
-        contribution: int,
-        digits: tuple[int, int, int],
-        histogram: Patterns,
-        gathered: Patterns,
-    ) -> int | None:
-        """Count candidates for a K-th magnitude: ``selection.tally``.
+        contributions: Sequence[int],
+        digits: Sequence[Digits],
+        histograms: Sequence[Patterns],
+        gathered: Sequence[Patterns],
+    ) -> list[tuple[int, int]] | None:
+        """Count candidates for K-th magnitudes: ``selection.tally``.
 
         Args:
             differences: Whose magnitudes are ranked.
-            contribution: Of which contribution.
-            digits: (bits that all candidates share, shift to them, shift to the digit that is counted);
-                a shift of 63: all are candidates.
-            histogram: Added to; its size is a power of two.
-            gathered: Filled with the first candidates.
+            contributions: Of which contributions.
+            digits: Per contribution, which are candidates and the digits by which they are counted.
+            histograms: The same; added to where there are more candidates than are gathered.
+            gathered: The same, all of one size; filled with the first candidates.
 
         Returns:
-            Number of candidates; None: declined.
+            Per contribution the numbers of candidates and of what is above them; None: declined.
         """
         ...
 
     def count_values(
-        self, values: Float64Array, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns
-    ) -> int:
+        self, values: Float64Array, digits: Digits, histogram: Patterns, gathered: Patterns
+    ) -> tuple[int, int]:
         """Count candidates as :meth:`count` does, among magnitudes that somebody has written."""
         ...
 
@@ -161,6 +219,19 @@ class Accelerator(Protocol):
 
     def balance(self, contest: Contest, differences: ScaledDifferences) -> int | None:
         """Return how many more elements are elected positive than negative; None: declined."""
+        ...
+
+    def drop(
+        self, block: Block, draws: Sequence[Draw | None], coefficients: Sequence[float], out: Float64Array
+    ) -> bool:
+        """Write the base plus the sum of coefficient times what is kept of each difference: ``dare.py``.
+
+        Args:
+            block: With a base.
+            draws: One per contribution; None: all of it is kept.
+            coefficients: One per contribution; those with a zero are not looked at.
+            out: ``(n,)``.
+        """
         ...
 
     def add_gain(

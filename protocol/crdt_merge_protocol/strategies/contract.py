@@ -6,7 +6,8 @@ that no model has to fit memory and blocks can be computed anywhere:
 1. ``params = strategy.validate(texts)`` once, then a :class:`MergeContext`, then ``strategy.check(context)``.
 2. ``state = None``. For each ``pass_no < strategy.pass_count(context)``: call ``observe`` on every block of
    every tensor, in any order and in any process, and hand all partial results, sorted by (tensor index,
-   start), to ``end_pass``, which returns the next state. ``needs`` tells which tensors a pass can skip.
+   start), to ``end_pass``, which returns the next state. ``needs`` tells which tensors a pass can skip, and
+   ``looks_at`` which ranges of one.
    ``compact`` may shrink any subset of the partial results at any time.
 3. ``merge`` on every block, in any order and in any process; encode what it returns.
 4. ``decisions`` for the manifest beside the output.
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Final, Literal
@@ -308,6 +309,21 @@ class Strategy(ABC):
     def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
         """Tell whether a pass has to see a tensor. A driver that shows it anyway gets the same result."""
         return True
+
+    def looks_at(
+        self,
+        context: MergeContext,
+        state: Any,
+        pass_no: int,
+        tensor_index: int,
+        span: tuple[int, int],
+    ) -> Iterable[tuple[int, int]]:
+        """Yield the ranges between two elements of a tensor that a pass has to see, in order.
+
+        Asked only where blocks are elements, with borders of blocks, and answered with such. A driver that
+        shows more gets the same result.
+        """
+        yield span
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
         """Return what a pass needs to know of a block: small and picklable. Pure."""

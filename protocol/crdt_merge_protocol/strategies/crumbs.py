@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .contract import Block, Float64Array, Key, MergeContext
-from .selection import LEVELS, Selection, Tally, advance, merge_tallies, tally
+from .selection import LEVELS, Selection, Tally, advance, merge_tallies
 from .trimming import (
     Differences,
     ElectionState,
     Trim,
+    count_equal,
     find_places,
     has_ties,
-    magnitudes_of,
     selection_of,
+    tally_of_each,
     trim_of,
     voters,
 )
@@ -70,10 +71,9 @@ class CrumbSearch:
             if not self._is_open(state, pass_no, block.tensor_index, i, edge):
                 return None
             selection = selection_of(state.edges[edge], block.tensor_index, i)
-            parts = magnitudes_of(block, write, i)
             if pass_no < LEVELS:
-                return tally(selection, parts)
-            return [int(np.count_nonzero(part == selection.magnitude)) for part in parts]
+                return tally_of_each({i: selection}, block, write)[i]
+            return count_equal(block, write, i, selection.magnitude)
 
         return [(look(i, 0), look(i, 1)) for i in voters(self.context)]
 
@@ -82,7 +82,7 @@ class CrumbSearch:
         if pass_no >= LEVELS:
             return partials
         return [
-            (group[0][0], [_merge_pair(pass_no, column) for column in _columns(group)])
+            (group[0][0], [_merge_pair(column) for column in _columns(group)])
             for _, group in _by_tensor(partials)
         ]
 
@@ -155,11 +155,11 @@ def _columns(group: Sequence[tuple[Key, Any]]) -> list[tuple[Any, ...]]:
     return list(zip(*(part for _, part in group), strict=True))
 
 
-def _merge_pair(level: int, column: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-    first, second = (_merge(level, [pair[edge] for pair in column]) for edge in _EDGES)
+def _merge_pair(column: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    first, second = (_merge([pair[edge] for pair in column]) for edge in _EDGES)
     return first, second
 
 
-def _merge(level: int, parts: Sequence[Tally | None]) -> Tally | None:
+def _merge(parts: Sequence[Tally | None]) -> Tally | None:
     tallies = [part for part in parts if part is not None]
-    return merge_tallies(level, tallies) if tallies else None
+    return merge_tallies(tallies) if tallies else None

@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from .acceleration import ScaledDifferences
+from .acceleration import Draw, ScaledDifferences, current
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .dependence import Dependence, depends
 from .kernels import CHUNK_ELEMENTS, chunks
 from .parameters import MERGEKIT, Parameter, possible, profile_parameter
-from .randomness import keep_mask, stream_key
+from .randomness import keep_bound, keep_mask, stream_key
 from .reductions import add_leaves, leaf_sums
 from .task_vectors import LAMBDA
 from .ties import ELECTION_PARAMETERS, SignElection, Stage
@@ -131,9 +131,18 @@ class Dare(Strategy):
         """Return a block of the base plus the scaled sum of what was kept."""
         assert block.base is not None
         out = np.zeros(block.stop - block.start, np.float64)
+        voting = set(voters(context))
+        coefficients = [
+            _coefficient(context, block.tensor_index, state or {}, i) if i in voting else 0.0
+            for i in range(context.k)
+        ]
+        accelerator = current()
+        if accelerator is not None:
+            draws = [_draw(self.id, context, block.tensor_index, i) for i in range(context.k)]
+            if accelerator.drop(block, draws, coefficients, out):
+                return out
         term = np.empty(min(CHUNK_ELEMENTS, out.size), np.float64)
-        for i in voters(context):
-            coefficient = _coefficient(context, block.tensor_index, state or {}, i)
+        for i, coefficient in enumerate(coefficients):
             if coefficient == 0.0:
                 continue
             mask = draw_mask(self.id, context, block, i)
@@ -235,6 +244,12 @@ def draw_mask(strategy: str, context: MergeContext, block: Block, contribution: 
         return None
     key = mask_key(strategy, context, block.tensor_index, contribution)
     return keep_mask(key, block.start, block.stop - block.start, share)
+
+
+def _draw(strategy: str, context: MergeContext, tensor_index: int, contribution: int) -> Draw | None:
+    """Return what a contribution keeps of a tensor as a rule for every element; None: all."""
+    bound = keep_bound(_keep_share(context, tensor_index, contribution))
+    return None if bound is None else Draw(mask_key(strategy, context, tensor_index, contribution), bound)
 
 
 def mask_key(strategy: str, context: MergeContext, tensor_index: int, contribution: int) -> bytes:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from .contract import Float64Array
+from .contract import Float64Array, MergeContext
 from .kernels import CHUNK_ELEMENTS
+from .parameters import MERGEKIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,24 @@ class Ballot:
     by_count: bool
     """Every element has one vote, instead of its value."""
     merge: Literal["mean", "sum", "max"]
+
+
+def ballot_of(context: MergeContext, tensor_index: int, voting: Sequence[int]) -> Ballot:
+    """Return how some contributions elect and merge in a tensor."""
+    is_mergekit = context.params["profile"] == MERGEKIT
+    merge = (
+        ("mean" if context.params["normalize"] else "sum") if is_mergekit else context.params["merge_func"]
+    )
+    everyone = context.weights_in(tensor_index)
+    weights = [everyone[i] for i in voting]
+    if merge == "mean" and len(set(weights)) == 1:
+        weights = [Fraction(1)] * len(weights)  # Equal weights cancel out of a mean.
+    return Ballot(
+        weights=tuple(float(weight) for weight in weights),
+        is_weighted=is_mergekit,
+        by_count=context.params["elect"] == "count",
+        merge=cast(Literal["mean", "sum", "max"], merge),
+    )
 
 
 class Booth:

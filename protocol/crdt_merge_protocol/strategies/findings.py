@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from .acceleration import Digits
 from .distances import Verdict
 from .selection import Selection
 from .sphere import Arc
 
-_CLASSES: Final = {cls.__name__: cls for cls in (Arc, Selection, Verdict)}
+_CLASSES: Final = {cls.__name__: cls for cls in (Arc, Digits, Selection, Verdict)}
 """What values may be besides numbers, text and tuples of them. Nothing else is made from an account."""
 _FLOAT: Final = "float"
 

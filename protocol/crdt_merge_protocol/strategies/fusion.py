@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from .acceleration import Digits
 from .contract import LEAF_ELEMENTS, BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
 from .dependence import Dependence, depends
 from .exponential import logarithm, softmax
@@ -116,20 +117,20 @@ class ArceeFusion(Strategy):
             return partials
         ordered = sorted(partials, key=lambda item: item[0])
         groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda item: item[0][0])]
-        return [(group[0][0], _merge_blocks(pass_no, [partial for _, partial in group])) for group in groups]
+        return [(group[0][0], _merge_blocks([partial for _, partial in group])) for group in groups]
 
     def end_pass(
         self,
         context: MergeContext,
         state: Any,
-        pass_no: int,
+        pass_no: int,  # noqa: ARG002
         partials: Sequence[tuple[Key, Any]],
     ) -> FusionState:
         """Return the state with divergences and narrower searches."""
         known: FusionState = state or FusionState()
         divergences, selections = dict(known.divergences), dict(known.selections)
         for index, group in itertools.groupby(partials, key=lambda item: item[0][0]):
-            merged = _merge_blocks(pass_no, [partial for _, partial in group])
+            merged = _merge_blocks([partial for _, partial in group])
             for i, column in zip(voters_of(context), merged, strict=True):
                 if column is None:
                     continue
@@ -223,16 +224,16 @@ def _tallies(
     searches: Sequence[Selection], context: MergeContext, block: Block, i: int, rows: Float64Array
 ) -> tuple[Tally, ...]:
     """Return the counts for each search, none for a finished one; those equally far share them."""
-    found: dict[int, Tally] = {}
+    found: dict[Digits, Tally] = {}
     for search in searches:
-        if not search.is_done and search.prefix not in found:
+        if not search.is_done and search.digits not in found:
             parts = (importance for _, _, importance in _importances(context, block, i, rows))
-            found[search.prefix] = tally(search, parts)
-    nothing = Tally(np.empty(0, np.int64), None, is_exact=True)
-    return tuple(nothing if search.is_done else found[search.prefix] for search in searches)
+            found[search.digits] = tally(search, parts)
+    nothing = Tally(Selection(rank=0).digits, np.empty(0, np.int64), None, is_exact=True)
+    return tuple(nothing if search.is_done else found[search.digits] for search in searches)
 
 
-def _merge_blocks(level: int, blocks: Sequence[Any]) -> list[Any]:
+def _merge_blocks(blocks: Sequence[Any]) -> list[Any]:
     """Return what several blocks of one tensor found, as if they were one, in order."""
     merged: list[Any] = []
     for column in zip(*blocks, strict=True):
@@ -244,6 +245,6 @@ def _merge_blocks(level: int, blocks: Sequence[Any]) -> list[Any]:
         tallies = zip(*(tallies for _, tallies in shown), strict=True)
         merged.append((
             np.concatenate(kept) if kept else None,
-            tuple(merge_tallies(level, same) for same in tallies),
+            tuple(merge_tallies(same) for same in tallies),
         ))  # fmt: skip
     return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .contract import Block, Determinism, Float64Array, Granularity, Key, MergeContext, Strategy, Wanted
@@ -62,6 +62,18 @@ class Delegating(Strategy):
         """Tell what the inner strategy needs."""
         strategy, within = self.inner(context)
         return strategy.needs(within, state, pass_no, tensor_index)
+
+    def looks_at(
+        self,
+        context: MergeContext,
+        state: Any,
+        pass_no: int,
+        tensor_index: int,
+        span: tuple[int, int],
+    ) -> Iterable[tuple[int, int]]:
+        """Return what the inner strategy looks at."""
+        strategy, within = self.inner(context)
+        return strategy.looks_at(within, state, pass_no, tensor_index, span)
 
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
         """Return what the inner strategy has to know of a block."""

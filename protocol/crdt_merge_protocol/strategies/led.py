@@ -178,7 +178,7 @@ class LedMerge(Strategy):
             first[scope] = min(first.get(scope, key), key)
         merged: dict[int, dict[int, Tally]] = {scope: {} for scope in first}
         for (scope, column), tallies in _gather(context, partials).items():
-            merged[scope][column] = merge_tallies(pass_no, tallies)
+            merged[scope][column] = merge_tallies(tallies)
         return [(first[scope], columns) for scope, columns in sorted(merged.items())]
 
     def end_pass(

@@ -50,13 +50,19 @@ def uniform(key: bytes, start: int, count: int) -> Float64Array:
     return high
 
 
+def keep_bound(probability: Fraction) -> int | None:
+    """Return the least word whose uniform is not below ``probability``; None: there is none."""
+    bound = math.ceil(probability * 2**_MANTISSA_BITS) << (64 - _MANTISSA_BITS)
+    return None if bound >> 64 else bound
+
+
 def keep_mask(key: bytes, start: int, count: int, probability: Fraction) -> npt.NDArray[np.bool_]:
     """Return which elements a draw keeps, ``(count,)`` bool: those whose uniform is below ``probability``.
 
     The comparison is exact and in integers, without making the uniforms.
     """
-    bound = math.ceil(probability * 2**_MANTISSA_BITS) << (64 - _MANTISSA_BITS)
-    if bound >> 64:
+    bound = keep_bound(probability)
+    if bound is None:
         return np.ones(count, np.bool_)
     accelerator = current()
     if accelerator is not None:

@@ -116,7 +116,7 @@ class Sce(Strategy):
         for group in _by_tensor(partials).values():
             shown = [partial for _, partial in group if partial is not None]
             if shown:
-                merged.append((group[0][0], _merge_counts(pass_no, shown)))
+                merged.append((group[0][0], _merge_counts(shown)))
         return merged
 
     def end_pass(
@@ -140,7 +140,7 @@ class Sce(Strategy):
             return replace(known, places=places)
         selections, empty = dict(known.selections), set(known.empty)
         for index, group in groups.items():
-            varying, found = _merge_counts(pass_no, [partial for _, partial in group])
+            varying, found = _merge_counts([partial for _, partial in group])
             start = selections.get(index, Selection(rank=int(_share(context) * varying)))
             if start.rank == 0:
                 empty.add(index)
@@ -319,5 +319,5 @@ def _by_tensor(partials: Sequence[tuple[Key, Any]]) -> dict[int, list[tuple[Key,
     return {index: list(group) for index, group in groups}
 
 
-def _merge_counts(level: int, partials: Sequence[tuple[int, Tally]]) -> tuple[int, Tally]:
-    return sum(varying for varying, _ in partials), merge_tallies(level, [found for _, found in partials])
+def _merge_counts(partials: Sequence[tuple[int, Tally]]) -> tuple[int, Tally]:
+    return sum(varying for varying, _ in partials), merge_tallies([found for _, found in partials])

@@ -1,29 +1,31 @@
 """The K-th largest magnitude of any number of elements, exactly, in a few passes and little memory.
 
-The bits of a non-negative float64 order like the number. Level by level, the digits of those 63 bits are
-counted among the elements that can still be the K-th (a radix select); as soon as few different values are
-left, they are counted themselves and the search ends. The answer is exact, so it depends neither on blocks
-nor on which of the two ways it was found. Sorting everything would cost ten times as much.
+The bits of a non-negative float64 order like the number, so magnitudes are looked for among 63-bit patterns.
+Each pass counts a range of patterns by digits, and how many lie above it; the digit that holds the K-th is
+the range of the next pass (a radix select). As soon as few different values are left in the range, they are
+counted themselves and the search ends. A search may begin with a narrow range that a sample suggests
+(``sampling.py``); if the K-th is not in it, it goes on above or below. The answer is exact, so it depends
+neither on blocks nor on how it was found. Sorting everything would cost ten times as much.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
 import numpy as np
 
-from .acceleration import Patterns, current
+from .acceleration import Digits, Patterns, ScaledDifferences, current
 from .contract import Float64Array
 
-_SHIFTS: Final = (48, 36, 24, 12, 0)
-_WIDTHS: Final = (15, 12, 12, 12, 12)
-_NO_SHIFT: Final = 63
+TOP: Final = 1 << 63
+"""Above all patterns."""
+_ALL: Final = Digits(0, TOP, 48)
+"""The range of the first pass: its digits have 15 bits, those of later ones 12."""
 _NO_PATTERNS: Final = np.empty(0, np.int64)
-LEVELS: Final = len(_SHIFTS)
+LEVELS: Final = 5
 """Passes that a selection needs at most."""
 _GATHERED_MAX: Final = 16_384
 """Candidates that one block reports one by one; beyond it, counts of digits are smaller."""
@@ -31,29 +33,19 @@ _MERGED_MAX: Final = 262_144
 """Values over all blocks, 2 MiB; beyond it equal ones are counted, and where that is not enough, digits."""
 
 
-class Countable(ABC):
-    """Magnitudes that may count themselves."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[Float64Array]:
-        """Yield the magnitudes, in parts that may share a buffer."""
-
-    @abstractmethod
-    def counted(self, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns) -> int | None:
-        """Return the number of candidates, counted and gathered; None: iterate instead."""
-
-
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts of candidates: by value if ``is_exact``, else by digit of the level."""
+    """Counts of candidates: by value if ``is_exact``, else by digit."""
 
+    digits: Digits
+    """Which range was looked at."""
     values: Patterns
     """Bit patterns of magnitudes in any order, or digits, ascending and distinct."""
     counts: Patterns | None
     """Of each value; None: one each."""
     is_exact: bool
+    above: int = 0
+    """Elements above the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +53,9 @@ class Selection:
     """How far the search for one K-th magnitude is, and then its result."""
 
     rank: int
-    """K among the remaining candidates, from 1, counted from the largest."""
-    level: int = 0
-    prefix: int = 0
-    """The bits above this level's digit that all candidates share."""
+    """K among all elements, from 1, counted from the largest. Once done: among those of the threshold."""
+    digits: Digits = _ALL
+    """The range in which it is looked for, and how that is counted."""
     threshold: int | None = None
     """Bit pattern of the K-th magnitude, once known."""
     equal: int = 0
@@ -90,101 +81,147 @@ def kept_count(density: Fraction, numel: int) -> int:
 
 def tally(selection: Selection, parts: Iterable[Float64Array]) -> Tally:
     """Return the counts of one block's candidates. ``parts`` are its magnitudes, each below 2^17 elements."""
-    shift, width = _SHIFTS[selection.level], _WIDTHS[selection.level]
-    histogram = np.zeros(1 << width, np.int64)
-    first = np.empty(_GATHERED_MAX, np.int64)
-    count = _count_compiled(selection, shift, parts, histogram, first)
-    if count is not None:
-        return _tally_of(count, first, histogram)
-    count = 0
+    digits = selection.digits
+    histogram, gathered = _room_for(digits)
+    counted = _count_compiled(digits, parts, histogram, gathered)
+    if counted is None:
+        counted = _count(digits, parts, histogram, gathered)
+    return _tally_of(digits, counted, gathered, histogram)
+
+
+def tally_differences(
+    selections: Mapping[int, Selection], write: ScaledDifferences
+) -> dict[int, Tally] | None:
+    """Return the counts of one block's candidates of several contributions at once; None: nobody can."""
+    accelerator = current()
+    if accelerator is None or not selections:
+        return None
+    digits = [selection.digits for selection in selections.values()]
+    rooms = [_room_for(each) for each in digits]
+    histograms, gathered = [room[0] for room in rooms], [room[1] for room in rooms]
+    counted = accelerator.count(write, list(selections), digits, histograms, gathered)
+    if counted is None:
+        return None
+    found = zip(digits, counted, gathered, histograms, strict=True)
+    return dict(zip(selections, (_tally_of(*each) for each in found), strict=True))
+
+
+def _room_for(digits: Digits) -> tuple[Patterns, Patterns]:
+    """Return arrays for the counts of digits, and for candidates."""
+    return np.zeros(digits.bins, np.int64), np.empty(_GATHERED_MAX, np.int64)
+
+
+def _count(
+    digits: Digits, parts: Iterable[Float64Array], histogram: Patterns, gathered: Patterns
+) -> tuple[int, int]:
+    """Count candidates and what is above them, by digits where there are too many to gather."""
+    count = above = 0
     for part in parts:
-        candidates = _candidates(selection, part.view(np.int64))
+        candidates = part.view(np.int64)
+        if digits.high < TOP:
+            above += int(np.count_nonzero(candidates >= digits.high))
+        if digits.is_narrow:
+            # Below the range, differences wrap to large numbers.
+            inside = (candidates - digits.low).view(np.uint64) < digits.width
+            candidates = candidates[inside]
         before, count = count, count + candidates.size
-        if count <= _GATHERED_MAX:
-            first[before:count] = candidates
+        if count <= gathered.size:
+            gathered[before:count] = candidates
             continue
-        if before <= _GATHERED_MAX:
-            _count_digits(first[:before], shift, histogram)
-        _count_digits(candidates, shift, histogram)
-    return _tally_of(count, first, histogram)
+        if before <= gathered.size:
+            _count_digits(gathered[:before], digits, histogram)
+        _count_digits(candidates, digits, histogram)
+    return count, above
 
 
 def _count_compiled(
-    selection: Selection, shift: int, parts: Iterable[Float64Array], histogram: Patterns, first: Patterns
-) -> int | None:
-    """Return the number of candidates, counted and the first of them gathered; None: nobody did."""
+    digits: Digits, parts: Iterable[Float64Array], histogram: Patterns, gathered: Patterns
+) -> tuple[int, int] | None:
+    """Return the numbers of candidates and of what is above; None: nobody counted."""
     accelerator = current()
     if accelerator is None:
         return None
-    above = _SHIFTS[selection.level - 1] if selection.level else _NO_SHIFT
-    digits = selection.prefix, above, shift
-    found = parts.counted(digits, histogram, first) if isinstance(parts, Countable) else None
-    if found is not None:
-        return found
-    count = 0
+    count = above = 0
     for part in parts:
-        room = first[min(count, first.size) :]
-        count += accelerator.count_values(np.ascontiguousarray(part), digits, histogram, room)
-    return count
+        room = gathered[min(count, gathered.size) :]
+        more, beyond = accelerator.count_values(np.ascontiguousarray(part), digits, histogram, room)
+        if count <= gathered.size < count + more:
+            _count_digits(gathered[:count], digits, histogram)
+        count, above = count + more, above + beyond
+    return count, above
 
 
-def _count_digits(candidates: Patterns, shift: int, histogram: Patterns) -> None:
+def _count_digits(candidates: Patterns, digits: Digits, histogram: Patterns) -> None:
     """Add the counts of the digits of some candidates."""
-    digits = candidates >> shift
-    digits &= histogram.size - 1
-    found = np.bincount(digits)
+    found = np.bincount((candidates - digits.low) >> digits.shift)
     histogram[: found.size] += found
 
 
-def _tally_of(count: int, gathered: Patterns, histogram: Patterns) -> Tally:
+def _tally_of(digits: Digits, counted: tuple[int, int], gathered: Patterns, histogram: Patterns) -> Tally:
     """Return the candidates themselves if all of them were gathered, else the counts of their digits."""
-    if count <= _GATHERED_MAX:
-        return Tally(gathered[:count].copy(), None, is_exact=True)
-    digits = np.flatnonzero(histogram)
-    return Tally(digits, histogram[digits], is_exact=False)
+    count, above = counted
+    if count <= gathered.size:
+        return Tally(digits, gathered[:count].copy(), None, is_exact=True, above=above)
+    return _counted_digits(digits, histogram, above)
 
 
-def merge_tallies(level: int, tallies: Sequence[Tally]) -> Tally:
-    """Return the counts of several blocks together; the order does not matter."""
+def _counted_digits(digits: Digits, histogram: Patterns, above: int) -> Tally:
+    """Return counts of digits; those of digits without a shift are counts of values."""
+    present = np.flatnonzero(histogram)
+    counts = histogram[present]
+    if digits.shift == 0:
+        return Tally(digits, present + digits.low, counts, is_exact=True, above=above)
+    return Tally(digits, present, counts, is_exact=False, above=above)
+
+
+def merge_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Return the counts of several blocks together, at least one; the order does not matter."""
+    digits, above = tallies[0].digits, sum(part.above for part in tallies)
     if not all(part.is_exact for part in tallies):
-        return _add_digits(level, tallies)
+        return _add_digits(digits, tallies, above)
     values = np.concatenate([_NO_PATTERNS, *(part.values for part in tallies)])
+    counts = None
     if any(part.counts is not None for part in tallies):
         counts = np.concatenate([_counts_of(part) for part in tallies])
-        merged = Tally(values, counts, is_exact=True)
-    else:
-        merged = Tally(values, None, is_exact=True)
+    merged = Tally(digits, values, counts, is_exact=True, above=above)
     if values.size > _MERGED_MAX:
         merged = _distinct(merged)
         if merged.values.size > _MERGED_MAX:
-            return _add_digits(level, [merged])
+            return _add_digits(digits, [merged], above)
     return merged
 
 
 def advance(selection: Selection, tallies: Sequence[Tally]) -> Selection:
     """Return the selection after a pass over all elements."""
-    merged = merge_tallies(selection.level, tallies)
+    merged = merge_tallies(tallies)
+    digits = selection.digits
+    rank = selection.rank - merged.above
+    if rank < 1:
+        return replace(selection, digits=digits.above())
+    if merged.is_exact and merged.counts is None:
+        return _advance_among(selection, merged.values, rank)
     if merged.is_exact:
         merged = _distinct(merged)
     counts = _counts_of(merged)
     from_top = np.cumsum(counts[::-1])
-    position = int(np.searchsorted(from_top, selection.rank))
+    position = int(np.searchsorted(from_top, rank))
+    if position == from_top.size:
+        return replace(selection, digits=digits.below())
     index = merged.values.size - 1 - position
     found, equal = int(merged.values[index]), int(counts[index])
-    rank = selection.rank - (int(from_top[position]) - equal)
     if merged.is_exact:
-        return replace(selection, rank=rank, threshold=found, equal=equal)
-    prefix = (selection.prefix << _WIDTHS[selection.level]) | found
-    if selection.level == LEVELS - 1:
-        return replace(selection, rank=rank, threshold=prefix, equal=equal)
-    return replace(selection, rank=rank, level=selection.level + 1, prefix=prefix)
+        return replace(selection, rank=rank - (int(from_top[position]) - equal), threshold=found, equal=equal)
+    return replace(selection, digits=digits.within(found))
 
 
-def _candidates(selection: Selection, patterns: Patterns) -> Patterns:
-    if selection.level == 0:
-        return patterns
-    found: Patterns = patterns[(patterns >> _SHIFTS[selection.level - 1]) == selection.prefix]
-    return found
+def _advance_among(selection: Selection, values: Patterns, rank: int) -> Selection:
+    """Return the selection after all candidates have been gathered."""
+    if rank > values.size:
+        return replace(selection, digits=selection.digits.below())
+    place = values.size - rank
+    found = int(np.partition(values, place)[place])
+    equal = int(np.count_nonzero(values == found))
+    return replace(selection, rank=rank - int(np.count_nonzero(values > found)), threshold=found, equal=equal)
 
 
 def _counts_of(part: Tally) -> Patterns:
@@ -195,23 +232,22 @@ def _distinct(part: Tally) -> Tally:
     """Return the same counts with each value once, ascending."""
     if part.counts is None:
         values, counts = np.unique(part.values, return_counts=True)
-        return Tally(values, counts.astype(np.int64), is_exact=True)
+        return replace(part, values=values, counts=counts.astype(np.int64))
     order = np.argsort(part.values)
     values = part.values[order]
     first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: values.size])
     sums = np.add.reduceat(part.counts[order], first) if first.size else part.counts
-    return Tally(values[first], sums, is_exact=True)
+    return replace(part, values=values[first], counts=sums)
 
 
-def _add_digits(level: int, tallies: Sequence[Tally]) -> Tally:
-    totals = np.zeros(1 << _WIDTHS[level], np.int64)
+def _add_digits(digits: Digits, tallies: Sequence[Tally], above: int) -> Tally:
+    totals = np.zeros(digits.bins, np.int64)
     for part in tallies:
         if not part.is_exact:
             assert part.counts is not None, "digits are counted"
             totals[part.values] += part.counts
         elif part.counts is None:
-            _count_digits(part.values, _SHIFTS[level], totals)
+            _count_digits(part.values, digits, totals)
         else:
-            np.add.at(totals, (part.values >> _SHIFTS[level]) & (totals.size - 1), part.counts)
-    present = np.flatnonzero(totals)
-    return Tally(present, totals[present], is_exact=False)
+            np.add.at(totals, (part.values - digits.low) >> digits.shift, part.counts)
+    return _counted_digits(digits, totals, above)

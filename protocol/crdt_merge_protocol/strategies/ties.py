@@ -5,18 +5,18 @@ equals the last of them, elects signs without weights and lets the majority of t
 cancel out. Profile ``mergekit`` ranks within each tensor, keeps exactly K, weighs the votes and lets plus
 decide.
 
-The passes: up to five to find the K-th magnitudes, one to place the elements equal to it if exactly K are
-wanted, one for the majority. A pass that has nothing left to find says so (``needs``).
+The passes: a look at a few leaves, usually one and at most six to find the K-th magnitudes, one to place
+the elements equal to them if exactly K are wanted, one for the majority. A pass that has nothing left to find
+says so (``needs``).
 """
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
@@ -26,26 +26,32 @@ from .acceleration import Contest, ScaledDifferences, current
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .dependence import Dependence, depends
-from .election import Ballot, Booth, majority_sign
+from .election import Booth, ballot_of, majority_sign
 from .kernels import chunks
 from .parameters import MERGEKIT, PAPER, Parameter, Scalar, Table, Value, possible, profile_parameter
-from .selection import LEVELS, Selection, advance, kept_count, merge_tallies, tally
+from .sampling import is_sampled, sampled_leaves
+from .selection import LEVELS, Selection, advance, kept_count, merge_tallies
 from .task_vectors import LAMBDA
 from .trimming import (
     WHOLE_MODEL,
     Differences,
     ElectionState,
+    by_scope,
+    count_equal,
     find_places,
     has_ties,
-    magnitudes_of,
+    numel_of,
+    sample_of,
     scope_of,
     selection_of,
+    starts_from,
+    tally_of_each,
     trim_of,
     voters,
 )
 
-Stage = Literal["factors", "crumbs", "select", "place", "majority"]
-_SELECT: Final = tuple[Stage, ...](["select"] * LEVELS)
+Stage = Literal["factors", "crumbs", "sample", "select", "place", "majority"]
+_SELECT: Final = tuple[Stage, ...](["select"] * (LEVELS + 1))
 _OVER_SCOPE: Final[frozenset[Stage]] = frozenset({"select", "place", "majority"})
 """What passes find over all tensors together if ``scope`` says so."""
 
@@ -109,7 +115,7 @@ class SignElection(Strategy):
             return ()
         stages = self.first_stages(context)
         if _is_selective(self._trim_densities(context)):
-            stages += _SELECT
+            stages += ("sample", *_SELECT)
             if context.params["profile"] == MERGEKIT:
                 stages += ("place",)
         if context.params["profile"] == PAPER and len(voters(context)) > 1:
@@ -120,6 +126,8 @@ class SignElection(Strategy):
         """Tell whether a pass can still learn from a tensor."""
         stage, scope = self.stages(context)[pass_no], scope_of(context, tensor_index)
         known = state or ElectionState()
+        if stage == "sample":
+            return is_sampled(numel_of(context, scope)) and bool(self._trimmed_voters(context, tensor_index))
         if stage == "select":
             trimmed = self._trimmed_voters(context, tensor_index)
             return any(not selection_of(known, scope, i).is_done for i in trimmed)
@@ -127,18 +135,39 @@ class SignElection(Strategy):
             return any(has_ties(selection_of(known, scope, i)) for i in voters(context))
         return True
 
+    def looks_at(
+        self,
+        context: MergeContext,
+        state: Any,
+        pass_no: int,
+        tensor_index: int,
+        span: tuple[int, int],
+    ) -> Iterable[tuple[int, int]]:
+        """Yield a few leaves for the sample, else all."""
+        if self.stages(context)[pass_no] != "sample":
+            return super().looks_at(context, state, pass_no, tensor_index, span)
+        numel = numel_of(context, scope_of(context, tensor_index))
+        return sampled_leaves(numel, tensor_index, span)
+
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> Any:
-        """Return, per voter, counts of magnitudes or of ties; or the majority of one block's signs."""
+        """Return, per voter, magnitudes of a sample or counts of them; or the majority of a block's signs."""
         known = state or ElectionState()
         stage, scope = self.stages(context)[pass_no], scope_of(context, block.tensor_index)
         if stage == "majority":
             return self._count_signs(context, known, block)
+        if stage == "sample":
+            trimmed = self._trimmed_voters(context, block.tensor_index)
+            return sample_of(context, block, trimmed, lambda: self.differences(context, known, block))
         write = self.differences(context, known, block)
-        trimmed = set(self._trimmed_voters(context, block.tensor_index))
-        return [
-            _observe_voter(stage, selection_of(known, scope, i), block, write, i) if i in trimmed else None
-            for i in voters(context)
-        ]
+        searched = {
+            i: selection_of(known, scope, i) for i in self._trimmed_voters(context, block.tensor_index)
+        }
+        if stage == "select":
+            found: Mapping[int, Any] = tally_of_each(searched, block, write)
+        else:
+            tied = {i: search.magnitude for i, search in searched.items() if has_ties(search)}
+            found = {i: count_equal(block, write, i, tied[i]) for i in tied}
+        return [found.get(i) for i in voters(context)]
 
     def compact(
         self, context: MergeContext, pass_no: int, partials: list[tuple[Key, Any]]
@@ -147,11 +176,10 @@ class SignElection(Strategy):
         stages = self.stages(context)
         if stages[pass_no] != "select":
             return partials
-        level = pass_no - stages.index("select")
         merged = []
-        for _, group in _byscope_of(context, partials):
+        for _, group in by_scope(context, partials):
             columns = zip(*(partial for _, partial in group), strict=True)
-            merged.append((group[0][0], [_merge_column(level, column) for column in columns]))
+            merged.append((group[0][0], [_merge_column(column) for column in columns]))
         return merged
 
     def end_pass(
@@ -163,13 +191,18 @@ class SignElection(Strategy):
     ) -> ElectionState:
         """Return the state with what this pass found."""
         known, stage = state or ElectionState(), self.stages(context)[pass_no]
-        groups = _byscope_of(context, partials)
+        groups = by_scope(context, partials)
         if stage == "majority":
             signs = {scope: majority_sign([total for _, total in group]) for scope, group in groups}
             return replace(known, majority=signs)
         if stage == "place":
             return replace(known, places=dict(find_places(context, known, groups)))
         found = dict(known.selections)
+        if stage == "sample":
+            for scope, group in groups:
+                firsts = {i: self._first_selection(context, scope, i) for i in voters(context)}
+                found.update(starts_from(context, scope, firsts, group))
+            return replace(known, selections=found)
         for scope, group in groups:
             for column, i in enumerate(voters(context)):
                 tallies = [partial[column] for _, partial in group if partial[column] is not None]
@@ -227,7 +260,7 @@ class SignElection(Strategy):
         return [i for i in voters(context) if 0 < self.trim_density(context, tensor_index, i) < 1]
 
     def _first_selection(self, context: MergeContext, scope: int, contribution: int) -> Selection:
-        numel = context.numel if scope == WHOLE_MODEL else context.specs[scope].numel
+        numel = numel_of(context, scope)
         density = self.trim_density(context, max(scope, 0), contribution)
         if context.params["profile"] == MERGEKIT:
             return Selection(rank=kept_count(density, numel))
@@ -257,7 +290,7 @@ class SignElection(Strategy):
         if not isinstance(write, ScaledDifferences):
             return None
         voting = self.votes(context, block.tensor_index)
-        ballot = _ballot(context, block.tensor_index, voting)
+        ballot = ballot_of(context, block.tensor_index, voting)
         trims = [trim_of(context, state, block, write, i) for i in voting]
         size = block.stop - block.start
         contest = Contest(
@@ -276,7 +309,7 @@ class SignElection(Strategy):
     ) -> Iterator[tuple[slice, Booth]]:
         """Yield each chunk of a block with the trimmed differences of all voters."""
         voting = self.votes(context, block.tensor_index)
-        booth = Booth(_ballot(context, block.tensor_index, voting))
+        booth = Booth(ballot_of(context, block.tensor_index, voting))
         trims = [trim_of(context, state, block, write, i) for i in voting]
         scratch = np.empty_like(booth.values[0])
         for part in chunks(block.stop - block.start):
@@ -293,43 +326,9 @@ def _is_selective(densities: set[Scalar]) -> bool:
     return any(isinstance(density, Fraction) and 0 < density < 1 for density in densities)
 
 
-def _ballot(context: MergeContext, tensor_index: int, voting: Sequence[int]) -> Ballot:
-    is_mergekit = context.params["profile"] == MERGEKIT
-    merge = (
-        ("mean" if context.params["normalize"] else "sum") if is_mergekit else context.params["merge_func"]
-    )
-    everyone = context.weights_in(tensor_index)
-    weights = [everyone[i] for i in voting]
-    if merge == "mean" and len(set(weights)) == 1:
-        weights = [Fraction(1)] * len(weights)  # Equal weights cancel out of a mean.
-    return Ballot(
-        weights=tuple(float(weight) for weight in weights),
-        is_weighted=is_mergekit,
-        by_count=context.params["elect"] == "count",
-        merge=cast(Literal["mean", "sum", "max"], merge),
-    )
-
-
-def _byscope_of(
-    context: MergeContext, partials: Sequence[tuple[Key, Any]]
-) -> list[tuple[int, list[tuple[Key, Any]]]]:
-    ordered = sorted(partials, key=lambda item: item[0])
-    groups = itertools.groupby(ordered, key=lambda item: scope_of(context, item[0][0]))
-    return [(scope, list(group)) for scope, group in groups]
-
-
-def _merge_column(level: int, column: Sequence[Any]) -> Any:
+def _merge_column(column: Sequence[Any]) -> Any:
     tallies = [part for part in column if part is not None]
-    return merge_tallies(level, tallies) if tallies else None
-
-
-def _observe_voter(stage: Stage, selection: Selection, block: Block, write: Differences, i: int) -> Any:
-    if stage == "select":
-        return None if selection.is_done else tally(selection, magnitudes_of(block, write, i))
-    if not has_ties(selection):
-        return None
-    threshold = selection.magnitude
-    return [int(np.count_nonzero(part == threshold)) for part in magnitudes_of(block, write, i)]
+    return merge_tallies(tallies) if tallies else None
 
 
 ELECTION_PARAMETERS: Final = (

@@ -7,24 +7,28 @@ its block is merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from .acceleration import Patterns, ScaledDifferences, current
+from .acceleration import ScaledDifferences
 from .contract import LEAF_ELEMENTS, Block, Float64Array, Key, MergeContext
 from .kernels import chunks
-from .selection import Countable, Selection
+from .sampling import is_sampled, likely_digits, sampled_leaves, step_in_leaf
+from .selection import Selection, Tally, tally, tally_differences
 
 WHOLE_MODEL: Final = -1
 """Stands for a tensor index where one search or one majority covers all tensors."""
 ScopeKey = tuple[int, int]
 """(tensor index or WHOLE_MODEL, contribution)."""
 Differences = Callable[[int, slice, Float64Array], None]
-"""Writes the differences of a contribution from the base, in a range of the block, into an array."""
+"""Writes the differences of a contribution from the base, in a range of the block, into an array.
+
+Where differences are trimmed, a range may have a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,59 @@ def scope_of(context: MergeContext, tensor_index: int) -> int:
     return WHOLE_MODEL if context.params.get("scope") == "model" else tensor_index
 
 
+def by_scope(
+    context: MergeContext, partials: Sequence[tuple[Key, Any]]
+) -> list[tuple[int, list[tuple[Key, Any]]]]:
+    """Return what blocks reported by scope, and of each in order."""
+    ordered = sorted(partials, key=lambda item: item[0])
+    groups = itertools.groupby(ordered, key=lambda item: scope_of(context, item[0][0]))
+    return [(scope, list(group)) for scope, group in groups]
+
+
+def numel_of(context: MergeContext, scope: int) -> int:
+    """Return how many elements are ranked together."""
+    return context.numel if scope == WHOLE_MODEL else context.specs[scope].numel
+
+
+def sample_of(
+    context: MergeContext, block: Block, trimmed: Sequence[int], differences: Callable[[], Differences]
+) -> list[list[Float64Array] | None]:
+    """Return, per voter, the magnitudes of a block that are in the sample, by leaf; None: no trim."""
+    numel = numel_of(context, scope_of(context, block.tensor_index))
+    leaves = list(sampled_leaves(numel, block.tensor_index, (block.start, block.stop)))
+    if not is_sampled(numel) or not leaves or not trimmed:
+        return [None for _ in voters(context)]
+    write, step = differences(), step_in_leaf(numel)
+    parts = [slice(start - block.start, stop - block.start, step) for start, stop in leaves]
+    return [[_some(write, i, part) for part in parts] if i in trimmed else None for i in voters(context)]
+
+
+def _some(write: Differences, contribution: int, part: slice) -> Float64Array:
+    """Return the magnitudes of some differences, in a new array."""
+    out = np.empty(len(range(part.start, part.stop, part.step)), np.float64)
+    write(contribution, part, out)
+    return np.abs(out, out=out)
+
+
+def starts_from(
+    context: MergeContext, scope: int, firsts: Mapping[int, Selection], group: Sequence[tuple[Key, Any]]
+) -> Iterator[tuple[ScopeKey, Selection]]:
+    """Yield searches that begin in the range that a sample suggests.
+
+    Args:
+        context: Of the merge.
+        scope: Of the searches.
+        firsts: How they would begin without a sample, by voter.
+        group: What :func:`sample_of` returned for the blocks of the scope.
+    """
+    numel = numel_of(context, scope)
+    for column, (i, first) in enumerate(firsts.items()):
+        leaves = [leaf for _, partial in group for leaf in partial[column] or ()]
+        digits = likely_digits(leaves, first.rank / numel) if leaves else None
+        if digits is not None:
+            yield (scope, i), replace(first, digits=digits)
+
+
 def selection_of(state: ElectionState, scope: int, contribution: int) -> Selection:
     """Return how far a search is. The first pass needs no rank."""
     return state.selections.get((scope, contribution)) or Selection(rank=0)
@@ -90,33 +147,28 @@ def has_ties(selection: Selection) -> bool:
     return selection.equal > selection.rank and selection.magnitude > 0
 
 
-def magnitudes_of(block: Block, write: Differences, contribution: int) -> Magnitudes:
-    """Return the absolute differences of a contribution: an iterable of leaves in a buffer used again."""
-    return Magnitudes(block, write, contribution)
+def magnitudes_of(block: Block, write: Differences, contribution: int) -> Iterator[Float64Array]:
+    """Yield the absolute differences of a contribution, leaf by leaf in a buffer used again."""
+    size = block.stop - block.start
+    buffer = np.empty(min(LEAF_ELEMENTS, size), np.float64)
+    for part in chunks(size, LEAF_ELEMENTS):
+        leaf = buffer[: part.stop - part.start]
+        write(contribution, part, leaf)
+        yield np.abs(leaf, out=leaf)
 
 
-@dataclass(frozen=True, slots=True)
-class Magnitudes(Countable):
-    """The absolute differences of one contribution in one block."""
+def tally_of_each(selections: Mapping[int, Selection], block: Block, write: Differences) -> dict[int, Tally]:
+    """Return the counts of a block's candidates, per contribution that is still searched."""
+    open_ = {i: selection for i, selection in selections.items() if not selection.is_done}
+    counted = tally_differences(open_, write) if isinstance(write, ScaledDifferences) else None
+    if counted is not None:
+        return counted
+    return {i: tally(selection, magnitudes_of(block, write, i)) for i, selection in open_.items()}
 
-    block: Block
-    write: Differences
-    contribution: int
 
-    def __iter__(self) -> Iterator[Float64Array]:
-        size = self.block.stop - self.block.start
-        buffer = np.empty(min(LEAF_ELEMENTS, size), np.float64)
-        for part in chunks(size, LEAF_ELEMENTS):
-            leaf = buffer[: part.stop - part.start]
-            self.write(self.contribution, part, leaf)
-            yield np.abs(leaf, out=leaf)
-
-    def counted(self, digits: tuple[int, int, int], histogram: Patterns, gathered: Patterns) -> int | None:
-        """Return how many candidates an accelerator counted; None: there is none that can."""
-        accelerator = current()
-        if accelerator is None or not isinstance(self.write, ScaledDifferences):
-            return None
-        return accelerator.count(self.write, self.contribution, digits, histogram, gathered)
+def count_equal(block: Block, write: Differences, contribution: int, magnitude: float) -> list[int]:
+    """Return how many absolute differences of each leaf of a block equal a magnitude."""
+    return [int(np.count_nonzero(part == magnitude)) for part in magnitudes_of(block, write, contribution)]
 
 
 def find_places(

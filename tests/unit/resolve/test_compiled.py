@@ -21,16 +21,16 @@ from crdt_merge_protocol.blobs import (
 from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.strategies import acceleration
-from crdt_merge_protocol.strategies.acceleration import ScaledDifferences, StoredRows, install
+from crdt_merge_protocol.strategies.acceleration import Digits, Draw, ScaledDifferences, StoredRows, install
 from crdt_merge_protocol.strategies.contract import Block
 from crdt_merge_protocol.strategies.dtypes import decode_block, encode_array
 from crdt_merge_protocol.strategies.kernels import combine
-from crdt_merge_protocol.strategies.randomness import keep_mask, uniform
+from crdt_merge_protocol.strategies.randomness import keep_mask, uniform, words
 from crdt_merge_protocol.strategies.reductions import leaf_products, leaf_sums
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get, names, plain_names
-from crdt_merge_protocol.strategies.selection import Selection, advance, tally
-from crdt_merge_protocol.strategies.trimming import magnitudes_of
+from crdt_merge_protocol.strategies.selection import Selection, advance
+from crdt_merge_protocol.strategies.trimming import magnitudes_of, tally_of_each
 from support.synthetic import case_of
 
 pytest.importorskip("numba")
@@ -160,27 +160,104 @@ def test_sums_over_leaves_are_those_of_numpy(compiled, size):
         assert found.tobytes() == expected.tobytes()
 
 
+def same_tally(found, expected):
+    assert (found.digits, found.above, found.is_exact) == (expected.digits, expected.above, expected.is_exact)
+    assert found.values.tolist() == expected.values.tolist()
+    assert str(found.counts) == str(expected.counts)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F16"])
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_candidates_are_counted_as_numpy_counts_them(compiled, is_masked):
+def test_candidates_are_counted_as_numpy_counts_them(compiled, is_masked, dtype):
     rng = np.random.default_rng(2)
     size = 70_001
-    raw, base = [numbers(rng, size, "F32")], rng.standard_normal(size)
-    block = block_of("F32", raw, base)
-    write = (
-        ScaledDifferences(block, [rng.random(size) < 0.5], [3.0]) if is_masked else ScaledDifferences(block)
-    )
-    for rank in (1, 999, size // 2, size):
-        selection = Selection(rank=rank)
-        while not selection.is_done:
-            found, expected = both(
-                compiled, lambda selection=selection: tally(selection, magnitudes_of(block, write, 0))
-            )
-            assert found.is_exact == expected.is_exact
-            assert found.values.tolist() == expected.values.tolist()
-            assert str(found.counts) == str(expected.counts)
-            selection = advance(selection, [found])
-        exact = np.sort(np.concatenate([np.abs(part) for part in magnitudes_of(block, write, 0)]))
-        assert selection.magnitude == exact[-rank]
+    raw, base = [numbers(rng, size, dtype) for _ in range(3)], rng.standard_normal(size)
+    base[::7] = -0.0
+    block = block_of(dtype, raw, base)
+    masks, scales = [rng.random(size) < 0.5, None, rng.random(size) < 0.1], [3.0, 1.0, -0.5]
+    write = ScaledDifferences(block, masks, scales) if is_masked else ScaledDifferences(block)
+    ordered = [
+        np.sort(np.concatenate([part.copy() for part in magnitudes_of(block, write, i)])) for i in range(3)
+    ]
+    searches = {i: Selection(rank=rank) for i, rank in enumerate((1, 999, size // 2))}
+    ranks = {i: search.rank for i, search in searches.items()}
+    while not all(search.is_done for search in searches.values()):
+        found, expected = both(compiled, lambda searches=searches: tally_of_each(searches, block, write))
+        assert found.keys() == expected.keys()
+        for i, tally in found.items():
+            same_tally(tally, expected[i])
+            searches[i] = advance(searches[i], [tally])
+    assert [search.magnitude for search in searches.values()] == [ordered[i][-ranks[i]] for i in ranks]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("size", [1, 7, 8, 2_047, 2_049, 40_001])
+def test_ranges_are_counted_as_numpy_counts_them(compiled, size, share):
+    """Narrow and wide ones, those of one value, and those with more candidates than are listed."""
+    rng = np.random.default_rng(size)
+    block = block_of("F32", [numbers(rng, size, "F32") for _ in range(2)], np.zeros(size))
+    write = ScaledDifferences(block)
+    for i in range(2):
+        bits = np.sort(next(magnitudes_of(block, write, i)).view(np.int64))
+        low, high = int(bits[int((1 - share) * (size - 1))]), int(bits[-1]) + 1
+        for digits in (Digits.between(low, high), Digits.between(low, low + 1), Digits.between(0, low + 1)):
+            search = {i: Selection(rank=1, digits=digits)}
+            found, expected = both(compiled, lambda search=search: tally_of_each(search, block, write))
+            same_tally(found[i], expected[i])
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F16"])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 511, 513, 5_001])
+def test_what_is_dropped_is_what_numpy_drops(compiled, dtype, size):
+    """One contribution has only some changes, another none, a third loses nothing, a fourth everything."""
+    rng = np.random.default_rng(size)
+    raw = [numbers(rng, size, dtype) for _ in range(5)]
+    base = decode_block(dtype, raw[0])
+    base[size // 2 :] = rng.standard_normal(size - size // 2)
+    block = replace(block_of(dtype, raw, base), start=3 * 65_536, stop=3 * 65_536 + size)
+    key = b"0123456789abcdef"
+    draws = [Draw(key, 1 << 63), Draw(key[::-1], 3 << 60), None, Draw(key, 0), Draw(key, (1 << 64) - 2048)]
+    coefficients = [2.0, -1 / 3, 1.0, 5.0, 0.0]
+    out = np.zeros(size)
+
+    assert compiled.drop(block, draws, coefficients, out)
+
+    install(None)
+    expected = np.zeros(size)
+    for draw, values, coefficient in zip(draws, block.inputs, coefficients, strict=True):
+        difference = values - base
+        if draw is not None:
+            difference *= words(draw.key, block.start, size) < np.uint64(draw.bound)
+        if coefficient:
+            expected += difference * coefficient
+    expected += base
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("k", range(1, 8))
+@pytest.mark.parametrize("profile", ["paper", "mergekit"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_elections_of_few_and_many_have_the_bits_of_numpy(compiled, k, profile, dtype):
+    """Votes that cancel out, magnitudes equal to the threshold, zeros of both signs, subnormal numbers."""
+    rng = np.random.default_rng(k)
+    size = 65_536 + 8 * k + k
+
+    def model():
+        values = np.round(rng.standard_normal(size), 1)
+        values[rng.random(size) < 0.1] = -0.0
+        values[rng.random(size) < 0.1] = 6e-8
+        return {"a": values.astype(dtype)}
+
+    models, base = [model() for _ in range(k)], model()
+
+    def work():
+        params = {"profile": profile, "density": "0.4"}
+        return merge_arrays("ties", models, base=base, params=params, block_elements=65_536)
+
+    found, expected = both(compiled, work)
+
+    assert found.decisions == expected.decisions
+    assert found.tensors["a"].tobytes() == expected.tensors["a"].tobytes()
 
 
 ELECTIONS = [
