@@ -15,9 +15,9 @@ from crdt_merge_node.lora.adapter import Factors
 from crdt_merge_node.lora.factors import concatenate, reduce
 
 from .asking import ask
-from .cases import SHAPES_IN_BF16, Case, K, tolerance_in
+from .cases import SHAPES_IN_BF16, Case, K, tolerance_in, uniforms_of
 from .drawing import DTYPES, Array, apart, rounded
-from .methods import merged_by_us, name_of, told, uniforms_of
+from .methods import merged_by_us, name_of, told
 
 METHODS = (
     ("ties", "ties", {"profile": "mergekit"}),  # The published code keeps one element more.

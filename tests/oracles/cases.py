@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
+from crdt_merge_protocol.strategies.randomness import stream_key, uniform
+from crdt_merge_protocol.strategies.reference import digest_of
 
 from .drawing import DRAWS, DTYPES, Array
 
@@ -14,10 +17,13 @@ SHAPES: Final = ((6, 8), (8,), (4, 3, 3, 3), (60, 50))
 SHAPES_IN_BF16: Final = ((6, 9), (9,), (4, 3, 3, 3))
 """So few elements that eight bits give each a magnitude of its own; rows of 9 have ranks that bf16 holds."""
 K: Final = (2, 3, 4, 5)
+TENSOR: Final = "tensor"
 SEED: Final = b"\x01" * 32
 WEIGHTS: Final = ("0.5", "1.25", "0.75", "1", "2")
 _CLEAR: Final[Mapping[str, float]] = {"f64": 1e-9, "f32": 1e-4, "bf16": 0.04}
 """Least relative gap at a threshold that is computed from several models."""
+_STRETCH_MAX: Final = 3
+"""By how much rescaling may lengthen a model of bf16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +145,10 @@ def all_cases(seed: int) -> Iterator[Case]:
                 if (dtype == "bf16" and not method.bf16) or ("della" in method.ours and len(shape) > 2):
                     continue
                 for k in method.k:
-                    yield _make(rng, method, number, shape=shape, k=k, dtype=dtype)
+                    case = _make(rng, method, number, shape=shape, k=k, dtype=dtype)
+                    while not _is_clear(case):
+                        case = _make(rng, method, number, shape=shape, k=k, dtype=dtype)
+                    yield case
             for t in ("0.3", "0.5"):
                 yield _slerp(rng, shape, t, dtype)
 
@@ -149,8 +158,6 @@ def _make(
 ) -> Case:
     draw = method.bf16 if dtype == "bf16" else "fine"
     base, inputs = DRAWS[draw](rng, shape, k)
-    while method.ours == "sce" and not _is_clear(base, inputs, _CLEAR[dtype]):
-        base, inputs = DRAWS[draw](rng, shape, k)
     parameters, params = dict(method.parameters), dict(method.params)
     if dtype == "bf16":
         parameters |= {name: float(text) for name, text in method.in_bf16.items()}
@@ -171,7 +178,7 @@ def _make(
         lambdas=weights or () if is_learnt else (),
         is_random=method.is_random,
         dtype=dtype,
-        tolerance=tolerance_in(dtype, method.tolerance),
+        tolerance=tolerance_in(dtype, method.tolerance) * (2 if draw == "apart" else 1),
         is_elementwise=draw == "apart",
     )
 
@@ -181,11 +188,23 @@ def tolerance_in(dtype: str, in_f64: float) -> float:
     return {"f64": in_f64, "f32": max(in_f64, 64 * 2.0**-24), "bf16": 4 * 2.0**-8}[dtype]
 
 
-def _is_clear(base: Array, inputs: Sequence[Array], gap: float) -> bool:
-    """Tell whether half of the variances over the models are clearly greater than the other half."""
-    variances = np.sort(np.var([model - base for model in inputs], axis=0).reshape(-1))
-    first_kept = variances.size - int(np.count_nonzero(variances) * 0.5)
-    return bool(variances[first_kept] - variances[first_kept - 1] > gap * variances[first_kept])
+def _is_clear(case: Case) -> bool:
+    """Tell whether no decision of a merge is a close one: SCE's threshold, and elections in bf16.
+
+    Rescaling to the former sum of magnitudes may make one model much larger than it was drawn.
+    """
+    if case.strategy == "sce":
+        variances = np.sort(np.var([model - case.base for model in case.inputs], axis=0).reshape(-1))
+        first = variances.size - np.count_nonzero(variances) // 2
+        return bool(variances[first] - variances[first - 1] > _CLEAR[case.dtype] * variances[first])
+    if case.dtype != "bf16":
+        return True
+    surely = float(_WINDOW["density"]) - float(_WINDOW["epsilon"])
+    magnitudes = [np.abs(model) for model in case.inputs]
+    return all(
+        sizes[uniforms < surely].sum() > sizes.sum() / _STRETCH_MAX
+        for sizes, uniforms in zip(magnitudes, uniforms_of(case), strict=False)
+    )
 
 
 def _slerp(rng: np.random.Generator, shape: tuple[int, ...], t: str, dtype: str) -> Case:
@@ -203,3 +222,16 @@ def _slerp(rng: np.random.Generator, shape: tuple[int, ...], t: str, dtype: str)
         dtype=dtype,
         tolerance=tolerance_in(dtype, 1e-9),
     )
+
+
+def uniforms_of(case: Case) -> list[Array]:
+    """Return what our masks compare with, one array per input in the order given; none without masks."""
+    if not case.is_random:
+        return []
+    weights = [Fraction(w) for w in case.weights or ["1"] * len(case.inputs)]
+    drawn = []
+    for values, weight in zip(case.inputs, weights, strict=True):
+        name = digest_of({TENSOR: values}, weight)
+        key = stream_key(SEED, case.strategy, TENSOR, name, "mask")
+        drawn.append(uniform(key, 0, values.size).reshape(values.shape))
+    return drawn

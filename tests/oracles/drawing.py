@@ -20,9 +20,9 @@ ROUNDING: Final[Mapping[str, float]] = {"f64": 2.0**-53, "f32": 2.0**-24, "bf16"
 """Greatest relative error of rounding to an element type."""
 _MANTISSAS: Final = 64
 """Values of 8 bits from 1 to 1.5."""
-_BINADES: Final = 8
-_APART: Final = 4
-"""Binades between two models at an element: more than weights of 0.5 to 2 make up for."""
+_BINADES: Final = 4
+_APART: Final = 6
+"""Binades between two models at an element: more than weights of 0.5 to 2 and rescaling make up for."""
 
 
 def rounded(values: Array, dtype: str) -> Array:

@@ -10,14 +10,11 @@ import numpy as np
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.artefacts import Artefact
-from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import ArtefactArrays, digest_of, merge_arrays
 
 from .asking import ask
-from .cases import SEED, Array, Case, all_cases
+from .cases import SEED, TENSOR, Array, Case, all_cases, uniforms_of
 from .drawing import DTYPES
-
-TENSOR = "tensor"
 
 
 def compare(seed: int) -> tuple[list[str], str]:
@@ -109,16 +106,3 @@ def _ask(cases: list[Case]) -> dict[str, Array]:
             }
         )
     return ask("mergekit", "mergekit_side.py", said, request)
-
-
-def uniforms_of(case: Case) -> list[Array]:
-    """Return what our masks compare with, one array per input in the order given; none without masks."""
-    if not case.is_random:
-        return []
-    weights = [Fraction(w) for w in case.weights or ["1"] * len(case.inputs)]
-    drawn = []
-    for values, weight in zip(case.inputs, weights, strict=True):
-        name = digest_of({TENSOR: values}, weight)
-        key = stream_key(SEED, case.strategy, TENSOR, name, "mask")
-        drawn.append(uniform(key, 0, values.size).reshape(values.shape))
-    return drawn
