@@ -442,7 +442,7 @@ def test_every_job_writes_the_bytes_of_numpy(compiled, name, tmp_path):
         return UsedModel(digest, WEIGHT_ONE, manifest, sources)
 
     models, base = [model() for _ in range(2)], model()
-    has_base = get(name).base == "required"
+    has_base = get(name).base != "unused"
     policy = Policy(strategy=name, schema=schema.id, base=base.manifest.content if has_base else None)
     policy = replace(policy, strategy_version=get(name).version)
     job = build_job(policy, schema, models, base if has_base else None, group_mode=True)
