@@ -14,6 +14,7 @@ from crdt_merge_node.resolve import merge_files, output, past_cache
 from crdt_merge_node.resolve.past_cache import PAGE_BYTES, PastCache, beside
 from hypothesis import given
 from hypothesis import strategies as st
+from support.profile import examples
 
 from .test_starting import model
 
@@ -21,6 +22,7 @@ ROOM = mmap.mmap(-1, 8 * PAGE_BYTES)
 ROOM[:] = np.random.default_rng(1).bytes(len(ROOM))
 
 
+@examples(100)
 @given(
     offset=st.integers(0, 3 * PAGE_BYTES),
     begin=st.integers(0, 2 * PAGE_BYTES),
