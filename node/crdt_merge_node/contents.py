@@ -59,7 +59,7 @@ class Item:
     """As the manifest says."""
     problem: str = ""
     """Why it is quarantined; empty if it is not, or not yet judged."""
-    judged_by: tuple[bytes, int, AdapterRules | None] | None = None
+    judged_by: tuple[bytes, int, bool, AdapterRules | None] | None = None
     """What of the policy the manifest was judged by: see ``GroupContents.judging``."""
     is_judged: bool = False
     """Nothing about it can change any more: its bytes are here, or it is quarantined without them."""
@@ -123,9 +123,10 @@ class GroupContents:
         return MODEL if self.rules is None else ADAPTER
 
     @property
-    def judging(self) -> tuple[bytes, int, AdapterRules | None]:
-        """What of the policy every contribution is judged by: schema, weight cap, rules of adapters."""
-        return self.view.policy.schema, self.view.policy.weight_cap, self.rules
+    def judging(self) -> tuple[bytes, int, bool, AdapterRules | None]:
+        """What of the policy every contribution is judged by: schema, cap, types, rules of adapters."""
+        policy = self.view.policy
+        return policy.schema, policy.weight_cap, policy.takes_any_float, self.rules
 
     @property
     def used(self) -> list[Item]:

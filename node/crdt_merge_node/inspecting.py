@@ -164,13 +164,14 @@ class Inspector:
     async def _judge_manifest(self, item: Item, contents: GroupContents) -> str:
         assert item.manifest is not None, "the caller has read it"
         assert contents.schema is not None, "the caller has looked"
-        schema, cap, weight = contents.schema, contents.view.policy.weight_cap, item.visible.weight
+        policy, schema, weight = contents.view.policy, contents.schema, item.visible.weight
+        cap = policy.weight_cap
         problem = ""
         if contents.rules is not None and item.is_model:
             specs = [entry.spec for entry in item.manifest.entries]
             problem = await asyncio.to_thread(judge_specs, contents.rules, schema, cap, specs, weight)
         elif item.is_model:
-            problem = judge(schema, cap, item.manifest, weight, None) or ""
+            problem = judge(schema, cap, item.manifest, weight, None, any_float=policy.takes_any_float) or ""
         return problem or self._lie(item.manifest)
 
     def _judge_bytes(self, item: Item) -> str:

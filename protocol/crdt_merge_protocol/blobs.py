@@ -33,6 +33,15 @@ DTYPE_BYTES: Final = {
 }  # fmt: skip
 """Element types of contributions, under their safetensors names, with their size in bytes."""
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+ANY_FLOAT: Final = "any"
+"""In a policy, before the output type: contributions may have float types other than the schema's."""
+POLICY_DTYPES: Final = (
+    "",
+    *sorted(FLOAT_DTYPES),
+    ANY_FLOAT,
+    *(f"{ANY_FLOAT}:{t}" for t in sorted(FLOAT_DTYPES)),
+)
+"""What a policy may say of element types."""
 
 
 def chunk_count(nbytes: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from .blobs import ANY_FLOAT
 from .canonical import decode, digest, encode
 from .errors import BadSignatureError, LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .fields import U32_MAX, U64_MAX, Fields
@@ -46,7 +47,10 @@ class Policy:
     base: bytes | None = None
     """Content id of the common base model, if there is one."""
     dtype: str = ""
-    """Element type of the output; empty: that of the base, else the widest of the inputs."""
+    """Element type of the output; empty: that of the base, else the widest of the inputs.
+
+    With ``any`` or ``any:`` in front of it, float tensors of contributions may have any float type.
+    """
     weight_cap: int = DEFAULT_WEIGHT_CAP
     """Largest weight of one contribution, over 2^32."""
     holders: int = 0
@@ -90,6 +94,16 @@ class Policy:
         )
         fields.end()
         return policy
+
+    @property
+    def takes_any_float(self) -> bool:
+        """Whether float tensors of contributions may have other float types than the schema says."""
+        return self.dtype.partition(":")[0] == ANY_FLOAT
+
+    @property
+    def out_dtype(self) -> str:
+        """Element type that the output is to have; empty: that of the base, else the widest input's."""
+        return self.dtype.partition(":")[2] if self.takes_any_float else self.dtype
 
     def recipe(self) -> bytes:
         """Return the canonical bytes of everything that decides the output: all but the version."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from .blobs import Manifest, Schema, TensorSpec
+from .blobs import FLOAT_DTYPES, Manifest, Schema, TensorSpec
 from .errors import DTypeMismatchError, ResolveError, ShapeMismatchError, TensorMissingError
 from .limits import WEIGHT_MAX, WEIGHT_ONE
 
@@ -31,28 +31,39 @@ class _Problem(NamedTuple):
     text: str
 
 
-def schema_problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[str]:
+def schema_problems(schema: Schema, specs: Iterable[TensorSpec], *, any_float: bool = False) -> list[str]:
     """Return what keeps tensors from having a schema, one sentence each; nothing if they have it.
 
     At most :data:`PROBLEMS_MAX` sentences, in byte order of the tensor names, and a count of the rest.
+
+    Args:
+        schema: What is expected.
+        specs: What is there.
+        any_float: Whether one float type is as good as another (``Policy.takes_any_float``).
     """
-    return _texts(_problems(schema, specs))
+    return _texts(_problems(schema, specs, any_float))
 
 
-def require_schema(schema: Schema, specs: Iterable[TensorSpec], *, who: str) -> None:
-    """Refuse tensors that do not have a schema; ``who`` begins the message.
+def require_schema(schema: Schema, specs: Iterable[TensorSpec], *, who: str, any_float: bool = False) -> None:
+    """Refuse tensors that do not have a schema; ``who`` begins the message, the rest as above.
 
     Raises:
         TensorMissingError, ShapeMismatchError, DTypeMismatchError: By the first problem; all are named.
     """
-    problems = _problems(schema, specs)
+    problems = _problems(schema, specs, any_float)
     if problems:
         error = problems[0].error
         raise error(f"{who} does not fit the schema: {'; '.join(_texts(problems))}.", hint=_REMEDIES[error])
 
 
 def judge(
-    schema: Schema, weight_cap: int, manifest: Manifest, weight: int, is_finite: bool | None
+    schema: Schema,
+    weight_cap: int,
+    manifest: Manifest,
+    weight: int,
+    is_finite: bool | None,
+    *,
+    any_float: bool = False,
 ) -> str | None:
     """Return why a contribution is quarantined, or None if it may be used.
 
@@ -63,10 +74,11 @@ def judge(
         weight: Of the contribution, over 2^32.
         is_finite: Whether its tensors were found free of NaN, infinity and impossible booleans; None while
             its bytes are not here, which condemns nothing.
+        any_float: Whether the group's policy takes any float type for another.
     """
     if problem := weight_problem(weight_cap, weight):
         return problem
-    problems = _texts(_problems(schema, (entry.spec for entry in manifest.entries)))
+    problems = _texts(_problems(schema, (entry.spec for entry in manifest.entries), any_float))
     if problems:
         return problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more problems)"
     if is_finite is False:
@@ -84,12 +96,12 @@ def weight_problem(weight_cap: int, weight: int) -> str:
     return ""
 
 
-def _problems(schema: Schema, specs: Iterable[TensorSpec]) -> list[_Problem]:
+def _problems(schema: Schema, specs: Iterable[TensorSpec], any_float: bool) -> list[_Problem]:
     expected = {spec.name: spec for spec in schema.specs}
     found = {spec.name: spec for spec in specs}
     problems = []
     for name in sorted(expected.keys() | found.keys(), key=str.encode):
-        problem = _problem(expected.get(name), found.get(name))
+        problem = _problem(expected.get(name), found.get(name), any_float)
         if problem is not None:
             problems.append(_Problem(problem.error, f"tensor {name} {problem.text}"))
     return problems
@@ -102,13 +114,13 @@ def _texts(problems: list[_Problem]) -> list[str]:
     return texts
 
 
-def _problem(expected: TensorSpec | None, found: TensorSpec | None) -> _Problem | None:
+def _problem(expected: TensorSpec | None, found: TensorSpec | None, any_float: bool) -> _Problem | None:
     if expected is None:
         return _Problem(TensorMissingError, "is not in the schema")
     if found is None:
         return _Problem(TensorMissingError, "is missing")
     if found.shape != expected.shape:
         return _Problem(ShapeMismatchError, f"has shape {list(found.shape)}, expected {list(expected.shape)}")
-    if found.dtype != expected.dtype:
+    if found.dtype != expected.dtype and not (any_float and {found.dtype, expected.dtype} <= FLOAT_DTYPES):
         return _Problem(DTypeMismatchError, f"has element type {found.dtype}, expected {expected.dtype}")
     return None

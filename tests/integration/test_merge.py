@@ -248,7 +248,7 @@ def other(path: Path, **changes: np.ndarray | None) -> Path:
         ({"c.bias": None}, TensorMissingError),
         ({"extra": np.zeros(3, np.float32)}, TensorMissingError),
         ({"c.bias": np.zeros((17, 1), np.float32)}, ShapeMismatchError),
-        ({"c.bias": np.zeros(17, np.float64)}, DTypeMismatchError),
+        ({"c.bias": np.zeros(17, np.int32)}, DTypeMismatchError),
         ({"ids": np.arange(9) + 1}, IntegerTensorDiffersError),
     ],
 )

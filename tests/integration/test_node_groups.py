@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from crdt_merge_node.control.model import PolicyChanges
-from crdt_merge_protocol.errors import MissingBlobError
-from safetensors.numpy import load_file
+from crdt_merge_protocol.blobs import Manifest
+from crdt_merge_protocol.errors import DTypeMismatchError, MissingBlobError, ParameterError
+from safetensors.numpy import load_file, save_file
 from support.whole_nodes import Site, save_model, settle, until_agreed
 
 pytestmark = pytest.mark.asyncio
@@ -132,3 +134,41 @@ async def test_a_group_is_named_by_its_name_or_the_beginning_of_its_id(tmp_path:
         info = await node.create_group("g", save_model(tmp_path / "model", 1.0))
 
         assert await node.api.group_show("g") == await node.api.group_show(info.id[:8])
+
+
+async def test_a_group_takes_other_float_types_once_its_policy_says_so(tmp_path: Path) -> None:
+    """By default the schema fixes them; with ``any`` the values count and the base's type is written."""
+    wide = {"w": np.full((3, 4), 1 / 3), "b": np.full(4, 2.0, np.float16)}
+    save_file(wide, tmp_path / "wide")
+    async with Site(tmp_path).nodes(2) as nodes:
+        await nodes[0].create_group("g", base=save_model(tmp_path / "base", 0.0))
+        await nodes[1].until_group("g", lambda info: info.missing_blobs == 0)
+        await nodes[1].add("g", save_model(tmp_path / "model", 1.0))
+        with pytest.raises(DTypeMismatchError, match="element type F16, expected F32"):
+            await nodes[0].add("g", tmp_path / "wide")
+        tag = await nodes[0].contribute_raw("g", Manifest.of(nodes[0].put_tensors(wide)))
+        aside = await nodes[1].until_state("g", tag, "quarantined")
+        await nodes[0].set_policy("g", PolicyChanges(dtype="any"))
+        for node in nodes:
+            await node.until_state("g", tag, "used")
+        again = await nodes[0].add("g", tmp_path / "wide", slot="again")
+        await until_agreed("g", *nodes, used=3)
+        reports = [await node.resolve("g", tmp_path / f"out{number}") for number, node in enumerate(nodes)]
+        found = load_file(tmp_path / "out0")
+        await nodes[0].set_policy("g", PolicyChanges(dtype="any:F16"))
+        await nodes[1].until_group("g", lambda info: info.resolve_key not in {"", reports[0].resolve_key})
+        await nodes[1].resolve("g", tmp_path / "narrow")
+
+    assert "element type" in aside.reason
+    assert again.contribution.state == "used"
+    assert {report.file_sha256 for report in reports} == {reports[0].file_sha256}
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(found["w"], np.full((3, 4), (1 + 1 / 3) / 2, np.float32))
+    assert load_file(tmp_path / "narrow")["w"].dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", ["any:", "any:any", "any:I32", "F33"])
+async def test_what_is_no_element_type_of_a_policy_is_refused(tmp_path: Path, dtype: str) -> None:
+    async with Site(tmp_path).nodes(1) as nodes:
+        with pytest.raises(ParameterError, match="no element type"):
+            await nodes[0].create_group("g", save_model(tmp_path / "model", 1.0), dtype=dtype)

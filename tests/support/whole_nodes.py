@@ -237,7 +237,7 @@ class WholeNode:
         return signed.id.hex()
 
 
-_DTYPES = {"float32": "F32", "uint8": "U8"}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8"}
 
 
 async def settle() -> None:

@@ -163,7 +163,7 @@ async def _plan(
         header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
     specs = [entry.spec for entry in header.entries]
     if kind == MODEL:
-        problems = schema_problems(contents.schema, specs)
+        problems = schema_problems(contents.schema, specs, any_float=contents.view.policy.takes_any_float)
         if problems:
             raise _schema_error(problems, path=path, group_name=name)
     elif kind != ADAPTER:

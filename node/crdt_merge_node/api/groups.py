@@ -10,12 +10,18 @@ from pathlib import Path
 
 from crdt_merge_protocol.adapter_rules import split_params, write_rules
 from crdt_merge_protocol.adapters import schema_specs
-from crdt_merge_protocol.blobs import Manifest, Schema
+from crdt_merge_protocol.blobs import ANY_FLOAT, POLICY_DTYPES, Manifest, Schema
 from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.operations import Kind, PolicyAct
-from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, Policy, act_digest, sign_act, sorted_params
+from crdt_merge_protocol.policy import (
+    DEFAULT_WEIGHT_CAP,
+    Policy,
+    act_digest,
+    sign_act,
+    sorted_params,
+)
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
@@ -315,8 +321,12 @@ def _check_strategy(
             f"{chosen.id} cannot merge whatever a group may come to hold: its policy has to name a stand-in.",
             hint="For instance: --param fallback=weight_average. The provenance says when it was used.",
         )
-    if dtype and dtype not in ("F64", "F32", "F16", "BF16"):
+    if dtype not in POLICY_DTYPES:
         raise ParameterError(f'"{dtype}" is no element type of an output.', hint="Use F64, F32, F16 or BF16.")
+    if rules and dtype.startswith(ANY_FLOAT):
+        raise ParameterError(
+            "Adapters may have different float types in any case.", hint=f"Leave {ANY_FLOAT} out of --dtype."
+        )
     return chosen, chosen.normalise(params) | rules
 
 

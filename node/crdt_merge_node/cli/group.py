@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from crdt_merge_protocol.blobs import FLOAT_DTYPES
 from crdt_merge_protocol.packing import CONFIG_NAME
 
 from crdt_merge_node.control.model import GroupDetail, GroupInfo
@@ -16,7 +15,7 @@ from .completing import GROUP
 from .contribution import show_contributions
 from .options import Invocation, command
 from .output import clean, count, facts, note, say, say_json, short, table
-from .policy import policy_facts
+from .policy import DTYPE, DTYPE_HELP, policy_facts
 from .progress import follow as watch
 from .status import contributions_text, missing_text, show_groups
 from .values import MODEL, PARAM_HELP, Weight, absolute, parse_pairs
@@ -35,7 +34,7 @@ def group() -> None:
 @click.option("--like", type=MODEL, help="A model, or an adapter, that gives the schema only.")
 @click.option("--adapters", is_flag=True, help="Contributions are LoRA adapters; implied by --like ADAPTER.")
 @adapter_options
-@click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
+@click.option("--dtype", type=DTYPE, help=DTYPE_HELP)
 @click.option("--weight-cap", type=Weight(), default=0, help="Largest weight of a contribution.")
 @click.option(
     "--holders", type=click.IntRange(0, 1000), default=0, help="Nodes that must hold a contribution."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import click
 from crdt_merge_protocol.adapter_rules import split_params
-from crdt_merge_protocol.blobs import FLOAT_DTYPES
+from crdt_merge_protocol.blobs import ANY_FLOAT, POLICY_DTYPES
 
 from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
 
@@ -18,6 +19,9 @@ from .options import Invocation, command
 from .output import clean, count, facts, note, params, say, say_json, short, size, weight
 from .progress import follow as watch
 from .values import MODEL, READABLE, Weight, absolute, parse_pairs, read_text
+
+DTYPE: Final = click.Choice([dtype for dtype in POLICY_DTYPES if dtype], case_sensitive=False)
+DTYPE_HELP: Final = "Of the output; any, any:F32, ...: and contributions may have other float types."
 
 
 @click.group(cls=SuggestingGroup)
@@ -45,7 +49,7 @@ def show(invocation: Invocation, group: str) -> None:
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter; an empty value removes it.")
 @click.option("--base", type=MODEL, help="Base model, a file or shards.")
 @adapter_options
-@click.option("--dtype", type=click.Choice(sorted(FLOAT_DTYPES), case_sensitive=False), help="Of the output.")
+@click.option("--dtype", type=DTYPE, help=DTYPE_HELP)
 @click.option("--weight-cap", type=Weight(), help="Largest weight of a contribution.")
 @click.option("--holders", type=click.IntRange(0, 1000), help="Nodes that must hold a contribution.")
 @command
@@ -168,7 +172,7 @@ def _show_changes(invocation: Invocation, changes: PolicyChanges) -> None:
                 ("strategy", changes.strategy or ""),
                 ("parameters", params(changes.params)),
                 ("base", changes.base_path or "none"),
-                ("output type", changes.dtype or "unchanged"),
+                ("output type", _type_text(changes.dtype) if changes.dtype else "unchanged"),
             ]
         )
     )
@@ -184,7 +188,7 @@ def policy_facts(found: PolicyInfo) -> list[tuple[str, str]]:
         ("parameters", params(split_params(found.params)[0])),
         ("base", found.base or "none"),
         ("schema", f"{short(found.schema)}: {model}"),
-        ("output type", found.dtype or "that of the base, else the widest input"),
+        ("output type", _type_text(found.dtype)),
         ("weight cap", weight(found.weight_cap)),
         ("holders", str(found.holders)),
         ("seed rule", found.seed_rule),
@@ -206,3 +210,9 @@ def _adapter_facts(found: PolicyInfo) -> list[tuple[str, str]]:
 def _differences(before: PolicyInfo, after: PolicyInfo) -> list[tuple[str, str]]:
     pairs = zip(policy_facts(before), policy_facts(after), strict=True)
     return [(label, f"{old} -> {new}") for (label, old), (_, new) in pairs if old != new]
+
+
+def _type_text(dtype: str) -> str:
+    taken, _, written = dtype.rpartition(":") if dtype != ANY_FLOAT else (dtype, "", "")
+    text = written or "that of the base, else the widest input"
+    return f"{text}; models may have any float types" if taken else text

@@ -136,7 +136,7 @@ def build_adapter_job(
         inputs=inputs,
         base=base_input,
         seed=seed_of(digests),
-        dtype=policy.dtype,
+        dtype=policy.out_dtype,
         group_mode=True,
         resolve_key=resolve_key(used_root(digests), whole_recipe(policy)),
         recipe_digest=digest("crdt-merge/recipe/1", policy.recipe()),

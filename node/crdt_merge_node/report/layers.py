@@ -138,13 +138,14 @@ class _Vectors:
 
     def blocks(self) -> Iterator[list[Float64Array]]:
         """Yield the contributions' vectors and, last, the merged one."""
-        sources = [model.tensors[self.spec.name] for model in self.inputs]
+        sources = [(model.tensors[self.spec.name], model.dtype_of(self.spec)) for model in self.inputs]
         for start in range(0, self.spec.numel, BLOCK_ELEMENTS):
             stop = min(start + BLOCK_ELEMENTS, self.spec.numel)
-            values = [self._read(self.spec.dtype, source, start, stop) for source in sources]
+            values = [self._read(dtype, source, start, stop) for source, dtype in sources]
             values.append(self._read(*self.written, start, stop))
             if self.base is not None:
-                base = self._read(self.spec.dtype, self.base.tensors[self.spec.name], start, stop)
+                dtype = self.base.dtype_of(self.spec)
+                base = self._read(dtype, self.base.tensors[self.spec.name], start, stop)
                 for number in range(len(values)):
                     values[number] -= base
             yield values

@@ -248,11 +248,12 @@ class StoredBlock:
 def keeps_stored(tensor: TensorPlan) -> bool:
     """Tell whether compiled loops in this process may read a tensor's elements as they are stored.
 
-    Blocks of elements only: they are small, so that both forms have room.
+    Blocks of elements only: they are small, so that both forms have room. Loops are of one element type.
     """
     return (
         current() is not None
         and tensor.granularity == "elements"
+        and not tensor.dtypes
         and all(dtype in FLOAT_DTYPES for _, dtype in tensor.streams)
     )
 

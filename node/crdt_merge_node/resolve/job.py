@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from crdt_merge_protocol.blobs import Manifest, Schema
+from crdt_merge_protocol.blobs import Manifest, Schema, TensorSpec
 from crdt_merge_protocol.errors import ResolveError
 from crdt_merge_protocol.limits import MIB
 from crdt_merge_protocol.strategies.artefacts import Artefact
@@ -74,6 +74,12 @@ class ModelInput:
     tensors: Mapping[str, TensorSource]
     """By tensor name, exactly those of the schema."""
     content: bytes = b""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Element types by tensor name, of those tensors that have another than the schema says."""
+
+    def dtype_of(self, spec: TensorSpec) -> str:
+        """Return the element type that a tensor of the schema has here."""
+        return self.dtypes.get(spec.name, spec.dtype)
 
 
 class UsedModel(NamedTuple):
@@ -116,7 +122,7 @@ class ResolveJob:
     base: ModelInput | None
     seed: bytes
     dtype: str
-    """Of float tensors in the output; empty: that of the schema."""
+    """Of float tensors in the output; empty: that of the base, else the widest of the inputs."""
     group_mode: bool
     """A failure that needs two contributions never raises but follows its total rule (STRATEGIES 1.12)."""
     resolve_key: bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crdt_merge_protocol.blobs import FLOAT_DTYPES, Manifest, ManifestEntry, Schema
+from crdt_merge_protocol.blobs import ANY_FLOAT, FLOAT_DTYPES, Manifest, ManifestEntry, Schema, TensorSpec
 from crdt_merge_protocol.errors import EmptySetError, ParameterError
 from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
 from crdt_merge_protocol.policy import Policy, sorted_params
@@ -22,6 +22,7 @@ from crdt_merge_protocol.strategies.choosing import (
     needs_of,
 )
 from crdt_merge_protocol.strategies.contract import Strategy
+from crdt_merge_protocol.strategies.dtypes import output_dtype
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.checkpoints.reading import Checkpoint, read_checkpoint
@@ -50,6 +51,7 @@ class Inputs:
     """In canonical spelling."""
     schema: Schema
     dtype: str
+    """As a policy says it."""
 
     @property
     def all_weights(self) -> list[int]:
@@ -93,7 +95,7 @@ def read_inputs(
     recipe = get(strategy)
     normalised = recipe.normalise(dict(params or {}))
     models = [read_checkpoint(fs, path) for path in (*files, *([] if base is None else [base]))]
-    schema = _common_schema(models, models[0 if base is None else -1])
+    schema, is_mixed = _common_schema(models, has_base=base is not None)
     found = [read_checkpoint(fs, path) for path in artefacts]
     return Inputs(
         files=tuple(files),
@@ -104,7 +106,7 @@ def read_inputs(
         strategy=recipe,
         params=normalised,
         schema=schema,
-        dtype=dtype,
+        dtype=_policy_dtype(dtype, is_mixed=is_mixed),
     )
 
 
@@ -266,14 +268,37 @@ def _check_weights(files: Sequence[Path], weights: Sequence[int] | None) -> Sequ
     return weights
 
 
-def _common_schema(headers: Sequence[Checkpoint], model: Checkpoint) -> Schema:
-    """Return the schema of ``model`` after checking that all files have it."""
+def _common_schema(models: Sequence[Checkpoint], *, has_base: bool) -> tuple[Schema, bool]:
+    """Return the schema of models, and whether they differ in the element types of float tensors.
+
+    It is that of the base, the last of them; without a base every type is the widest, so that the order of
+    the files does not matter.
+    """
+    model = models[-1 if has_base else 0]
     schema = Schema.of(entry.spec for entry in model.entries)
-    for other in headers:
-        require_schema(
-            schema, (entry.spec for entry in other.entries), who=f"{other.path} (beside {model.path})"
-        )
-    return schema
+    found = [Schema.of(entry.spec for entry in other.entries) for other in models]
+    for other, theirs in zip(models, found, strict=True):
+        who = f"{other.path} (beside {model.path})"
+        require_schema(schema, theirs.specs, who=who, any_float=True)
+    if all(theirs == schema for theirs in found):
+        return schema, False
+    if has_base:
+        return schema, True
+    rows = zip(*(theirs.specs for theirs in found), strict=True)
+    return Schema.of(map(_widest, rows)), True
+
+
+def _widest(specs: Sequence[TensorSpec]) -> TensorSpec:
+    if specs[0].dtype not in FLOAT_DTYPES:
+        return specs[0]
+    return replace(specs[0], dtype=output_dtype("", None, (spec.dtype for spec in specs)))
+
+
+def _policy_dtype(dtype: str, *, is_mixed: bool) -> str:
+    """Return the element type of the output as a policy says it that takes such inputs."""
+    if not is_mixed:
+        return dtype
+    return f"{ANY_FLOAT}:{dtype}" if dtype else ANY_FLOAT
 
 
 def _facts(files: Sequence[DescribedFile]) -> list[dict[str, str]]:

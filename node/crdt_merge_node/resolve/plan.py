@@ -99,7 +99,9 @@ def build_job(
     models = sorted({model.digest: model for model in used}.values(), key=lambda model: model.digest)
     _require_named(policy, schema, models, base)
     base_names = _base_names(strategy, policy, schema)
-    inputs, base_input, chosen = _collect(schema, models, base, base_names, artefacts)
+    inputs, base_input, chosen = _collect(
+        schema, models, base, base_names, artefacts, any_float=policy.takes_any_float
+    )
     digests = [model.digest for model in models]
     _require_task(task, digests)
     return ResolveJob(
@@ -109,7 +111,7 @@ def build_job(
         inputs=inputs,
         base=base_input,
         seed=seed_of(digests),
-        dtype=policy.dtype,
+        dtype=policy.out_dtype,
         group_mode=group_mode,
         resolve_key=_key_of(policy, digests, chosen, task),
         artefacts=chosen,
@@ -255,6 +257,8 @@ def _collect(
     base: UsedModel | None,
     base_names: set[str],
     artefacts: Iterable[UsedArtefact],
+    *,
+    any_float: bool,
 ) -> tuple[tuple[ModelInput, ...], ModelInput | None, tuple[ArtefactInput, ...]]:
     """Return where the bytes of models, base and artefacts are.
 
@@ -263,6 +267,10 @@ def _collect(
     """
     missing: list[str] = []
     names = {spec.name for spec in schema.specs}
+    for kind, model in [*(("contribution", each) for each in models), *([("base", base)] if base else [])]:
+        specs = (entry.spec for entry in model.manifest.entries)
+        who = f"{kind} {model.digest.hex()[:12]}"
+        require_schema(schema, specs, who=who, any_float=any_float)
     inputs = tuple(_to_input("contribution", model, schema, names, missing) for model in models)
     base_input = None if base is None else _to_input("base", base, schema, base_names, missing)
     kept = {item.artefact.digest: item for item in artefacts}
@@ -282,7 +290,6 @@ def _collect(
 def _to_input(kind: str, model: UsedModel, schema: Schema, names: set[str], missing: list[str]) -> ModelInput:
     who = f"{kind} {model.digest.hex()[:12]}"
     manifest: Manifest = model.manifest
-    require_schema(schema, (entry.spec for entry in manifest.entries), who=who)
     tensors = {}
     for entry in manifest.entries:
         source = model.sources.get(entry.spec.name)
@@ -290,7 +297,11 @@ def _to_input(kind: str, model: UsedModel, schema: Schema, names: set[str], miss
             tensors[entry.spec.name] = replace(source, blob=entry.blob)
         elif entry.spec.name in names:
             missing.append(f"{entry.blob.hex()[:12]} ({entry.spec.name} of {who})")
-    return ModelInput(digest=model.digest, weight=model.weight, tensors=tensors, content=manifest.content)
+    pairs = zip(manifest.entries, schema.specs, strict=True)  # Both in byte order of the names.
+    dtypes = {spec.name: entry.spec.dtype for entry, spec in pairs if entry.spec.dtype != spec.dtype}
+    return ModelInput(
+        digest=model.digest, weight=model.weight, tensors=tensors, content=manifest.content, dtypes=dtypes
+    )
 
 
 def _to_artefact(item: UsedArtefact, missing: list[str]) -> ArtefactInput:
@@ -316,18 +327,27 @@ def _plan_tensors(job: ResolveJob, *, uses_base: bool) -> tuple[tuple[TensorPlan
             source = _choose_integers(job, spec, warnings)
             plans.append(TensorPlan(spec=spec, input_dtype=spec.dtype, index=-1, inputs=(source,), base=None))
             continue
-        base = job.base.tensors[spec.name] if job.base is not None and uses_base else None
-        plans.append(
-            TensorPlan(
-                spec=replace(spec, dtype=output_dtype(job.dtype, spec.dtype, ())),
-                input_dtype=spec.dtype,
-                index=index,
-                inputs=tuple(model.tensors[spec.name] for model in job.inputs),
-                base=base,
-            )
-        )
+        plans.append(_plan_floats(job, spec, index, uses_base=uses_base))
         index += 1
     return tuple(plans), warnings
+
+
+def _plan_floats(job: ResolveJob, spec: TensorSpec, index: int, *, uses_base: bool) -> TensorPlan:
+    """Return how a float tensor is merged; its element type does not depend on what the strategy reads."""
+    models = [*job.inputs, *([job.base] if job.base is not None and uses_base else [])]
+    dtypes = tuple(model.dtype_of(spec) for model in models)
+    base_dtype = job.base.dtype_of(spec) if job.base is not None else None
+    out_dtype = output_dtype(job.dtype, base_dtype, dtypes)
+    sources = tuple(model.tensors[spec.name] for model in models)
+    k = len(job.inputs)
+    return TensorPlan(
+        spec=replace(spec, dtype=out_dtype),
+        input_dtype=dtypes[0],
+        index=index,
+        inputs=sources[:k],
+        base=sources[k] if len(sources) > k else None,
+        dtypes=dtypes if len(set(dtypes)) > 1 else (),
+    )
 
 
 def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> TensorSource:

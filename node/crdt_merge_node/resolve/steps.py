@@ -66,6 +66,7 @@ class TensorPlan:
     spec: TensorSpec
     """As written: name and shape of the schema, element type of the output."""
     input_dtype: str
+    """Of the inputs and the base, unless ``dtypes`` says otherwise."""
     index: int
     """Position in ``MergeContext.specs``, or -1 if the tensor is copied."""
     inputs: tuple[TensorSource, ...]
@@ -76,13 +77,16 @@ class TensorPlan:
     granularity: Granularity = "elements"
     block_elements: int = 0
     """Elements of one block, once the memory has been shared out; 0 for a copied tensor."""
+    dtypes: tuple[str, ...] = ()
+    """Of the inputs in their order and then the base, where they have not all the same."""
 
     @functools.cached_property
     def streams(self) -> tuple[tuple[TensorSource, str], ...]:
         """(source, element type) of all that is cut like a block: inputs, the base, aligned artefacts."""
         models = self.inputs if self.base is None else (*self.inputs, self.base)
         aligned = ((part.source, part.dtype) for part in self.artefacts if part.is_aligned)
-        return (*((source, self.input_dtype) for source in models), *aligned)
+        dtypes = self.dtypes or (self.input_dtype,) * len(models)
+        return (*zip(models, dtypes, strict=True), *aligned)
 
     @property
     def size(self) -> int:

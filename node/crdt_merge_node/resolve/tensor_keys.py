@@ -36,7 +36,9 @@ def take_over(
         kept = job.earlier.get(key) if key else None
         if kept is not None and kept.source.nbytes == tensor.spec.nbytes:
             taken[number] = Taken(tensor.index, kept)
-            plans[number] = replace(tensor, index=-1, inputs=(kept.source,), base=None, artefacts=())
+            plans[number] = replace(
+                tensor, index=-1, inputs=(kept.source,), base=None, artefacts=(), dtypes=()
+            )
     indices = tuple(tensor.index for tensor in tensors)
     return tuple(plans), Reuse(keys, indices, taken)
 
@@ -55,7 +57,7 @@ def key_of(strategy: Strategy, context: MergeContext, tensor: TensorPlan) -> byt
     return tensor_key(
         found,
         tensor.spec,
-        tensor.input_dtype,
+        "/".join(tensor.dtypes) or tensor.input_dtype,
         [source.blob for source in tensor.inputs],
         (
             tensor.base.blob if tensor.base is not None else None,

@@ -256,3 +256,22 @@ def test_a_genesis_that_others_would_refuse_is_not_encoded() -> None:
 def test_trailing_fields_of_a_genesis_are_refused() -> None:
     with pytest.raises(MalformedMessageError):
         Genesis.decode(genesis_bytes(extra=None))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "takes_any", "written"),
+    [
+        ("", False, ""),
+        ("F32", False, "F32"),
+        ("any", True, ""),
+        ("any:BF16", True, "BF16"),
+        ("anyF32", False, "anyF32"),
+    ],
+)
+def test_the_element_type_of_a_policy_says_what_is_taken_and_what_is_written(
+    dtype: str, takes_any: bool, written: str
+) -> None:
+    policy = Policy(strategy="linear", schema=bytes(32), dtype=dtype)
+
+    assert (policy.takes_any_float, policy.out_dtype) == (takes_any, written)
+    assert Policy.decode(policy.encode()) == policy

@@ -65,3 +65,22 @@ def test_a_file_of_another_model_gives_few_lines():
     assert len(problems) == PROBLEMS_MAX + 1
     assert problems[0] == "tensor b is missing"
     assert problems[-1] == f"and {102 - PROBLEMS_MAX} more tensors"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "is_taken"), [("F64", True), ("F16", True), ("BF16", True), ("I32", False), ("BOOL", False)]
+)
+def test_where_the_policy_says_so_one_float_type_is_as_good_as_another(dtype: str, is_taken: bool):
+    found = [TensorSpec(name="w", dtype=dtype, shape=(2, 3)), B]
+
+    assert (judge(SCHEMA, 0, manifest(*found), WEIGHT_ONE, True, any_float=True) is None) is is_taken
+    assert judge(SCHEMA, 0, manifest(*found), WEIGHT_ONE, True) is not None
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "I32"])
+def test_no_policy_takes_floats_for_integers(dtype: str):
+    ids = TensorSpec(name="ids", dtype="I64", shape=(9,))
+
+    assert schema_problems(
+        Schema.of([ids]), [TensorSpec(name="ids", dtype=dtype, shape=(9,))], any_float=True
+    )

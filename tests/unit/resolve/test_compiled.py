@@ -6,9 +6,10 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import TensorSource, UsedModel, accelerate, build_job, run_job
+from crdt_merge_node.resolve import TensorSource, UsedModel, accelerate, build_job, merge_files, run_job
 from crdt_merge_protocol.blobs import (
     DTYPE_BYTES,
     Manifest,
@@ -31,6 +32,7 @@ from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get, names, plain_names
 from crdt_merge_protocol.strategies.selection import Selection, advance
 from crdt_merge_protocol.strategies.trimming import magnitudes_of, tally_of_each
+from safetensors.numpy import save_file
 from support.synthetic import case_of
 
 pytest.importorskip("numba")
@@ -452,3 +454,20 @@ def test_every_job_writes_the_bytes_of_numpy(compiled, name, tmp_path):
     assert found.output_digest == expected.output_digest
     assert found.file_sha256 == expected.file_sha256
     assert found.warnings == expected.warnings
+
+
+def test_models_of_different_types_merge_to_the_same_bits(compiled, tmp_path):
+    """Loops are of one type: such blocks are decoded first, and their numbers go on as doubles."""
+    rng = np.random.default_rng(5)
+    types = [np.float32, np.float16, ml_dtypes.bfloat16, np.float32]
+    files = [tmp_path / f"in{number}" for number in range(4)]
+    for file, dtype in zip(files, types, strict=True):
+        save_file({"w": rng.standard_normal((300, 257)).astype(dtype)}, file)
+
+    for strategy in ("linear", "ties", "dare", "dare_ties", "sce", "model_breadcrumbs"):
+        found = [
+            merge_files(files[:3], tmp_path / "out", strategy=strategy, base=files[3], workers=0).file_sha256
+            for accelerator in (None, compiled)
+            if install(accelerator) is None
+        ]
+        assert found[0] == found[1], strategy
