@@ -87,10 +87,12 @@ class NegativeMerge(ByRole):
         consensus, scale = context.number("consensus"), float(context.number(LAMBDA, index))
         # A compiled loop needs no small chunks, and few calls.
         step = CHUNK_ELEMENTS if current() is None else LEAF_ELEMENTS
-        for part in chunks(out.size, step) if voting else ():
-            agreement.write(part, consensus, out[part])
-        out *= -scale
-        out += block.base
+        for part in chunks(out.size, step):
+            mean = out[part]
+            if voting:
+                agreement.write(part, consensus, mean)
+            mean *= -scale
+            mean += block.base[part]
         return out
 
     def decisions(self, context: MergeContext, state: Any) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class _Agreement:
         self._weights = [1.0 if equal else float(weight) for weight in weights]
         self._count_type: type[np.uint8 | np.uint32] = np.uint8 if len(inputs) < 256 else np.uint32
         self._term, self._weight = np.empty(LEAF_ELEMENTS), np.empty(LEAF_ELEMENTS)
+        self._masks = [np.empty(LEAF_ELEMENTS, np.bool_) for _ in range(3)]
 
     def write(self, part: slice, consensus: Fraction, out: Float64Array) -> None:
         """Write the means of a range into ``out``, zero where too few agree."""
@@ -118,6 +121,41 @@ class _Agreement:
             inputs = [values[part] for values in self._inputs]
             if accelerator.agree(inputs, self._base[part], self._weights, least, out):
                 return
+        if least < len(self._inputs) or not self._write_unanimous(part, out):
+            self._write_majority(part, least, out)
+
+    def _write_unanimous(self, part: slice, out: Float64Array) -> bool:
+        """Write the means where nobody disagrees; False if there is an overflow, which is not for here.
+
+        As nobody is left out of any sum, sums need no masks, and divisors are all the same.
+        """
+        is_up, is_down, answer = (mask[: out.size] for mask in self._masks)
+        is_up[:] = is_down[:] = True
+        out[:] = 0.0
+        total = 0.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            for values, weight in zip(self._inputs, self._weights, strict=True):
+                term = self._difference(values, part)
+                is_up &= np.greater(term, 0.0, out=answer)
+                is_down &= np.less(term, 0.0, out=answer)
+                if weight != 1.0:
+                    term *= weight
+                out += term
+                total += weight
+            if not math.isfinite(np.add.reduce(out)):
+                return False
+        out /= total or 1.0
+        # All bits of -1, or none: what is left out becomes +0, whatever its sign was.
+        is_up |= is_down
+        signs = is_up.view(np.int8)
+        kept = self._weight[: out.size].view(np.int64)
+        np.copyto(kept, np.negative(signs, out=signs))
+        bits = out.view(np.int64)
+        bits &= kept
+        return True
+
+    def _write_majority(self, part: slice, least: int, out: Float64Array) -> None:
+        """Write the means of those who agree with the larger number, if it is large enough."""
         ups, downs = (np.zeros(out.size, self._count_type) for _ in range(2))
         for values in self._inputs:
             term = self._difference(values, part)

@@ -136,6 +136,32 @@ def test_blocks_and_the_order_of_inputs_do_not_show():
     assert whole.tobytes() == small.tobytes()
 
 
+def hard_numbers(rng, size, largest):
+    """Return numbers of which many are equal, zero of either sign, next to nothing, or large."""
+    drawn = rng.choice([0.0, -0.0, 5e-324, -5e-324, 2.3e-308, 1.0, -1.0, 1.5, largest, -largest], size)
+    return np.where(rng.random(size) < 0.5, drawn, rng.normal(size=size))
+
+
+@pytest.mark.parametrize("largest", [1e3, 1e307])
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1, 2)])
+def test_unanimous_means_have_the_bits_of_masked_sums(weights, largest):
+    rng = np.random.default_rng(8)
+    base, *models = (hard_numbers(rng, 40_001, largest) for _ in range(4))
+
+    out = merge_arrays(
+        "negative_merge", [{"t": model} for model in models], {"t": base}, {"lambda": "0.5"},
+        digests=DIGESTS[:3], artefacts=roles(["forget"] * 3), weights=weights,
+    ).tensors["t"]  # fmt: skip
+
+    terms = [model - base for model in models]
+    agrees = np.all([x > 0 for x in terms], axis=0) | np.all([x < 0 for x in terms], axis=0)
+    total, weight = np.zeros(base.size), np.zeros(base.size)
+    for x, w in zip(terms, weights, strict=True):
+        total += x * agrees * float(w)
+        weight += agrees * float(w)
+    assert out.tobytes() == (total / (weight + (weight == 0)) * -0.5 + base).tobytes()
+
+
 @pytest.mark.parametrize(
     ("inner", "params"),
     [
