@@ -229,19 +229,26 @@ class _Work:
         total, mean, gain, term = (
             buffer[:size] for buffer in (self._total, self._mean, self._gain, self._term)
         )
-        total[:] = mean[:] = out[:] = 0.0
+        if self._lacking:
+            mean[:] = 0.0
+        is_first = current() is None
+        if not is_first:
+            total[:] = out[:] = 0.0
         for i in self._informed:
             if self._add_compiled(i, part, total, out):
                 continue
-            self._write_gain(i, part, gain)
+            into = total if is_first else gain
+            self._write_gain(i, part, into)
             if self._lacking:
-                mean += np.multiply(gain, self._shares[i], out=term)
-            self._add(i, part, gain, out)
+                mean += np.multiply(into, self._shares[i], out=term)
+            self._add(i, part, into, out, is_first=is_first)
+            is_first = False
         for i in self._lacking:
             np.copyto(gain, mean)
             self._add(i, part, gain, out)
-        unknown = total == 0
-        if unknown.any():
+        # Gains are not negative, so one number mostly says that all is known.
+        if not total.min() > 0.0:
+            unknown = total == 0
             self._average(part, unknown, out)
             total[unknown] = 1.0
         out /= total
@@ -278,9 +285,16 @@ class _Work:
             gain *= gain
         gain += self._floor
 
-    def _add(self, i: int, part: slice, gain: Float64Array, out: Float64Array) -> None:
+    def _add(
+        self, i: int, part: slice, gain: Float64Array, out: Float64Array, *, is_first: bool = False
+    ) -> None:
+        """Add gains to the total, where the first ones already are, and the weighted values to ``out``."""
         if self._weights[i] != 1.0:
             gain *= self._weights[i]
+        if is_first:
+            np.multiply(gain, self._block.inputs[i][part], out=out)
+            out += 0.0  # As if added to zero: there is no -0.
+            return
         self._total[: gain.size] += gain
         out += np.multiply(gain, self._block.inputs[i][part], out=self._term[: gain.size])
 

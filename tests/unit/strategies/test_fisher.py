@@ -128,6 +128,30 @@ def test_what_nobody_knows_anything_of_is_averaged(floor):
     np.testing.assert_allclose(out, mean, rtol=1e-14)
 
 
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1, 2)])
+def test_sums_of_gains_begin_at_plus_zero(weights):
+    rng = np.random.default_rng(9)
+    models = [rng.choice([0.0, -0.0, 5e-324, -5e-324, 1.0, -1.5], 20_001) for _ in range(3)]
+    known = [rng.choice([0.0, 5e-324, 0.25, 3.0], 20_001) for _ in range(3)]
+
+    out = merged(
+        {"normalize": "none", "floor": "0"},
+        [fisher(i, {"t": values}) for i, values in enumerate(known)],
+        [{"t": model} for model in models],
+        weights=weights,
+    ).tensors["t"]
+
+    above, below, plain = (np.zeros(20_001) for _ in range(3))
+    for model, information, weight in zip(models, known, weights, strict=True):
+        above += information * float(weight) * model
+        below += information * float(weight)
+        plain += model * (weight / sum(weights))
+    expected = np.where(below == 0, plain, above / np.where(below == 0, 1.0, below))
+    assert (below == 0).any()
+    assert np.signbit(expected).any()
+    assert out.tobytes() == expected.tobytes()
+
+
 def test_power_zero_is_the_plain_mean():
     out = merged({"fisher_power": "0"}).tensors["t"]
 
