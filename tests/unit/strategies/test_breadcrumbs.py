@@ -87,8 +87,10 @@ def test_both_equal_loops_over_sorted_rows_and_tensors(profile, density, gamma, 
 
 @pytest.mark.parametrize("counts", [(0, 11), (1, 0), (3, 1), (10, 10), (11, 3), (12, 5)])
 @pytest.mark.parametrize("levels", [1, 2, 5, 1000])
-def test_the_top_of_rows_is_that_of_a_stable_sort(counts, levels):
-    magnitudes = RNG.integers(0, levels, (40, 11)).astype(float)
+@pytest.mark.parametrize("step", [1.0, 0.1, 2.0**-21, 2.0**-52, 5e-324])
+def test_the_top_of_rows_is_that_of_a_stable_sort(counts, levels, step):
+    """Steps down to the last bit of a number: those of few bits and of many are told apart differently."""
+    magnitudes = (step > 1e-300) * RNG.integers(0, 2, (40, 1)) + RNG.integers(0, levels, (40, 11)) * step
 
     order = np.argsort(-magnitudes, axis=1, kind="stable")
     for count, found in zip(counts, top_of_rows(magnitudes, *counts), strict=True):
