@@ -47,6 +47,7 @@ from .memory import share_memory, with_blocks
 from .needs import add_parts, refuse_unmet
 from .steps import Plan, TensorPlan, all_sources_of
 from .tensor_keys import take_over
+from .tied import Tied, find_tied
 
 SEED_RULE: Final = "root"
 INLINE_BYTES_MAX: Final = 32 * MIB
@@ -131,9 +132,10 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
     Raises:
         ResolveError: The job cannot be carried out, for instance within its memory budget.
     """
-    working = _working(job)
+    tied = find_tied(job, get(job.strategy).validate(job.params))
+    working = _working(job, tied)
     strategy, context = working.strategy, working.context
-    tensors, warnings = _plan_tensors(job, uses_base=strategy.uses_base(context))
+    tensors, warnings = _plan_tensors(job, tied, uses_base=strategy.uses_base(context))
     tensors, reuse = take_over(job, strategy, context, add_parts(job, strategy, context, tensors))
     header, _ = layout(tensor.spec for tensor in tensors)
     copied = reuse.nbytes - reuse.nbytes // _COPY_SHARE
@@ -158,7 +160,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         workers=share.workers,
         header=header,
         nbytes=len(header) + sum(tensor.spec.nbytes for tensor in tensors),
-        warnings=(*warnings, *_unused(job)),
+        warnings=(*warnings, *tied.warnings, *_unused(job)),
         is_compiled=share.is_compiled,
         stand_in_reason="; ".join(working.reasons),
         memory_bytes=share.memory_bytes,
@@ -173,7 +175,7 @@ def _unused(job: ResolveJob) -> list[str]:
     return [f"Artefact {digest[:12]} was not used: {why}." for digest, why in sorted(job.unfit.items())]
 
 
-def _working(job: ResolveJob) -> Effective:
+def _working(job: ResolveJob, tied: Tied) -> Effective:
     """Return the strategy that merges these inputs, the stand-in if need be, and its context."""
     strategy = get(job.strategy)
     digests = tuple(model.digest for model in job.inputs)
@@ -184,7 +186,7 @@ def _working(job: ResolveJob) -> Effective:
         digests=digests,
         has_base=job.base is not None,
         seed=job.seed,
-        specs=tuple(spec for spec in job.schema.specs if spec.dtype in FLOAT_DTYPES),
+        specs=_merged_specs(job, tied),
         is_strict=not job.group_mode,
         artefacts=tuple(item.artefact for item in job.artefacts),
         set_root=used_root(digests),
@@ -318,17 +320,26 @@ def _to_artefact(item: UsedArtefact, missing: list[str]) -> ArtefactInput:
     return ArtefactInput(artefact=item.artefact, tensors=tensors)
 
 
-def _plan_tensors(job: ResolveJob, *, uses_base: bool) -> tuple[tuple[TensorPlan, ...], list[str]]:
+def _merged_specs(job: ResolveJob, tied: Tied) -> tuple[TensorSpec, ...]:
+    """Return the tensors that a strategy gets to know: of tied ones the leader."""
+    specs = job.schema.specs
+    return tuple(spec for spec in specs if spec.dtype in FLOAT_DTYPES and spec.name not in tied.leaders)
+
+
+def _plan_tensors(
+    job: ResolveJob, tied: Tied, *, uses_base: bool
+) -> tuple[tuple[TensorPlan, ...], list[str]]:
     plans: list[TensorPlan] = []
     warnings: list[str] = []
-    index = 0
+    indices = {spec.name: index for index, spec in enumerate(_merged_specs(job, tied))}
     for spec in job.schema.specs:
         if spec.dtype not in FLOAT_DTYPES:
             source = _choose_integers(job, spec, warnings)
             plans.append(TensorPlan(spec=spec, input_dtype=spec.dtype, index=-1, inputs=(source,), base=None))
             continue
-        plans.append(_plan_floats(job, spec, index, uses_base=uses_base))
-        index += 1
+        leader = tied.leaders.get(spec.name, "")
+        plan = _plan_floats(job, spec, indices[leader or spec.name], uses_base=uses_base)
+        plans.append(replace(plan, leader=leader))
     return tuple(plans), warnings
 
 

@@ -131,6 +131,8 @@ class Run:
         self._merge(writer)
         decisions = writable(self._plan.reuse.decisions(self._strategy, self._plan.context, state))
         misfits = self._plan.reuse.misfits(self._plan.tensors, self._misfits)
+        if self._plan.tied:
+            decisions["tied"] = self._plan.tied
         decisions["warnings"] = warnings = [
             *_stand_in_warnings(self._job, self._plan),
             *self._plan.warnings,

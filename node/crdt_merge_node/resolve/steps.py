@@ -79,6 +79,8 @@ class TensorPlan:
     """Elements of one block, once the memory has been shared out; 0 for a copied tensor."""
     dtypes: tuple[str, ...] = ()
     """Of the inputs in their order and then the base, where they have not all the same."""
+    leader: str = ""
+    """Name of the tensor that this one is tied to: a copy, made by merging the same again."""
 
     @functools.cached_property
     def streams(self) -> tuple[tuple[TensorSource, str], ...]:
@@ -159,6 +161,11 @@ class Plan:
         return self.context.task is None and get(self.strategy).output == "modulators"
 
     @property
+    def tied(self) -> dict[str, str]:
+        """The names of tensors that are copies, and whose."""
+        return {tensor.spec.name: tensor.leader for tensor in self.tensors if tensor.leader}
+
+    @property
     def input_bytes(self) -> int:
         """Bytes that one pass over all merged and copied tensors reads."""
         return sum(source.nbytes for tensor in self.tensors for source in all_sources_of(tensor))
@@ -181,6 +188,7 @@ class Plan:
             Span(span.tensor, start, stop)
             for span in self._spans()
             if (index := self.tensors[span.tensor].index) >= 0 and wanted[index]
+            if not self.tensors[span.tensor].leader  # The leader's elements are these.
             for start, stop in self._looks(span, looks_at)
         )
         return _batched(spans, lambda span: span.stop - span.start, OBSERVE_ELEMENTS)

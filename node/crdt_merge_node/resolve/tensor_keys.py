@@ -56,7 +56,7 @@ def key_of(strategy: Strategy, context: MergeContext, tensor: TensorPlan) -> byt
         return b""
     return tensor_key(
         found,
-        tensor.spec,
+        replace(tensor.spec, name=tensor.leader or tensor.spec.name),
         "/".join(tensor.dtypes) or tensor.input_dtype,
         [source.blob for source in tensor.inputs],
         (
