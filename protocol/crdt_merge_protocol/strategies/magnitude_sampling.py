@@ -142,7 +142,9 @@ class Della(SignElection):
         index = block.tensor_index
         kept = {i: prune(self.id, context, block, i) for i in self.votes(context, index)}
         for i in kept:
-            kept[i] *= state.factors.get((index, i), 1.0)
+            factor = state.factors.get((index, i), 1.0)
+            if factor != 1.0:
+                kept[i] *= factor
 
         def write(contribution: int, part: slice, out: Float64Array) -> None:
             out[:] = kept[contribution][part]
@@ -282,17 +284,21 @@ def prune(strategy: str, context: MergeContext, block: Block, contribution: int)
     draws = draw_uniforms(strategy, context, block, contribution).reshape(-1, width)
     matrix = out.reshape(-1, width)
     is_divided = context.params["rescale"] == "per_element"
-    for part in row_chunks(matrix.shape[0], width):
+    parts = list(row_chunks(matrix.shape[0], width))
+    first_places = np.arange(parts[0].stop)[:, None] * width
+    probabilities = np.tile(by_rank, parts[0].stop)
+    for part in parts:
         rows = matrix[part]
-        keep = np.empty_like(rows)
-        order = order_of_rows(np.abs(rows))
-        order += np.arange(len(rows))[:, None] * width
-        keep.reshape(-1)[order] = by_rank
+        places = order_of_rows(np.abs(rows))
+        places += first_places[: len(rows)]
+        keep: Float64Array = np.empty(rows.size, np.float64)
+        keep[places.reshape(-1)] = probabilities[: rows.size]
+        keep = keep.reshape(rows.shape)
         kept = draws[part] < keep
         rows *= kept
         if is_divided:
-            keep[~kept] = 1.0
-            rows /= keep
+            np.logical_not(kept, out=kept)
+            rows /= np.maximum(keep, kept, out=keep)  # No probability is above 1, which divides the rest.
     return out
 
 
