@@ -5,8 +5,9 @@ HyParView (Leitão, Pereira, Rodrigues, DSN 2007) over connections that last. Wh
 1. **Half of the links are one's own choice**, against hostile dialers (``active_view.py``).
 2. **Walks follow links.** The answer to a shuffle goes back the way that the shuffle came, so that idle nodes
    open no connections. A contact is named by the neighbour that met it, not by itself (``walks.py``).
-3. **No islands.** Every node crosses over now and then (``seeking.py``). A neighbour whose connection broke
-   is dialled until it answers (``lost_neighbours.py``), and who has none dials everybody (``solitude.py``).
+3. **No islands.** Every node crosses over now and then, and dials seeds at which nobody answered
+   (``seeking.py``). A neighbour whose connection broke is dialled until it answers (``lost_neighbours.py``),
+   and who has none dials everybody (``solitude.py``).
 4. A connection on which nobody asks to become neighbours is closed after some seconds.
 
 Pure: time is an argument, randomness a function, and what is to be done is returned as actions.
@@ -270,7 +271,7 @@ class HyParView:
         return None if due == math.inf else due
 
     def tick(self, *, now: float) -> list[Action]:
-        """Do what is due: close, shuffle, look for lost neighbours, cross over, look for new ones."""
+        """Do what is due: close, shuffle, look for lost neighbours, cross over, dial seeds, look for more."""
         actions: list[Action] = []
         for peer in [peer for peer, due in self.active.idle.items() if due <= now]:
             if self.active.is_small:
@@ -288,6 +289,7 @@ class HyParView:
             self._shuffle_due = now + spread(SHUFFLE_INTERVAL_S, SHUFFLE_JITTER, self._jitter())
             actions += self._tell(self._walks.begin_shuffle(self.population))
         actions += self._seeking.cross_if_due(now=now)
+        actions += self._seeking.dial_seed_if_due(now=now)
         actions += self.active.trim(now=now)
         self._solitude.note(has_links=bool(self.links), now=now)
         return actions + self._seek(now=now)

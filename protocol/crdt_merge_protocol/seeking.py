@@ -3,6 +3,10 @@
 *No islands.* Every node crosses over now and then: it links to somebody whom it knows and is not linked to,
 in the place of a link that it had chosen. It does so soon after the start, when joining nodes may have found
 only each other, and ever more rarely, for ever.
+
+*Seeds.* An address at which nobody answered is dialled until somebody does: there may be a node that started
+after all who look for it there, and knows nobody itself. Those not tried yet are left to crossing over: a
+long list leads mostly to nodes that this one has heard of, and each dial may change a link.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ SEEK_INTERVAL_MAX_S: Final = 240.0
 SEEK_NOBODY_S: Final = 3.0
 CROSS_INTERVAL_MIN_S: Final = 2.0
 CROSS_INTERVAL_MAX_S: Final = 900.0
+SEED_INTERVAL_MIN_S: Final = 2.0
+SEED_INTERVAL_MAX_S: Final = 30.0
+"""Between dials of seeds that failed, one at a time."""
 URGENT_DIALS_MAX: Final = 4
 
 
@@ -56,11 +63,15 @@ class Seeking:
         self._interval_s = SEEK_INTERVAL_MIN_S
         self._cross_due: float | None = None
         self._cross_interval_s = CROSS_INTERVAL_MIN_S
+        self._seed_due = 0.0
+        self._seed_interval_s = SEED_INTERVAL_MIN_S
 
     def begin(self, *, now: float) -> None:
-        """Begin to look for neighbours, and to cross over."""
+        """Begin to look for neighbours, to cross over, and to dial seeds."""
         self._cross_interval_s = CROSS_INTERVAL_MIN_S
         self._cross_due = now + spread(CROSS_INTERVAL_MIN_S, 0.5, self._jitter())
+        self._seed_interval_s = SEED_INTERVAL_MIN_S
+        self._seed_due = now + SEED_INTERVAL_MIN_S
         self._due = now
 
     def clear(self) -> None:
@@ -93,6 +104,8 @@ class Seeking:
         """Return when something is to be done here, or ``due`` if that is before."""
         if self._cross_due is not None and self._cross_due < due:
             due = self._cross_due
+        if self._book.seeds:
+            due = min(due, self._seed_due)
         for wish in self.wishes.values():
             due = min(due, wish.until)
         return self._due if self._due < due and self._is_seeking() else due
@@ -130,16 +143,27 @@ class Seeking:
             return []
         wish = Wish(is_chosen=True, is_urgent=True, until=now + DIAL_S)
         if self._jitter() < 0.5:
-            seeds = [seed for seed in self._book.seeds if seed not in self.seed_dials]
+            seeds = self._seeds()
             met = [peer for peer in self._book.peers if self._may_call(peer)]
             place = int(self._jitter() * (len(seeds) + len(met)))
             if place < len(seeds):
-                self.seed_dials[seeds[place]] = wish
-                return [Dial(address=seeds[place], expect=None)]
+                return self._call_seed(seeds[place], wish)
             if met:
                 return self.call(met[place - len(seeds)], wish)
         others = [peer for peer in self._passive.contacts if self._may_call(peer)]
         return self.call(self._passive.choice(others), wish) if others else []
+
+    def dial_seed_if_due(self, *, now: float) -> list[Action]:
+        """Dial a seed at which nobody answered, when it is time."""
+        if not self._book.seeds or now < self._seed_due:
+            return []
+        self._seed_due = now + spread(self._seed_interval_s, 0.3, self._jitter())
+        self._seed_interval_s = min(2 * self._seed_interval_s, SEED_INTERVAL_MAX_S)
+        failed = [seed for seed in self._seeds() if self._book.seeds[seed].attempts]
+        if not failed or not self._active.links:  # The address book does it for who is isolated.
+            return []
+        wish = Wish(is_chosen=True, is_urgent=True, until=now + DIAL_S)
+        return self._call_seed(self._passive.choice(failed), wish)
 
     def call(self, peer: bytes, wish: Wish) -> list[Action]:
         """Dial a peer in order to ask it, if that is any use."""
@@ -152,6 +176,13 @@ class Seeking:
             return []
         self.wishes[peer] = wish
         return [Dial(address=places[(target.attempts if target else 0) % len(places)], expect=peer)]
+
+    def _seeds(self) -> list[str]:
+        return [seed for seed in self._book.seeds if seed not in self.seed_dials]
+
+    def _call_seed(self, seed: str, wish: Wish) -> list[Action]:
+        self.seed_dials[seed] = wish
+        return [Dial(address=seed, expect=None)]
 
     def _may_call(self, peer: bytes) -> bool:
         is_known_here = peer in self._active.links or peer in self.wishes or peer in self._active.idle

@@ -37,6 +37,11 @@ def test_every_small_scenario_ends_in_agreement(name: str, seed: int) -> None:
     assert_success(run(make_plan(scenario_file.find(name), seed)))
 
 
+def test_a_node_that_knows_nobody_is_found_by_those_who_looked_for_it_too_early() -> None:
+    """Of its site it is the first to be looked for and the last to start, and no other site can reach it."""
+    assert_success(run(make_plan(scenario_file.find("wan-sites"), 1)))
+
+
 @pytest.mark.parametrize("name", ["hundred", "partition-10x10"])
 def test_a_hundred_nodes_end_in_agreement(name: str) -> None:
     result = run(make_plan(scenario_file.find(name), 1))

@@ -1,5 +1,6 @@
 """The partial view of one node: who becomes a neighbour, who has to go, who is dialled (PROTOCOL 3)."""
 
+import itertools
 from random import Random
 
 import pytest
@@ -17,6 +18,7 @@ from crdt_merge_protocol.messages.overlay import (
     Shuffle,
     ShuffleReply,
 )
+from crdt_merge_protocol.seeking import SEED_INTERVAL_MAX_S
 from crdt_merge_protocol.solitude import ISOLATED_S
 from hypothesis import given
 from hypothesis import strategies as st
@@ -287,3 +289,53 @@ def test_a_node_that_has_enough_asks_for_more_in_calm() -> None:
                 rig.view.disconnected(action.expect, now=now)
 
     assert 0 < dials < 15
+
+
+SEED = "first.example:7946"
+
+
+def seed_dials(rig: Rig, seconds: range, *, fails: bool = True) -> list[float]:
+    """Let time pass; return when the seed was dialled."""
+    dials = []
+    for second in seconds:
+        now = float(second)
+        for action in rig.view.tick(now=now):
+            if isinstance(action, Dial) and action.expect is None:
+                assert action.address == SEED
+                dials.append(now)
+                if fails:
+                    rig.book.failed(SEED, None, "refused", now=now)
+                    rig.view.failed(action, now=now)
+    return dials
+
+
+def test_a_seed_at_which_nobody_answered_is_dialled_until_somebody_does_and_is_asked_urgently() -> None:
+    """Who started after all who look for it there, and knows nobody, is found in no other way."""
+    rig = Rig()
+    rig.book.add_seed(SEED)
+    for number in range(1, ACTIVE_MAX + 1):
+        (rig.choose if number <= CHOSEN_MAX else rig.accept)(number)
+    rig.view.active.need = lambda _: 1
+    rig.book.failed(SEED, None, "refused", now=0.0)
+
+    dials = seed_dials(rig, range(1, 3601))
+    gaps = [later - before for before, later in itertools.pairwise(dials)]
+    assert max([dials[0], *gaps]) <= 1.3 * SEED_INTERVAL_MAX_S + 1
+    assert len(dials) < 200  # A seed that is gone for ever costs little.
+
+    assert seed_dials(rig, range(3601, 3641), fails=False)
+    rig.book.learn(peer_of(99), [SEED])
+    rig.book.reached(SEED, peer_of(99))
+    rig.book.connected(peer_of(99))
+    actions = rig.view.connected(peer_of(99), SEED, now=3641.0)
+    assert Tell(peer_of(99), Neighbor(is_urgent=True)) in actions
+    assert not seed_dials(rig, range(3642, 3800))
+
+
+def test_a_node_without_links_leaves_its_seeds_to_the_address_book() -> None:
+    rig = Rig()
+    rig.book.add_seed(SEED)
+    rig.book.failed(SEED, None, "refused", now=0.0)
+
+    assert not seed_dials(rig, range(1, 100))
+    assert rig.view.is_isolated
