@@ -13,7 +13,7 @@ from .app import SuggestingGroup
 from .options import Invocation, command
 from .output import clean, count, facts, note, say, say_json, table
 from .progress import view_for
-from .values import MODEL, OUTPUT, PARAM_HELP, ByteSize, Weights, parse_pairs, refuse_clashes
+from .values import FILE_PARAM_HELP, MODEL, OUTPUT, ByteSize, Weights, parse_pairs, refuse_clashes
 
 if TYPE_CHECKING:
     from crdt_merge_node.lora import AdapterResult
@@ -69,7 +69,7 @@ def show(invocation: Invocation, adapter: str) -> None:
 @click.argument("adapters", nargs=-1, required=True, type=DIRECTORY, metavar="ADAPTER...")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Directory; with --base a file.")
 @click.option("--strategy", default="weight_average", show_default=True, help="How they are merged.")
-@click.option("--param", "params", multiple=True, metavar="K=V", help=PARAM_HELP)
+@click.option("--param", "params", multiple=True, metavar="K=V", help=FILE_PARAM_HELP)
 @click.option("--weight", "weights", type=Weights(), help="One per ADAPTER, in order, separated by commas.")
 @click.option(
     "--rank", default="auto", show_default=True, help="sum, max, min, mean, energy:SHARE, or a number."

@@ -16,9 +16,9 @@ from .output import by_workers, clean, count, duration, facts, note, say, say_js
 from .progress import view_for
 from .resolve import reused
 from .values import (
+    FILE_PARAM_HELP,
     MODEL,
     OUTPUT,
-    PARAM_HELP,
     PLACE,
     READABLE,
     ByteSize,
@@ -43,7 +43,7 @@ DEFAULT_STRATEGY: Final = "weight_average"
 @click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
 @click.option("--strategy", show_default=DEFAULT_STRATEGY, help="How the files are merged.")
 @click.option("--base", type=MODEL, help="The model that the others were trained from.")
-@click.option("--param", "params", multiple=True, metavar="K=V", help=PARAM_HELP)
+@click.option("--param", "params", multiple=True, metavar="K=V", help=FILE_PARAM_HELP)
 @click.option("--weight", "weights", type=Weights(), help="One per FILE, in order, separated by commas.")
 @click.option("--dtype", default="", help="Element type of the output, such as F32; else that of the base.")
 @click.option(

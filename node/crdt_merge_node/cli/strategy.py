@@ -25,7 +25,8 @@ _DETERMINISM = {
 _ROWS = """What differs is written as rows with `;` between; the first that fits counts, the last is the rest:
   by tensor            --param 'NAME=*.mlp.*=0.5;embed*=1;0.2'
   by contribution      --param 'NAME=#3604483cb938=0.5;0.2', the first digits of its digest
-  by both              --param 'NAME=*.mlp.*#3604483cb938=0.5;0.2'"""
+  by both              --param 'NAME=*.mlp.*#3604483cb938=0.5;0.2'
+`merge` and `lora merge` also take inputs by their files: --param 'NAME=#finance.safetensors=0.5;0.2'"""
 
 
 @click.group(cls=SuggestingGroup)

@@ -74,6 +74,7 @@ PARAM_HELP: Final = (
     "Parameter of the strategy (`strategy explain NAME`). By tensor: K='*.mlp.*=V;V'; by contribution: "
     "K='#DIGEST=V;V'. The first that fits counts, the last V is for the rest."
 )
+FILE_PARAM_HELP: Final = PARAM_HELP.replace("#DIGEST=V;V'", "#INPUT=V;V', its path, name or digest")
 
 
 def parse_pairs(pairs: Iterable[str], *, option: str) -> dict[str, str]:

@@ -103,21 +103,49 @@ class AdapterSet:
         )
 
 
-def read_set(paths: Sequence[Path], weights: Sequence[int] | None, fs: Fs) -> AdapterSet:
-    """Return the adapters in these directories, with weights over 2^32, as a group would name them.
+def weights_of(paths: Sequence[Path], weights: Sequence[int] | None) -> list[int]:
+    """Return the weight of each adapter over 2^32; without any all have one.
 
     Raises:
-        EmptySetError: There are none.
-        ParameterError, ShapeMismatchError: They cannot be merged with one another.
-        NonFiniteError: One holds NaN or infinity.
-        StorageError, MalformedTensorFileError: A file cannot be read.
+        EmptySetError: There are no adapters.
+        ParameterError: There are more or fewer weights.
     """
     if not paths:
         raise EmptySetError("There are no adapters, hence nothing to merge.", hint="Name one at least.")
     given = [WEIGHT_ONE] * len(paths) if weights is None else list(weights)
     if len(given) != len(paths):
         raise ParameterError(f"{len(given)} weights for {len(paths)} adapters.", hint="Give one per adapter.")
-    found = AdapterSet.of(_member(path, weight, fs) for path, weight in zip(paths, given, strict=True))
+    return given
+
+
+def read_set(paths: Sequence[Path], weights: Sequence[int] | None, fs: Fs) -> AdapterSet:
+    """Return the adapters in these directories, with weights over 2^32, as a group would name them.
+
+    Raises:
+        EmptySetError: There are none.
+        ParameterError, ShapeMismatchError, NonFiniteError, StorageError, MalformedTensorFileError: As
+            :func:`read_members` and :func:`set_of`.
+    """
+    return set_of(read_members(paths, weights_of(paths, weights), fs))
+
+
+def read_members(paths: Sequence[Path], weights: Sequence[int], fs: Fs) -> list[Member]:
+    """Return the adapter in each directory.
+
+    Raises:
+        NonFiniteError: One holds NaN or infinity.
+        StorageError, MalformedTensorFileError: A file cannot be read.
+    """
+    return [_member(path, weight, fs) for path, weight in zip(paths, weights, strict=True)]
+
+
+def set_of(members: Iterable[Member]) -> AdapterSet:
+    """Return adapters as a set.
+
+    Raises:
+        ParameterError, ShapeMismatchError: They cannot be merged with one another.
+    """
+    found = AdapterSet.of(members)
     bases = sorted({adapter.base_name for adapter in found.adapters})
     if len(bases) > 1:
         raise ParameterError(

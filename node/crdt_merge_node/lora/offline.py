@@ -12,9 +12,10 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.ports import Fs, SystemFs, SystemRng
 from crdt_merge_node.resolve.job import DEFAULT_MEMORY_BYTES, ReportProgress, TensorSource
+from crdt_merge_node.resolve.row_names import InputNames
 from crdt_merge_node.resolve.run import say_nothing
 
-from .collection import products, read_set
+from .collection import products, read_members, read_set, set_of, weights_of
 from .dense import DenseRecipe
 from .merging import Merge, merge_set
 from .sinks import Target, Written
@@ -56,7 +57,7 @@ def merge_adapters(
         paths: Directories in PEFT's format. Their order does not matter.
         output: A directory for an adapter or for whole differences; with ``base`` the file of a whole model.
         strategy: Of models; it is applied to the differences.
-        params: Of the strategy.
+        params: Of the strategy. Rows of tables may name adapters where those of a group name digests.
         weights: One per adapter, over 2^32; None: all one.
         rank: A rule of ``adapter_rules.RANK_RULES``. ``auto`` keeps the exact sum up to a rank of 256, then
             the largest rank; with strategies that are not linear it writes the whole differences.
@@ -72,8 +73,12 @@ def merge_adapters(
     """
     target = Target(output, dtype, fs or SystemFs(), SystemRng())
     recipe = get(strategy)
-    texts = recipe.normalise(dict(params or {}))
-    found = read_set(paths, weights, target.fs)
+    given = weights_of(paths, weights)
+    names = InputNames(paths, given)
+    texts = recipe.normalise(names.stood_for(params or {}))
+    members = read_members(paths, given, target.fs)
+    texts = recipe.normalise(names.resolved(texts, [member.digest for member in members]))
+    found = set_of(members)
     merge = Merge(
         found=found,
         dense=DenseRecipe(strategy=recipe.id, params=texts, group_mode=False, memory_bytes=memory_bytes),

@@ -63,7 +63,7 @@ def merge_files(
         output: A file, replaced atomically if it exists; or a directory.
         strategy: Id of a strategy.
         base: The model that the others were trained from.
-        params: Of the strategy, as text.
+        params: Of the strategy, as text. Rows of tables may name files where those of a group name digests.
         weights: One per file, over 2^32; None: all one.
         dtype: Of the output's float tensors; empty: that of the base, else of the files.
         artefacts: What the strategy needs besides models. Their headers say of which file they are.

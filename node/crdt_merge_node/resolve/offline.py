@@ -32,6 +32,7 @@ from .artefact_files import named, read_artefact_file
 from .describe import DescribedFile
 from .job import ResolveJob, TensorSource, UsedArtefact, UsedModel
 from .plan import build_job
+from .row_names import InputNames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Inputs:
     """One per file, over 2^32."""
     strategy: Strategy
     params: Mapping[str, str]
-    """In canonical spelling."""
+    """In canonical spelling, with stand-ins for the digests of files that were named."""
     schema: Schema
     dtype: str
     """As a policy says it."""
@@ -93,7 +94,7 @@ def read_inputs(
             hint=f"Known: {', '.join(sorted(FLOAT_DTYPES))}.",
         )
     recipe = get(strategy)
-    normalised = recipe.normalise(dict(params or {}))
+    normalised = recipe.normalise(InputNames(files, weights).stood_for(params or {}))
     models = [read_checkpoint(fs, path) for path in (*files, *([] if base is None else [base]))]
     schema, is_mixed = _common_schema(models, has_base=base is not None)
     found = [read_checkpoint(fs, path) for path in artefacts]
@@ -128,6 +129,7 @@ def job_of(
         workers: As in :class:`ResolveJob`.
     """
     models = described[: len(inputs.files)]
+    inputs = _with_digests(inputs, [file.digest for file in models])
     base = described[len(inputs.files)] if inputs.base is not None else None
     artefacts = {
         file.digest: (named(artefact, file.digest), file)
@@ -175,6 +177,7 @@ def job_unread(inputs: Inputs, *, memory_bytes: int, workers: int | None) -> Res
     k = len(inputs.files)
     others = (number.to_bytes(32, "big") for number in range(k))
     digests = [*map(bytes.fromhex, subjects), *others][:k]
+    inputs = _with_digests(inputs, digests)
     models, rest = inputs.headers[:k], inputs.headers[k:]
     base = _unread(rest[0], bytes(32), WEIGHT_ONE) if inputs.base is not None else None
     content = base.manifest.content if base else b""
@@ -204,6 +207,12 @@ def _unread(file: Checkpoint, digest: bytes, weight: int) -> UsedModel:
         for entry in file.entries
     }
     return UsedModel(digest, weight, manifest, sources)
+
+
+def _with_digests(inputs: Inputs, digests: Sequence[bytes]) -> Inputs:
+    """Return inputs whose parameters name files by these digests, as a group's do."""
+    params = InputNames(inputs.files, inputs.weights).resolved(inputs.params, digests)
+    return inputs if params == inputs.params else replace(inputs, params=inputs.strategy.normalise(params))
 
 
 def _policy(inputs: Inputs, base_content: bytes) -> Policy:

@@ -323,6 +323,69 @@ def test_merge_warns_of_rows_of_a_parameter_that_fit_nothing(models: list[str], 
     assert answer["warnings"] == ["Nothing fits weight: tpyo.*.", "Nothing fits weight: #00000000."]
 
 
+@pytest.mark.parametrize(
+    "row", ["#one.safetensors=3;1", "#{path}=3;1", "w#one.safetensors=3;1", "#four.safetensors=1;3"]
+)
+def test_rows_of_a_parameter_may_name_inputs_by_their_files(
+    models: list[str], tmp_path: Path, row: str
+) -> None:
+    """They become digests, so that a group under the policy in the provenance writes the same."""
+    output = tmp_path / "out.safetensors"
+    row = row.format(path=models[0])
+    result = _run("merge", *models, "-o", str(output), "--param", f"weight={row}", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    np.testing.assert_array_equal(load_file(output)["w"], np.full((2, 3), 1.75, np.float32))
+    assert answer["warnings"] == []
+    account = json.loads(Path(answer["provenance_path"]).read_text())
+    digests = [file["digest"] for file in account["facts"]["files"]]
+    assert [digest for digest in digests if digest in account["recipe"]["params"]["weight"]]
+    by_digest = account["recipe"]["params"]["weight"]
+    again = _run("merge", *models, "-o", str(output), "--param", f"weight={by_digest}", "--json")
+    assert json.loads(again.stdout.splitlines()[-1])["resolve_key"] == answer["resolve_key"]
+
+
+def test_an_input_named_in_a_row_has_its_weight(models: list[str], tmp_path: Path) -> None:
+    """The weight is part of the digest that the name stands for."""
+    output = tmp_path / "out.safetensors"
+    rows = ("--weight", "1,2", "--param", "weight=#four.safetensors=0.5;1")
+    result = _run("merge", *models, "-o", str(output), *rows)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    np.testing.assert_array_equal(load_file(output)["w"], np.full((2, 3), 2.5, np.float32))
+
+
+@pytest.mark.parametrize("arguments", [("-o", "{out}"), ("--plan",)])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("tow.safetensors", "none of the inputs"), ("same", "the name of 2 inputs"), ("", "none")],
+)
+def test_a_name_of_no_input_or_of_several_is_refused_with_the_inputs(
+    models: list[str], tmp_path: Path, name: str, reason: str, arguments: tuple[str, ...]
+) -> None:
+    more = [str(tmp_path / place / "same") for place in ("a", "b")]
+    for path in more:
+        Path(path).parent.mkdir()
+        Path(path).write_bytes(Path(models[0]).read_bytes())
+    out = tmp_path / "out.safetensors"
+    asked = [argument.format(out=out) for argument in arguments]
+
+    result = _run("merge", *models, *more, *asked, "--param", f"weight=#{name}=2;1")
+
+    assert result.exit_code == 2
+    assert reason in result.stderr
+    assert all(path in result.stderr for path in [*models, *more])
+    assert not out.exists()
+
+
+def test_a_plan_takes_names_in_rows(models: list[str]) -> None:
+    named = _run("merge", *models, "--plan", "--param", "weight=#one.safetensors=3;1", "--json")
+
+    assert named.exit_code == 0, named.stderr
+    assert json.loads(named.stdout)["plan"]["warnings"] == []
+
+
 def test_merge_says_that_equal_files_count_once(models: list[str], tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     result = _run("merge", *models, models[0], "-o", str(output))

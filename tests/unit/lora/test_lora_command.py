@@ -49,6 +49,32 @@ def test_merge_and_expand_end_with_a_result(tmp_path: Path) -> None:
     assert safetensors.numpy.load_file(tmp_path / "d.safetensors")["up.weight"].shape == (7, 5)
 
 
+def test_rows_of_a_parameter_may_name_adapters_by_their_directories(tmp_path: Path) -> None:
+    first, second = adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2)
+
+    def merged(*options: str) -> dict[str, np.ndarray]:
+        out = str(tmp_path / "out.safetensors")
+        made = CliRunner().invoke(root, ["lora", "merge", first, second, "-o", str(tmp_path / "m"), *options])
+        assert made.exit_code == 0, made.stderr
+        assert CliRunner().invoke(root, ["lora", "expand", str(tmp_path / "m"), "-o", out]).exit_code == 0
+        return safetensors.numpy.load_file(out)
+
+    by_weight = merged("--strategy", "linear", "--weight", "3,1")
+    by_name = merged("--strategy", "linear", "--param", "weight=#a=3;1")
+    by_path = merged("--strategy", "linear", "--param", f"weight=#{second}=1;3")
+    for name, values in by_weight.items():
+        np.testing.assert_allclose(by_name[name], values, rtol=1e-6)
+        np.testing.assert_array_equal(by_name[name], by_path[name])
+
+    wrong = CliRunner().invoke(
+        root, ["lora", "merge", first, second, "-o", str(tmp_path / "x"), "--param", "weight=#c=3;1"]
+    )
+    assert wrong.exit_code == 2
+    assert "#c is none of the inputs" in wrong.stderr
+    assert first in wrong.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_directory_without_an_adapter_is_an_error_with_a_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(root, ["lora", "show", str(tmp_path)])
 
