@@ -66,6 +66,12 @@ class Booth:
     def tally(self, size: int) -> Float64Array:
         """Return the sum of the votes on the first ``size`` values; it is overwritten by the next call."""
         total, term = self._total[:size], self._term[:size]
+        plain = None if self._ballot.is_weighted or self._ballot.by_count else self.values
+        if plain is not None and len(plain) > 1:
+            np.add(plain[0][:size], plain[1][:size], out=total)
+            for buffer in plain[2:]:
+                total += buffer[:size]
+            return total
         for number, (buffer, weight) in enumerate(zip(self.values, self._ballot.weights, strict=True)):
             values = buffer[:size]
             if self._ballot.is_weighted and weight != 1.0:
@@ -84,7 +90,9 @@ class Booth:
         is_negative = ~is_positive
         heads, count = self._heads[:size], self._count[:size]
         heads[:] = 0
-        count[:] = out[:] = 0.0
+        out[:] = 0.0
+        if not self._is_counted:
+            count[:] = 0.0
         for buffer, weight in zip(self.values, self._ballot.weights, strict=True):
             values = buffer[:size]
             agrees = ((values > 0) & is_positive) | ((values < 0) & is_negative)
@@ -94,9 +102,11 @@ class Booth:
                 count += np.multiply(agrees, weight)
             self._add(values, agrees, weight, out)
         if self._is_counted:
+            np.maximum(heads, 1, out=heads)
             count[:] = heads
-        if self._ballot.merge == "mean":
+        elif self._ballot.merge == "mean":
             count += count == 0
+        if self._ballot.merge == "mean":
             out /= count
 
     def _add(
