@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from crdt_merge_node.cli.app import COMMANDS
+from crdt_merge_node.cli.policy import policy_facts
 from crdt_merge_node.control.model import PolicyChanges
 from crdt_merge_node.errors import (
     ConfigError,
@@ -268,6 +269,25 @@ def test_a_changed_policy_shows_what_changed(run: Any, node: FakeNode) -> None:
     assert result.stdout == (
         "policy of group digits is now version 1\n  version   0 -> 1\n  strategy  ties 1 -> linear 1\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "dtype", "words"),
+    [
+        ("bf16", "BF16", "BF16"),
+        ("ANY", "any", "that of the base, else the widest input; models may have any float types"),
+        ("any:f32", "any:F32", "F32; models may have any float types"),
+    ],
+)
+def test_element_types_of_a_policy_are_typed_and_shown(
+    run: Any, node: FakeNode, typed: str, dtype: str, words: str
+) -> None:
+    changed = run("policy", "set", "digits", "--dtype", typed)
+    shown = policy_facts(dataclasses.replace(nodes.POLICY, dtype=dtype))
+
+    assert changed.exit_code == 0, changed.stderr
+    assert node.last("policy_set")["changes"] == PolicyChanges(dtype=dtype)
+    assert dict(shown)["output type"] == words
 
 
 def test_a_policy_without_a_change_is_bad_usage(run: Any, node: FakeNode) -> None:
