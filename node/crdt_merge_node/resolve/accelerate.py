@@ -26,8 +26,9 @@ COMPILING_BYTES: Final = 160 * MIB
 """The same, of a process that compiles them; several workers wait for one."""
 WORTH_ELEMENTS: Final = 50_000_000
 """Elements read, over all passes, from which on compiled loops are worth loading. Loading costs each worker
-0.12 s of processor time; per float32 an average saves 1 ns and TIES 5 ns. See
-protocol/decisions/0005-compiled-loops.md."""
+0.05 s of processor time; each element saves 1 ns. See protocol/decisions/0005-compiled-loops.md."""
+WORTH_DRAWN_ELEMENTS: Final = 30_000_000
+"""The same where much is drawn: each element saves 2 to 4 ns."""
 WORTH_COMPILING_ELEMENTS: Final = 1_000_000_000
 """The same, from which on they are worth compiling where they are not yet: 30 s, once per user."""
 CACHE_VARIABLE: Final = "CRDT_MERGE_KERNELS"
@@ -36,12 +37,17 @@ _OFF: Final = "off"
 _COMPILE_TIMEOUT_S: Final = 900
 
 
-def compiled_bytes(elements: int) -> int:
+def compiled_bytes(elements: int, *, is_random: bool = False) -> int:
     """Return what compiled loops take in each worker of a job that reads so many elements; 0: it gets none.
 
     Where they still have to be compiled, they are, by a process of its own, if that is worth it.
+
+    Args:
+        elements: Over all passes.
+        is_random: Whether the strategy draws.
     """
-    if elements < WORTH_ELEMENTS or importlib.util.find_spec("numba") is None:
+    enough = WORTH_DRAWN_ELEMENTS if is_random else WORTH_ELEMENTS
+    if elements < enough or importlib.util.find_spec("numba") is None:
         return 0
     place = _place()
     if place is None:

@@ -150,7 +150,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         strategy=strategy,
         context=context,
         tensors=tensors,
-        compiled_bytes=compiled_bytes(read) if wanted else 0,
+        compiled_bytes=compiled_bytes(read, is_random=strategy.is_random) if wanted else 0,
     )
     return Plan(
         strategy=strategy.id,

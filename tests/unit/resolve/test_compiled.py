@@ -361,6 +361,9 @@ def test_small_jobs_load_nothing_and_only_large_ones_wait_for_a_compiler(tmp_pat
     (tmp_path / f"{accelerate.release()}-host.o").touch()
     assert accelerate.compiled_bytes(accelerate.WORTH_ELEMENTS) == accelerate.LOADED_BYTES
     assert not accelerate.compiled_bytes(accelerate.WORTH_ELEMENTS - 1)
+    drawn = accelerate.WORTH_DRAWN_ELEMENTS
+    assert accelerate.compiled_bytes(drawn, is_random=True) == accelerate.LOADED_BYTES
+    assert not accelerate.compiled_bytes(drawn - 1, is_random=True)
 
 
 def test_code_of_another_release_makes_room(tmp_path, monkeypatch, compiled):
