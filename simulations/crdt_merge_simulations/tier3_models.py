@@ -50,13 +50,13 @@ class Models:
 
     @cached_property
     def base(self) -> Array:
-        """The model that the others are taken to come from, where a strategy needs one."""
+        """The model that the others are taken to come from, where a strategy has a use for one."""
         return self._draw(1 << 30)
 
     def policy(self, strategy: str) -> Policy:
         """Return the policy of a group for these models."""
         base = None
-        if registry.get(strategy).base == "required":
+        if registry.get(strategy).base != "unused":
             entry = ManifestEntry(spec=self.spec, blob=blob_digest_of(self.base.tobytes()))
             base = Manifest.of([entry]).content
         return Policy(strategy=strategy, schema=Schema.of([self.spec]).id, base=base, dtype="F32")

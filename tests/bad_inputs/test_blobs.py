@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
+from crdt_merge_node import rationing
 from crdt_merge_node.transport.contexts import ALPN_BULK
 from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec, blob_digest_of
 from crdt_merge_protocol.canonical import encode
@@ -170,6 +171,7 @@ async def test_b45_b46_nothing_that_a_lying_provider_sends_is_stored(siege: Sieg
     """A member contributes honestly and serves other bytes: its contribution stays missing, no more."""
     method, lie = LIES[case]
     site, live = siege.site, siege.live
+    monkeypatch.setattr(rationing, "ROOM_BYTES_MIN", 2 * BIG.nbytes)  # Else it is not even fetched.
     async with site.running(site.make(), live.address, name="liar") as liar:
         await liar.connected(live)
         await liar.until_group("besieged", lambda info: info.used == 2)

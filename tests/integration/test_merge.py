@@ -30,6 +30,7 @@ from crdt_merge_node.resolve.memory import with_blocks
 from crdt_merge_node.resolve.output import open_output
 from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
+from crdt_merge_node.resolve.single import ONE_THREAD
 from crdt_merge_protocol.blobs import Manifest, Schema, contribution_digest
 from crdt_merge_protocol.errors import (
     BaseMissingError,
@@ -356,10 +357,12 @@ def test_a_merge_killed_while_writing_leaves_no_output_and_no_process(models, tm
     """T43: under the output's name there is what was there before, and workers end with their parent."""
     output = tmp_path / "out.safetensors"
     output.write_text("before")
+    free = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, kind, str(output), *map(str, models["F32"][1])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env=free,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"merging\n"

@@ -2,7 +2,7 @@
 
 A copy has everything imported and is at work in milliseconds; a fresh interpreter takes a quarter of a second
 of processor time. A copy inherits whatever locks other threads held, forever, so only a process of one
-thread is copied: the command ``merge`` is one, the daemon with its threads and gRPC never (NOTES 4). Either
+thread is copied: the command ``merge`` is one, the daemon with its threads and gRPC never. Either
 kind ends when its socket closes and gives the same bits.
 """
 
