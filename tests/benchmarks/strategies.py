@@ -5,8 +5,8 @@ its own. Models are fine-tunes of a base in float32 matrices of 1,024 x 1,024; e
 process on one thread, with the defaults of whoever runs it and whatever artefacts ours needs. CPU time is
 what is compared: it is what a busy host does not spoil. Memory is what comes on top of the inputs. The floor
 reads every input once and writes the output once at the bandwidth of a copy in memory. Ours is measured by
-numpy and by compiled loops, which merges of 50 million elements and more use (30 where a strategy draws); compiling
-them, once per user, and loading them, about 0.05 s a process, are not in the figures.
+numpy and by compiled loops, which merges of 50 million elements and more use, 30 where a strategy draws;
+compiling them, once per user, and loading them, about 0.05 s a process, are not in the figures.
 """
 
 from __future__ import annotations
