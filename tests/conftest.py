@@ -10,9 +10,12 @@ import pytest
 _GROWTH_BYTES: Final = 256 << 20
 _PAGE_BYTES: Final = 4096
 
-# A shell that starts the tests in the background has them ignore SIGINT, and every daemon they start as well.
+# A shell that starts the tests in the background has them ignore SIGINT, nohup SIGHUP, and so would every
+# daemon that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class _Collector:

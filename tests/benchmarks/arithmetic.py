@@ -11,6 +11,7 @@ from crdt_merge_protocol.strategies.acceleration import StoredRows, current
 from crdt_merge_protocol.strategies.composite import effective
 from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS, Block, Key, MergeContext
 from crdt_merge_protocol.strategies.dtypes import decode_into, encode_array
+from crdt_merge_protocol.strategies.inner import Delegating
 from crdt_merge_protocol.strategies.reference import ArtefactArrays
 from crdt_merge_protocol.strategies.registry import get
 
@@ -24,9 +25,10 @@ _DTYPES = {"f8": "F64", "f4": "F32", "f2": "F16"}
 
 
 def needs_base(strategy: str) -> bool:
-    """Tell whether a merge is given a base: where it must be, or what artefacts describe may need one."""
+    """Tell whether a merge is given a base: where it must be, or where what is inside may need one."""
     found = get(strategy)
-    return found.base == "required" or (found.base == "optional" and bool(found.artefacts))
+    may_need = bool(found.artefacts) or isinstance(found, Delegating)
+    return found.base == "required" or (found.base == "optional" and may_need)
 
 
 class Arithmetic:

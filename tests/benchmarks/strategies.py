@@ -309,5 +309,5 @@ def _shares(floors: Sequence[float], laps: Sequence[Lap]) -> str:
 
 
 def _said(laps: Sequence[Lap]) -> str:
-    extra = _joined("-" if lap.missing else f"{max(lap.extra, 0) / MIB:.0f}" for lap in laps)
-    return f"{_joined(lap.missing or ms(lap.cpu) for lap in laps)}, +{extra} MiB"
+    extra = _joined("-" if lap.missing else f"+{max(lap.extra, 0) / MIB:.0f} MiB" for lap in laps)
+    return f"{_joined(lap.missing or ms(lap.cpu) for lap in laps)}, {extra}"

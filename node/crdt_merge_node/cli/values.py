@@ -188,6 +188,7 @@ class ByteSize(click.ParamType[int]):
         return nbytes
 
 
+_PATH_BYTES_MAX: Final = 4096
 _SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMGT]?i?B?)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "B": 1} | {
     f"{prefix}{infix}{suffix}": base**power
@@ -213,9 +214,16 @@ def refuse_clashes(written: Iterable[str | None], read: Iterable[str | None]) ->
     Raises:
         click.UsageError: Two are the same, or what is read is in a directory that would be replaced.
     """
-    taken = [Path(path).resolve() for path in read if path]
+    taken = [Path(path).resolve() for path in read if path and _can_be(path)]
     for path in filter(None, written):
+        if not _can_be(path):
+            continue  # Who opens it says why not; resolving takes the square of the length.
         place = Path(path).resolve()
         if any(place == other or place in other.parents for other in taken):
             raise click.UsageError(f"{path} is another file of this command too; name another place.")
         taken.append(place)
+
+
+def _can_be(path: str) -> bool:
+    """Tell whether the system would look at a path of this length (PATH_MAX)."""
+    return len(os.fsencode(path)) < _PATH_BYTES_MAX
