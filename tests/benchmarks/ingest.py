@@ -19,17 +19,16 @@ import apsw
 from crdt_merge_node.gossip import GossipDriver
 from crdt_merge_node.ports import SystemClock, SystemRng
 from crdt_merge_node.storage import DataDir, Store
-from crdt_merge_node.transport.connection import Lane
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.events import PeerUp
 from crdt_merge_protocol.identity import NodeKey
-from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.gossip import Gossip
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.wire import FrameDecoder, encode_frame
 
 from tests.support.authors import KEYS, Author, make_genesis
+from tests.support.unsent import Line
 
 from .measure import Options, Row, best_s, times
 
@@ -76,7 +75,7 @@ async def _ingest(
     driver = GossipDriver(engine, store, SystemClock())
     awaited = _Awaited(driver, state)
     driver.start()
-    line = _Line(KEYS[2].node_id)
+    line = Line(KEYS[2].node_id)
     driver.connections[line.peer] = line  # type: ignore[assignment]  # It can all that is asked of it here.
     driver.handle(PeerUp(peer=line.peer, addresses=()))
     frames = [
@@ -93,7 +92,7 @@ async def _ingest(
     expected = 0
     for frame in frames:
         for message in decoder.feed(frame):
-            await line.is_read.wait()
+            await line.reading.wait()
             driver.received(line, message)
         expected += per_message
         await (awaited.count(expected) if is_patient else asyncio.sleep(0))
@@ -104,25 +103,6 @@ async def _ingest(
     await store.close()
     data.close()
     return seconds, cpu_s
-
-
-class _Line:
-    """A connection without a network, for as long as it is read from."""
-
-    def __init__(self, peer: bytes) -> None:
-        self.peer = peer
-        self.is_open = True
-        self.is_read = asyncio.Event()
-        self.is_read.set()
-
-    def pause_reading(self) -> None:
-        self.is_read.clear()
-
-    def resume_reading(self) -> None:
-        self.is_read.set()
-
-    def send(self, message: Message, lane: Lane) -> bool:
-        return True
 
 
 class _Awaited:

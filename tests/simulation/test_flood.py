@@ -22,6 +22,7 @@ from crdt_merge_protocol.messages.gossip import Gossip
 from crdt_merge_protocol.operations import SignedOperation
 from support.authors import KEYS, Author, make_genesis
 from support.transport_world import VirtualLoop, World
+from support.unsent import Line
 
 CHECK_S: Final = 110e-6
 LOAD_S: Final = 8e-6
@@ -78,23 +79,6 @@ class Disk:
 
     async def append(self, _rows: object) -> None:
         await asyncio.sleep(COMMIT_S)
-
-
-class Line:
-    def __init__(self, peer: bytes) -> None:
-        self.peer = peer
-        self.is_open = True
-        self.is_read = asyncio.Event()
-        self.is_read.set()
-
-    def pause_reading(self) -> None:
-        self.is_read.clear()
-
-    def resume_reading(self) -> None:
-        self.is_read.set()
-
-    def send(self, *_: object) -> bool:
-        return True
 
 
 class Cluster:
@@ -156,14 +140,14 @@ class Cluster:
             due = INTERVAL_S * (count + number / HONEST)
             await asyncio.sleep(max(0.0, due - self.loop.time()))
             self.due[signed.id] = due
-            await line.is_read.wait()
+            await line.reading.wait()
             self.driver.received(line, Gossip(group=GENESIS.group, operations=(signed.wire(),)))
 
     async def flood(self, messages: list[Gossip]) -> None:
         """Send as fast as the node reads."""
         line = self.line(HONEST + 1)
         for message in messages:
-            await line.is_read.wait()
+            await line.reading.wait()
             self.driver.received(line, message)
             await asyncio.sleep(0)
 

@@ -15,11 +15,10 @@ from crdt_merge_protocol.adapter_rules import AdapterRules, split_params
 from crdt_merge_protocol.adapters import ADAPTER, AdapterHeader, read_layout
 from crdt_merge_protocol.blobs import Manifest, Schema
 from crdt_merge_protocol.canonical import digest
-from crdt_merge_protocol.errors import BaseMissingError, EmptySetError, MissingBlobError, ParameterError
+from crdt_merge_protocol.errors import BaseMissingError, EmptySetError, MissingBlobError
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.resolve_key import resolve_key, seed_of, used_root
 from crdt_merge_protocol.strategies.choosing import whole_recipe
-from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.ports import Clock, Fs, Rng
 from crdt_merge_node.resolve.job import (
@@ -31,6 +30,7 @@ from crdt_merge_node.resolve.job import (
     TensorSource,
     UsedModel,
 )
+from crdt_merge_node.resolve.plan import agreed_strategy
 from crdt_merge_node.resolve.provenance import writable
 
 from .account import account_of
@@ -93,18 +93,12 @@ def build_adapter_job(
         EmptySetError: Nothing is used.
         BaseMissingError: A model is wanted and there is no base.
         MissingBlobError: Bytes that the output depends on are not here.
-        ParameterError: This release has no such strategy, version or parameter.
+        ParameterError: This release has no such strategy, version, parameter or seed rule.
     """
+    strategy = agreed_strategy(policy)
     adapters = sorted({adapter.digest: adapter for adapter in used}.values(), key=lambda each: each.digest)
     if not adapters:
         raise EmptySetError("There is no usable contribution, hence nothing to resolve.")
-    strategy = get(policy.strategy)
-    if strategy.version != policy.strategy_version:
-        raise ParameterError(
-            f"The policy wants version {policy.strategy_version} of {policy.strategy}, this release has "
-            f"{strategy.version}.",
-            hint="Use the release that the group agreed on, or set the policy anew.",
-        )
     params = split_params(dict(policy.params))[0]
     strategy.validate(params)
     inputs = tuple(_to_input(each) for each in adapters)

@@ -96,7 +96,8 @@ def build_job(
         ParameterError: This release has no such strategy, version, parameter or seed rule.
         TensorMissingError, ShapeMismatchError, DTypeMismatchError: A model has not the schema.
     """
-    strategy = _strategy_of(policy)
+    strategy = agreed_strategy(policy)
+    strategy.validate(dict(policy.params))
     models = sorted({model.digest: model for model in used}.values(), key=lambda model: model.digest)
     _require_named(policy, schema, models, base)
     base_names = _base_names(strategy, policy, schema)
@@ -206,7 +207,12 @@ def _working(job: ResolveJob, tied: Tied) -> Effective:
     return working
 
 
-def _strategy_of(policy: Policy) -> Strategy:
+def agreed_strategy(policy: Policy) -> Strategy:
+    """Return the strategy that a group agreed on; its parameters are not looked at.
+
+    Raises:
+        ParameterError: This release has no such strategy, version or seed rule.
+    """
     strategy = get(policy.strategy)
     if strategy.version != policy.strategy_version:
         raise ParameterError(
@@ -216,7 +222,6 @@ def _strategy_of(policy: Policy) -> Strategy:
         )
     if policy.seed_rule != SEED_RULE:
         raise ParameterError(f"The seed rule {policy.seed_rule!r} is unknown to this release.")
-    strategy.validate(dict(policy.params))
     return strategy
 
 

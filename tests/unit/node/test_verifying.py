@@ -19,6 +19,7 @@ from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.reading import Reading
 from crdt_merge_protocol.replica import Replica
 from support.authors import KEYS, Author, make_genesis
+from support.unsent import Line
 
 pytestmark = pytest.mark.asyncio
 
@@ -71,21 +72,6 @@ class NoCredit(Pacing):
 
     def received(self, _connection, _operations) -> None:
         pass
-
-
-class Line:
-    """A connection, as far as these tests go."""
-
-    def __init__(self, peer: bytes) -> None:
-        self.peer = peer
-        self.is_open = True
-        self.is_read = True
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
 
 
 class World:
