@@ -1,48 +1,47 @@
-"""What operations say: the bodies of ADD, REMOVE, POLICY and HOLD, and how unreadable ones are told apart.
+"""What operations say: the bodies of all kinds, and how unreadable ones are told apart.
 
 The envelope of an operation is judged when it arrives; its body only when the view is computed (PROTOCOL
 R2). So reading a body never raises: a body that this release cannot read is ``None``, which means stored,
 relayed, counted in the root and without effect (R22). ``body[0]`` is the version of the body, the rest a
-canonical list.
+canonical list. What needs signatures of administrators is in ``acts.py``.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Final, Self, TypeAlias
 
+from .acts import Act, Admit, Ban, Erase, PolicyAct, Revoke, Signatures, read_signatures, signature_fields
 from .blobs import contribution_digest
-from .canonical import decode, encode
-from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
+from .body_form import BODY_VERSION, Kind, Said
+from .canonical import encode
+from .errors import RemoteProtocolError
 from .fields import Fields
-from .identity import SIGNATURE_BYTES
-from .limits import OPERATION_BYTES_MAX, POLICY_SIGNATURES_MAX, REFS_MAX, WEIGHT_MAX
-from .policy import NONCE_BYTES, Policy
+from .limits import REFS_MAX, WEIGHT_MAX
 
-BODY_VERSION: Final = 1
-
-
-class Kind(IntEnum):
-    """Kinds of operations. Numbers are never reused; those without a body class are not judged yet."""
-
-    ADD = 1
-    REMOVE = 2
-    POLICY = 3
-    ADMIT = 4
-    REVOKE = 5
-    BAN = 6
-    ERASE = 7
-    RECEIPT = 8
-    HOLD = 9
+__all__ = [
+    "BODY_VERSION",
+    "Act",
+    "Add",
+    "Admit",
+    "Ban",
+    "Body",
+    "Erase",
+    "Hold",
+    "Kind",
+    "PolicyAct",
+    "Receipt",
+    "Remove",
+    "Revoke",
+    "read",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Add:
+class Add(Said):
     """A contribution to a slot (PROTOCOL R9). The id of the operation that carries it is its tag."""
 
+    KIND = Kind.ADD
     slot: str
     """A name; of several by one author and type in a slot, the newest is visible (R16)."""
     type: str
@@ -59,13 +58,9 @@ class Add:
         """The digest by which contributions are ordered and deduplicated: no author, slot or payload."""
         return contribution_digest(kind=self.type, content=self.content, weight=self.weight)
 
-    def encode(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            LocalProtocolError: No node could read it.
-        """
-        return _pack(self, [self.slot, self.type, self.content, self.weight, self.payload])
+    def fields(self) -> list[Any]:
+        """Return the values of the body, in order."""
+        return [self.slot, self.type, self.content, self.weight, self.payload]
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
@@ -80,118 +75,87 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remove:
-    """Removes contributions by tag (PROTOCOL R10). A tag that is not in ``refs`` is not removed."""
+class Remove(Act):
+    """Removes contributions by tag (PROTOCOL R10). A tag that is not in ``refs`` is not removed.
 
+    One's own need no signature but the operation's: the body is the targets alone, and there is no nonce.
+    With a nonce and the signatures of administrators behind them, it removes others' as well.
+    """
+
+    KIND = Kind.REMOVE
     targets: tuple[bytes, ...]
     """Sorted and unique; at least one."""
+    nonce: bytes = b""
+    """16 random bytes, or none."""
+    signatures: Signatures = ()
 
-    def encode(self) -> bytes:
-        """Return the body.
+    @property
+    def action(self) -> bytes:
+        """The targets."""
+        return encode([list(self.targets)])
 
-        Raises:
-            LocalProtocolError: No node could read it.
-        """
-        return _pack(self, [list(self.targets)])
+    def fields(self) -> list[Any]:
+        """Return the values of the body, in order."""
+        own = [list(self.targets)]
+        return own if not self.nonce else [*own, self.nonce, signature_fields(self.signatures)]
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
         """Read the fields in order."""
-        return cls(targets=read_sorted_ids(fields, count_max=REFS_MAX, count_min=1))
+        targets = fields.sorted_ids(count_max=REFS_MAX, count_min=1)
+        nonce, signatures = (b"", ()) if fields.is_at_end else read_signatures(fields)
+        return cls(targets=targets, nonce=nonce, signatures=signatures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
+class Hold(Said):
     """States that the author's node holds the bytes of these contributions (PROTOCOL R16, R21)."""
 
+    KIND = Kind.HOLD
     tags: tuple[bytes, ...]
     """Sorted and unique; at least one. A tag that is not in ``refs`` is not held."""
 
-    def encode(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            LocalProtocolError: No node could read it.
-        """
-        return _pack(self, [list(self.tags)])
+    def fields(self) -> list[Any]:
+        """Return the values of the body, in order."""
+        return [list(self.tags)]
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
         """Read the fields in order."""
-        return cls(tags=read_sorted_ids(fields, count_max=REFS_MAX, count_min=1))
+        return cls(tags=fields.sorted_ids(count_max=REFS_MAX, count_min=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyAct:
-    """A change of policy with the signatures of administrators over it (PROTOCOL R12).
+class Receipt(Said):
+    """States that the author's node has destroyed what these ERASEs name (SCENARIOS T36)."""
 
-    Whoever sends the operation, only the signatures give it effect.
-    """
+    KIND = Kind.RECEIPT
+    erasures: tuple[bytes, ...]
+    """Ids of ERASEs, sorted and unique; at least one. One that is not in ``refs`` is ignored."""
 
-    policy: Policy
-    nonce: bytes
-    """16 random bytes."""
-    signatures: tuple[tuple[bytes, bytes], ...]
-    """(administrator, signature over :func:`~crdt_merge_protocol.policy.act_digest`)."""
-
-    def encode(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            LocalProtocolError: No node could read it.
-        """
-        return _pack(self, [self.policy.encode(), self.nonce, [list(pair) for pair in self.signatures]])
+    def fields(self) -> list[Any]:
+        """Return the values of the body, in order."""
+        return [list(self.erasures)]
 
     @classmethod
     def read(cls, fields: Fields) -> Self:
         """Read the fields in order."""
-        policy = Policy.decode(fields.blob(size_max=OPERATION_BYTES_MAX))
-        nonce = fields.blob(size=NONCE_BYTES)
-        signatures = []
-        for record in fields.records(count_max=POLICY_SIGNATURES_MAX):
-            signatures.append((record.id(), record.blob(size=SIGNATURE_BYTES)))
-            record.end()
-        return cls(policy=policy, nonce=nonce, signatures=tuple(signatures))
+        return cls(erasures=fields.sorted_ids(count_max=REFS_MAX, count_min=1))
 
 
-Body: TypeAlias = Add | Remove | PolicyAct | Hold
+Body: TypeAlias = Add | Remove | PolicyAct | Admit | Revoke | Ban | Erase | Receipt | Hold
 
-_READERS: Final[dict[int, Callable[[Fields], Body]]] = {
-    Kind.ADD: Add.read,
-    Kind.REMOVE: Remove.read,
-    Kind.POLICY: PolicyAct.read,
-    Kind.HOLD: Hold.read,
+_TYPES: Final[dict[int, type[Body]]] = {
+    body.KIND: body for body in (Add, Remove, PolicyAct, Admit, Revoke, Ban, Erase, Receipt, Hold)
 }
 
 
 def read(kind: int, body: bytes) -> Body | None:
     """Return what a body says, or None if this release cannot read it (PROTOCOL R22). Never raises."""
-    reader = _READERS.get(kind)
-    if reader is None or len(body) < 1 or body[0] != BODY_VERSION:
+    type_ = _TYPES.get(kind)
+    if type_ is None or len(body) < 1 or body[0] != BODY_VERSION:
         return None
     try:
-        fields = Fields(decode(body[1:], bytes_max=OPERATION_BYTES_MAX), what=f"body of kind {kind}")
-        said = reader(fields)
-        fields.end()
+        return type_.decode(body)
     except RemoteProtocolError:
         return None
-    return said
-
-
-def read_sorted_ids(fields: Fields, *, count_max: int, count_min: int = 0) -> tuple[bytes, ...]:
-    """Return ids that are sorted and unique, so that a set of ids has one encoding."""
-    ids = fields.ids(count_max=count_max)
-    if len(ids) < count_min or any(first >= second for first, second in itertools.pairwise(ids)):
-        raise MalformedMessageError("a set of ids is empty, not sorted or not unique.")
-    return ids
-
-
-def _pack(said: Body, values: list[Any]) -> bytes:
-    """Return the body with these fields, and make sure that it reads back as ``said``."""
-    kind = {Add: Kind.ADD, Remove: Kind.REMOVE, PolicyAct: Kind.POLICY, Hold: Kind.HOLD}[type(said)]
-    body = bytes([BODY_VERSION]) + encode(values)
-    if read(kind, body) != said:
-        raise LocalProtocolError(
-            f"{said!r:.200} cannot be encoded: a field is outside its range or not sorted."
-        )
-    return body

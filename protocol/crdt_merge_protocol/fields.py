@@ -6,6 +6,7 @@ Messages, operation bodies, manifests and policies are all lists of fields. Whoe
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 from .canonical import is_name
@@ -98,9 +99,21 @@ class Fields:
                 raise self._refuse("a list of 32-byte ids")
         return tuple(values)
 
+    def sorted_ids(self, *, count_max: int, count_min: int = 0) -> tuple[bytes, ...]:
+        """Return 32-byte ids that are sorted and unique, so that a set of ids has one encoding."""
+        ids = self.ids(count_max=count_max)
+        if len(ids) < count_min or any(first >= second for first, second in itertools.pairwise(ids)):
+            raise MalformedMessageError(f"{self._what}: a set of ids is empty, not sorted or not unique.")
+        return ids
+
     def records(self, *, count_max: int) -> list[Fields]:
         """Return a list of at most ``count_max`` nested records, each to be read in turn."""
         return [Fields(value, what=self._what) for value in self.items(count_max=count_max)]
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all fields were read."""
+        return self._position == len(self._values)
 
     def end(self) -> None:
         """Refuse fields beyond those read."""

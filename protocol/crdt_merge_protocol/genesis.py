@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from .bodies import read_sorted_ids
 from .canonical import decode, digest, encode
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .fields import Fields
@@ -76,7 +75,7 @@ class Genesis:
         genesis = cls(
             nonce=fields.blob(size=NONCE_BYTES),
             name=fields.name(),
-            admins=read_sorted_ids(fields, count_max=POLICY_SIGNATURES_MAX, count_min=1),
+            admins=fields.sorted_ids(count_max=POLICY_SIGNATURES_MAX, count_min=1),
             quorum=fields.integer(low=1),
             is_open=fields.boolean(),
             policy=Policy.decode(fields.blob(size_max=GENESIS_BYTES_MAX)),

@@ -23,6 +23,10 @@ NAME_CHARS_MAX: Final = 200
 """Names of groups, slots, tensors. They never become paths."""
 POLICY_SIGNATURES_MAX: Final = 32
 """Administrators that a genesis may name, hence signatures that an act may carry."""
+ACT_CONTENTS_MAX: Final = 1024
+"""Contents that one ban or erasure names. With as many tags it would not fit an operation."""
+REASON_CHARS_MAX: Final = 1024
+"""Why administrators did something, for people."""
 POLICY_PARAMS_MAX: Final = 64
 POLICY_TEXT_CHARS_MAX: Final = 16384
 """One parameter value of a policy, as text: a table over layers and models can be long."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from . import bodies
-from .bodies import Add, Body, Hold, Kind, PolicyAct, Remove, read_sorted_ids
+from .bodies import Add, Admit, Ban, Body, Erase, Hold, Kind, PolicyAct, Receipt, Remove, Revoke
 from .canonical import decode, digest, encode
 from .envelope import read_envelope, signed_wire, split_wire
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
@@ -24,12 +24,17 @@ from .limits import CONTROL_BODY_BYTES_MAX, DEPS_MAX, OPERATION_BYTES_MAX, REFS_
 __all__ = [
     "LOG_BYTES",
     "Add",
+    "Admit",
+    "Ban",
     "Body",
+    "Erase",
     "Hold",
     "Kind",
     "Operation",
     "PolicyAct",
+    "Receipt",
     "Remove",
+    "Revoke",
     "SignedOperation",
     "operation_id",
     "read_body",
@@ -121,8 +126,8 @@ class Operation:
             log=fields.blob(size=LOG_BYTES),
             seq=fields.integer(),
             prev=fields.optional_id(),
-            deps=read_sorted_ids(fields, count_max=DEPS_MAX),
-            refs=read_sorted_ids(fields, count_max=REFS_MAX),
+            deps=fields.sorted_ids(count_max=DEPS_MAX),
+            refs=fields.sorted_ids(count_max=REFS_MAX),
             kind=fields.integer(high=KIND_MAX),
             body=fields.blob(size_max=OPERATION_BYTES_MAX),
         )
