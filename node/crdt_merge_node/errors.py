@@ -69,6 +69,13 @@ class StoreFailedError(StorageError):
     exit_code = 74
 
 
+class ErasedError(StorageError):
+    """Administrators had these bytes erased: they are not stored again."""
+
+    code = "E1505"
+    exit_code = 5
+
+
 class TransportError(CrdtMergeError):
     """A connection could not be made or kept."""
 
@@ -153,6 +160,27 @@ class NotReadyError(ControlError):
 
     code = "E1709"
     exit_code = 6
+
+
+class BannedError(ControlError):
+    """Administrators of the group banned or erased this content: it is not taken in again."""
+
+    code = "E1710"
+    exit_code = 5
+
+
+class NotAdministratorError(ControlError):
+    """Only administrators of the group may do this."""
+
+    code = "E1711"
+    exit_code = 5
+
+
+class QuorumError(ControlError):
+    """The act needs the signatures of more administrators."""
+
+    code = "E1712"
+    exit_code = 5
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

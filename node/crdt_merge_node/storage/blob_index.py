@@ -140,13 +140,29 @@ class BlobIndex:
         self._database.write(change, needs_room=False).result()
         return entry
 
+    def drop(self, digest: bytes) -> None:
+        """Know nothing of a blob any more; its row goes in a transaction of the caller's."""
+        self._drop(digest)
+
+    def unkeep(self, digest: bytes) -> None:
+        """Note durably that a blob, which stood in a kept file, has a durable file of its own now."""
+        entry = self._drop(digest)
+        self._database.delete("DELETE FROM kept WHERE digest = ?", digest)
+        if entry is not None:
+            with self._lock:
+                self._add(digest, Entry(entry.nbytes, is_inline=False))
+
     def condemned(self) -> list[bytes]:
         """Return the blobs whose files were to go when the last process ended."""
         return [bytes(row[0]) for row in self._database.query("SELECT digest FROM condemned")]
 
-    def acquit(self, digest: bytes) -> None:
-        """Note durably that the file of a condemned blob is gone."""
-        self._database.delete("DELETE FROM condemned WHERE digest = ?", digest)
+    def acquit(self, *digests: bytes) -> None:
+        """Note durably that the files of condemned blobs are gone."""
+        rows = [(digest,) for digest in digests]
+        self._database.write(
+            lambda connection: connection.executemany("DELETE FROM condemned WHERE digest = ?", rows),
+            needs_room=False,
+        ).result()
 
     def inline(self, digest: bytes) -> object:
         """Return what the row of a small blob holds, unverified; None if there is no row."""

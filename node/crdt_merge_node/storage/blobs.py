@@ -24,8 +24,9 @@ from crdt_merge_protocol.limits import BLOB_BYTES_MAX, CHUNK_BYTES, INLINE_BLOB_
 from crdt_merge_node.errors import FullError, StorageError
 from crdt_merge_node.ports import Rng
 
-from .blob_reading import DAMAGE, NAME_LOCKS, StoredBlobs
+from .blob_reading import DAMAGE, NAME_LOCKS
 from .database import Database, done
+from .erasing import ErasableBlobs
 from .files import RangeReader, UnreadableError
 from .health import Health, Room
 from .kept import Kept
@@ -33,7 +34,7 @@ from .layout import DataDir
 from .partial import Partial, PartialPorts
 
 
-class BlobStore(StoredBlobs):
+class BlobStore(ErasableBlobs):
     """The blobs and objects of one node. Safe to use from any thread; every method may block."""
 
     def __init__(
@@ -46,9 +47,7 @@ class BlobStore(StoredBlobs):
         room: Room,
         on_corrupt: Callable[[bytes, str], None] | None = None,
     ) -> None:
-        super().__init__(data, database, rng=rng, health=health, on_corrupt=on_corrupt)
-        self._health = health
-        self._room = room
+        super().__init__(data, database, rng=rng, health=health, room=room, on_corrupt=on_corrupt)
         self._lock = threading.Lock()
         self._partial_ports = PartialPorts(
             fs=self._fs,
@@ -73,7 +72,12 @@ class BlobStore(StoredBlobs):
         self.put_object_soon(object_id, data).result()
 
     def put_object_soon(self, object_id: bytes, data: bytes) -> Future[None]:
-        """Store an object without blocking; durable once the future completes."""
+        """Store an object without blocking; durable once the future completes.
+
+        Raises:
+            ErasedError: It was erased.
+        """
+        self._refuse_erased(object_id)
         return self._objects.put_soon(object_id, data)
 
     def get_object(self, object_id: bytes) -> bytes | None:
@@ -169,6 +173,7 @@ class BlobStore(StoredBlobs):
                 pass
         digest = blob_digest(nbytes, reader.digests)
         with self._name_locks[digest[0] % NAME_LOCKS]:
+            self._refuse_erased(digest)
             if not self.has(digest):
                 place = (kept.name, offset)
                 self._index.register(digest, nbytes, reader.digests, kept=place).result()
@@ -183,7 +188,9 @@ class BlobStore(StoredBlobs):
 
         Raises:
             MalformedMessageError: The bytes are not the blob.
+            ErasedError: It was erased.
         """
+        self._refuse_erased(digest)
         if len(data) > INLINE_BLOB_BYTES_MAX:
             raise LocalProtocolError(
                 f"{len(data)} bytes are too many for a row, {INLINE_BLOB_BYTES_MAX} fit."
@@ -245,8 +252,10 @@ class BlobStore(StoredBlobs):
 
         Raises:
             MalformedMessageError: The chunk digests do not make this blob.
+            ErasedError: It was erased.
             FullError: It does not fit.
         """
+        self._refuse_erased(digest)
         count = chunk_count(nbytes) if 0 <= nbytes <= BLOB_BYTES_MAX else -1
         if len(chunk_digests) != count or blob_digest(nbytes, chunk_digests) != digest:
             raise MalformedMessageError(f"the list of chunks does not make blob {digest.hex()[:12]}.")
@@ -305,8 +314,9 @@ class BlobStore(StoredBlobs):
     def _take_in(self, path: Path, digest: bytes, nbytes: int, chunks: Sequence[bytes]) -> None:
         """Make a synced file a blob. If there is no room for the row, the file goes back to where it was."""
         with self._name_locks[digest[0] % NAME_LOCKS]:
-            if self.has(digest):
+            if self.has(digest) or self.is_erased(digest):
                 self.files.discard(path)
+                self._refuse_erased(digest)
                 return
             self.files.publish(path, digest)
             try:

@@ -140,7 +140,9 @@ class Database:
         """
         return self._submit(work, is_write=True, needs_room=needs_room)
 
-    def write_then(self, work: Work[object], noted: Callable[[], None]) -> Future[None]:
+    def write_then(
+        self, work: Work[object], noted: Callable[[], None], *, needs_room: bool = True
+    ) -> Future[None]:
         """Queue a change; ``noted`` runs once it is durable, and the future completes after that.
 
         ``noted`` runs on whichever thread is at hand; it must not block. The future cannot be cancelled.
@@ -155,7 +157,7 @@ class Database:
                 noted()
                 after.set_result(None)
 
-        self.write(work).add_done_callback(finish)
+        self.write(work, needs_room=needs_room).add_done_callback(finish)
         return after
 
     def read(self, work: Work[T]) -> T:
@@ -169,6 +171,26 @@ class Database:
     def delete(self, sql: str, *parameters: bytes | int | str) -> None:
         """Run one statement that frees space, durably, also on a full disk. Blocks."""
         self.write(lambda connection: connection.execute(sql, parameters), needs_room=False).result()
+
+    def empty_log(self) -> None:
+        """Leave nothing in the write-ahead log: what was deleted is then in no file. Blocks.
+
+        Raises:
+            FullError: No room; the log keeps everything.
+            StoreFailedError: The disk failed.
+        """
+
+        def checkpoint() -> None:
+            self._health.check()
+            try:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.Error as error:
+                raise self._explain(error) from error
+
+        with self._lock:
+            if self._is_closed:
+                raise StorageError("the store is closed.")
+        self._executor.submit(checkpoint).result()
 
     def back_up(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """Copy the database, as it is when this ends, to a file. Blocks the caller; other work goes between.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 import apsw
@@ -42,6 +42,11 @@ class ObjectTable:
     def has(self, object_id: bytes) -> bool:
         """Tell whether an object is here and durable."""
         return object_id in self._ids
+
+    def forget(self, ids: Collection[bytes]) -> None:
+        """Know nothing of these any more; their rows go in a transaction of the caller's."""
+        with self._lock:
+            self._ids.difference_update(ids)
 
     def put_soon(self, object_id: bytes, data: bytes) -> Future[None]:
         """Store an object; durable once the future completes. Does not block."""

@@ -78,6 +78,7 @@ def recover(data: DataDir, log: OperationLog, blobs: BlobStore, *, wall_time: fl
     _sweep_temporary(data, blobs, report)
     report.rows_dropped = blobs.load_index()
     blobs.finish_deletions()
+    report.files_swept += blobs.sweep_erased()  # Before files without rows are taken in again.
     _compare_files(data, blobs, report)
     _drop_finished_partials(data, blobs)
     _check_newest(log, report, wall_time)

@@ -21,6 +21,7 @@ COLUMNS: Final = {
     "blobs": ("key", "digest", "nbytes", "chunks", "inline"),
     "kept": ("digest", "file", "position"),
     "condemned": ("digest",),
+    "erased": ("id",),
     "facts": ("name", "value"),
     "quarantine": ("key", "kind", "id", "data", "reason", "wall_time"),
 }

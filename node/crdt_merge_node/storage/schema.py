@@ -6,7 +6,7 @@ from typing import Final
 
 APPLICATION_ID: Final = 0x43524D4E
 """Written into the header of the file ("CRMN"): another program's database is never mistaken for ours."""
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # No CHECK: quick_check would refuse the whole file for one damaged row, which its reader sets aside (T52).
 TABLES: Final = """
@@ -46,6 +46,8 @@ CREATE TABLE kept (
     file TEXT NOT NULL,
     position INTEGER NOT NULL
 ) WITHOUT ROWID;
+-- Objects and blobs that were erased: not stored again, unless something that nobody banned needs them.
+CREATE TABLE erased (id BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 -- Rows that could not be read. They are kept for a person, and never again in the way of a start (T52).
 CREATE TABLE quarantine (
@@ -66,5 +68,6 @@ CREATE TABLE kept (
     position INTEGER NOT NULL
 ) WITHOUT ROWID;
 """,
+    2: "CREATE TABLE IF NOT EXISTS erased (id BLOB PRIMARY KEY) WITHOUT ROWID;",
 }
 """From version -> what makes the next one of it."""
