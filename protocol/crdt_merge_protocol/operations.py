@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from . import bodies
-from .bodies import Add, Admit, Ban, Body, Erase, Hold, Kind, PolicyAct, Receipt, Remove, Revoke
+from .bodies import Act, Add, Admit, Ban, Body, Erase, Hold, Kind, PolicyAct, Receipt, Remove, Revoke
 from .canonical import decode, digest, encode
 from .envelope import read_envelope, signed_wire, split_wire
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
@@ -23,6 +23,7 @@ from .limits import CONTROL_BODY_BYTES_MAX, DEPS_MAX, OPERATION_BYTES_MAX, REFS_
 
 __all__ = [
     "LOG_BYTES",
+    "Act",
     "Add",
     "Admit",
     "Ban",

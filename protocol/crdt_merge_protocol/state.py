@@ -8,19 +8,25 @@ In the paper's notation: A and R are :attr:`CRDTMergeState.adds` and :attr:`~CRD
 1. Delivery is causal: an operation enters after its prev, deps and refs (R3).
 2. What the envelope promises about the past is checked on entry (R5); signatures are checked before, by
    :meth:`SignedOperation.parse`.
-3. Nothing that a body says can keep an operation out (R2, R22).
+3. Nothing that a body says can keep an operation out (R2, R22), except that a REVOKE drops what it lets
+   count no more and nothing that stays was made after (R7). That is a function of the set as well: what is
+   *kept* of a union is kept of either side.
+4. What is dropped, or arrives and is not kept, is *aside*: no part of the state, but remembered until the
+   caller has it forgotten. What is then made after it brings it in again, whoever knew the REVOKE first.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from .errors import LocalProtocolError, MalformedMessageError
 from .genesis import Genesis
 from .limits import DEPS_MAX
 from .merkle import Trie
-from .operations import Operation, SignedOperation
+from .operations import Act, Body, Operation, Revoke, SignedOperation, read_body
+from .standing import Standing
 from .view import View
 from .visibility import Visibility
 
@@ -40,7 +46,11 @@ class CRDTMergeState:
         self._logs: dict[tuple[bytes, bytes], int] = {}
         self._causal: list[tuple[int, bytes]] = []
         """All (depth, id); sorted when it is read, which is cheap because it nearly is."""
-        self._visibility = Visibility(genesis, self.group)
+        self._visibility = Visibility(genesis)
+        self._standing = Standing(genesis, self.group)
+        self._aside: dict[bytes, SignedOperation] = {}
+        self._dropped: dict[bytes, None] = {}
+        """Aside since :meth:`take_dropped` was last called. A dict, to have an order."""
 
     def __contains__(self, operation_id: object) -> bool:
         return operation_id in self._operations
@@ -66,10 +76,12 @@ class CRDTMergeState:
         """Return what must be delivered before an operation and is not here (PROTOCOL R3), sorted."""
         here = self._operations
         missing = [parent for parent in signed.operation.parents if parent not in here]
+        if missing and self._aside:
+            missing = [parent for parent in missing if parent not in self._aside]
         return tuple(sorted(missing)) if missing else ()
 
     def apply(self, signed: SignedOperation) -> bool:
-        """Take in an operation whose signature was verified; False if it was here.
+        """Take in an operation whose signature was verified; False if it was here, or is not kept.
 
         Nothing changes if it raises.
 
@@ -78,7 +90,7 @@ class CRDTMergeState:
             MalformedMessageError: It belongs to another group, or does not continue its own log (R5).
         """
         operation, operation_id = signed.operation, signed.id
-        if operation_id in self._operations:
+        if operation_id in self._operations or operation_id in self._aside:
             return False
         if operation.group != self.group:
             raise MalformedMessageError(
@@ -86,10 +98,23 @@ class CRDTMergeState:
                 f"not to {self.group.hex()[:12]}."
             )
         parents = operation.parents
-        if not parents <= self._operations.keys():
+        is_complete = parents <= self._operations.keys()
+        if not is_complete and self.missing(signed):
             raise LocalProtocolError(f"operation {operation_id.hex()[:12]} was applied before its past.")
         self._check_log(operation)
-        self._enter(signed, 1 + max((self._depths[parent] for parent in parents), default=0), parents)
+        body = read_body(operation)
+        is_act = isinstance(body, Act) and self._standing.judge(operation_id, operation, body)
+        if not is_act and not self._standing.is_standing(operation_id, operation.author):
+            self._aside[operation_id] = signed
+            self._dropped[operation_id] = None
+            return False
+        for past in () if is_complete else self.aside_past(signed):
+            del self._aside[past.id]
+            self._dropped.pop(past.id, None)
+            self._enter(past, read_body(past.operation), past.operation.parents)
+        self._enter(signed, body, parents)
+        if is_act and isinstance(body, Revoke) and self._standing.revoke(body, self._operations):
+            self._drop()
         return True
 
     def join(self, other: CRDTMergeState) -> None:
@@ -113,6 +138,8 @@ class CRDTMergeState:
         twin._logs = dict(self._logs)
         twin._causal = list(self._causal)
         twin._visibility = self._visibility.copy()
+        twin._standing = self._standing.copy()
+        twin._aside, twin._dropped = dict(self._aside), dict(self._dropped)
         return twin
 
     @property
@@ -147,17 +174,17 @@ class CRDTMergeState:
     def choose_deps(self) -> tuple[bytes, ...]:
         """Return what a new operation should be made after: heads, at most 64, sorted.
 
-        Policies in force come first, so that they are in the past of what follows them, then the deepest
-        heads (PROTOCOL R1). More concurrent heads than that are joined by later operations.
+        Acts that have an effect come first, so that they are in the past of what follows them, then the
+        deepest heads (PROTOCOL R1). More concurrent heads than that are joined by later operations.
         """
-        policies = self._visibility.effective_policies & self._heads
-        chosen = sorted(policies, key=lambda id_: (-self._depths[id_], id_))[:DEPS_MAX]
+        acts = self._standing.acts & self._heads
+        chosen = sorted(acts, key=lambda id_: (-self._depths[id_], id_))[:DEPS_MAX]
         ranks: list[tuple[int, bytes]] = []
         while self._deepest and len(chosen) < DEPS_MAX:
             rank = heapq.heappop(self._deepest)
             if rank[1] in self._heads:
                 ranks.append(rank)
-                if rank[1] not in policies:
+                if rank[1] not in acts:
                     chosen.append(rank[1])
         for rank in ranks:
             heapq.heappush(self._deepest, rank)
@@ -166,6 +193,8 @@ class CRDTMergeState:
     def causal(self, ids: Iterable[bytes] | None = None) -> list[SignedOperation]:
         """Return operations in (depth, id) order, hence each after its past; all of them by default.
 
+        ``ids`` may have been dropped, as long as they were not forgotten.
+
         Raises:
             LocalProtocolError: One of ``ids`` is not here.
         """
@@ -173,7 +202,8 @@ class CRDTMergeState:
             self._causal.sort()
             return [self._operations[operation_id] for _, operation_id in self._causal]
         ranks = sorted((self.depth(operation_id), operation_id) for operation_id in set(ids))
-        return [self._operations[operation_id] for _, operation_id in ranks]
+        here, aside = self._operations, self._aside
+        return [here[id_] if id_ in here else aside[id_] for _, id_ in ranks]
 
     def fork_proof(self, author: bytes) -> tuple[SignedOperation, SignedOperation] | None:
         """Return two operations by an author at one place of one log, the first by (depth, id), or None."""
@@ -187,16 +217,73 @@ class CRDTMergeState:
             seen[place] = signed
         return None
 
+    @property
+    def aside_count(self) -> int:
+        """Operations that are no part of the state, but remembered."""
+        return len(self._aside)
+
+    def is_aside(self, operation_id: bytes) -> bool:
+        """Tell whether an operation was dropped, or came and was not kept, and is remembered."""
+        return operation_id in self._aside
+
+    def is_excluded(self, signed: SignedOperation) -> bool:
+        """Tell whether no REVOKE that is here lets an operation count, so that it is not kept by itself."""
+        operation = signed.operation
+        if self._standing.is_standing(signed.id, operation.author):
+            return False
+        body = read_body(operation)
+        return not (isinstance(body, Act) and self._standing.may_act(operation, body))
+
+    def aside_past(self, signed: SignedOperation) -> list[SignedOperation]:
+        """Return what is aside of an operation's past, in causal order."""
+        found: list[SignedOperation] = []
+        seen: set[bytes] = set()
+        pending = [(parent, False) for parent in sorted(signed.operation.parents)] if self._aside else []
+        while pending:
+            operation_id, is_done = pending.pop()
+            past = self._aside.get(operation_id)
+            if past is None:
+                continue
+            if is_done:
+                found.append(past)
+            elif operation_id not in seen:
+                seen.add(operation_id)
+                pending.append((operation_id, True))
+                pending.extend((parent, False) for parent in sorted(past.operation.parents))
+        return found
+
+    def set_aside(self, signed: SignedOperation) -> None:
+        """Remember an operation that is excluded, and that nothing kept is made after yet."""
+        self._aside.setdefault(signed.id, signed)
+
+    def take_dropped(self, *, but: AbstractSet[bytes] = frozenset()) -> tuple[bytes, ...]:
+        """Return what was dropped since the last call, but for some; it need not be stored any more.
+
+        They may be made after each other: whoever deletes one deletes all, or none.
+        """
+        ready = [operation_id for operation_id in self._dropped if operation_id not in but]
+        for operation_id in ready:
+            del self._dropped[operation_id]
+        return tuple(ready)
+
+    def forget_aside(self, *, but: AbstractSet[bytes] = frozenset()) -> None:
+        """Forget what is aside, but for some. Whatever is made after it cannot be applied any more."""
+        for operation_id in [one for one in self._aside if one not in but]:
+            del self._aside[operation_id]
+            self._depths.pop(operation_id, None)
+            self._standing.forget(operation_id)
+
     def _check_log(self, operation: Operation) -> None:
         """Refuse an operation whose ``prev`` is not the one before it in its own log (R5, SCENARIOS B24)."""
         if operation.prev is None:
             return
-        before = self._operations[operation.prev].operation
+        before = (self._operations.get(operation.prev) or self._aside[operation.prev]).operation
         if (before.author, before.log, before.seq + 1) != (operation.author, operation.log, operation.seq):
             raise MalformedMessageError(f"operation {operation.seq} of a log does not continue it.")
 
-    def _enter(self, signed: SignedOperation, depth: int, parents: frozenset[bytes]) -> None:
+    def _enter(self, signed: SignedOperation, body: Body | None, parents: frozenset[bytes]) -> None:
         operation, operation_id = signed.operation, signed.id
+        depth = 1 + max((self._depths[parent] for parent in parents), default=0)
         self._operations[operation_id] = signed
         self._depths[operation_id] = depth
         self._causal.append((depth, operation_id))
@@ -205,10 +292,45 @@ class CRDTMergeState:
         self._heads.add(operation_id)
         heapq.heappush(self._deepest, (-depth, operation_id))
         if len(self._deepest) > 2 * len(self._heads) + DEPS_MAX:
-            self._deepest = [(-self._depths[head], head) for head in self._heads]
-            heapq.heapify(self._deepest)
+            self._rebuild_deepest()
         place = (operation.author, operation.log)
-        newest = self._logs.get(place, -1)
-        self._logs[place] = max(newest, operation.seq)
-        # prev is always here, so all places up to the newest are taken (see visibility.py).
-        self._visibility.apply(operation_id, operation, depth, is_fork=operation.seq <= newest)
+        self._logs[place] = max(self._logs.get(place, -1), operation.seq)
+        self._standing.carry(operation_id, parents, body)
+        self._visibility.apply(operation_id, operation, body, depth, standing=self._standing)
+
+    def _rebuild_deepest(self) -> None:
+        self._deepest = [(-self._depths[head], head) for head in self._heads]
+        heapq.heapify(self._deepest)
+
+    def _drop(self) -> None:
+        """Judge anew after a REVOKE: put aside what is not kept, and see what the rest means.
+
+        Linear in the size of the state, and only signatures of administrators make it happen.
+        """
+        standing = self._standing
+        self._causal.sort()
+        wanted: set[bytes] = set()
+        kept: list[tuple[int, bytes]] = []
+        for depth, operation_id in reversed(self._causal):
+            signed = self._operations[operation_id]
+            if (
+                operation_id in wanted
+                or operation_id in standing.acts
+                or standing.is_standing(operation_id, signed.operation.author)
+            ):
+                kept.append((depth, operation_id))
+                wanted |= signed.operation.parents
+            else:
+                self._aside[operation_id] = self._operations.pop(operation_id)
+                self._dropped[operation_id] = None
+                self.trie.discard(operation_id)
+        self._causal = kept[::-1]
+        self._heads = {operation_id for _, operation_id in kept} - wanted
+        self._rebuild_deepest()
+        self._logs = {}
+        self._visibility = Visibility(self.genesis)
+        for depth, operation_id in self._causal:
+            operation = self._operations[operation_id].operation
+            place = (operation.author, operation.log)
+            self._logs[place] = max(self._logs.get(place, -1), operation.seq)
+            self._visibility.apply(operation_id, operation, read_body(operation), depth, standing=standing)

@@ -1,20 +1,24 @@
-"""The view: what a set of operations means (PROTOCOL R6, R8, R10, R12, R16, R22).
+"""The view: what a set of operations means (PROTOCOL R6, R8, R10, R12, R13, R16, R22).
 
 ``view_of`` is the definition, written to be read and not to be fast: a pure function of the genesis and the
 set. Nothing here looks at an order of arrival, a clock or a vote, so equal sets have equal views on all
 nodes. The view that a node keeps while operations arrive is ``visibility.py``; it is tested against this one.
 
-1. Two operations with equal (author, log, seq) are a fork. The pair is the proof; it hides the author's ADDs.
-2. A REMOVE removes the ADDs of its own author that it names in both targets and refs, for ever, also if that
-   author has forked.
-3. A POLICY has an effect if enough administrators signed it and its version is one above the greatest among
-   the effective POLICYs in its refs, or above the genesis'. The current one has the greatest (version, id).
-4. A HOLD counts for an ADD that it names in both tags and refs, unless it is the ADD's own author's. Authors
-   are counted, not HOLDs.
-5. Hidden are ADDs removed, by forked authors, or held by fewer than ``policy.holders`` others. Only then the
-   greatest (depth, id) of each (author, type, slot) is chosen, so that a hidden ADD never hides another.
-6. What cannot be read has no effect. Kinds ADMIT, REVOKE, BAN, ERASE and RECEIPT cannot be read yet, and a
-   group that admits its authors shows nothing and says so.
+Which acts have an effect and which operations count is settled first, in ``rights.py``. Then:
+
+1. Two operations that count, with equal (author, log, seq), are a fork. The pair is the proof; it hides the
+   author's ADDs.
+2. A REMOVE that counts removes the ADDs of its own author that it names in both targets and refs, also if
+   that author has forked. One that administrators signed removes others' as well, whoever sends it.
+3. A BAN or ERASE hides every ADD of its contents. The tags of an ERASE count if they are in refs. A RECEIPT
+   counts for the ERASEs with an effect that it names in refs, if it stands; its author need not be admitted.
+4. The policy in force is, of the POLICYs with an effect, the one with the greatest (version, id).
+5. A HOLD that counts does so for an ADD that it names in both tags and refs, unless it is the ADD's own
+   author's. Authors are counted, not HOLDs.
+6. Hidden are ADDs that do not count, are removed, banned, by forked authors, or held by fewer than
+   ``policy.holders`` others. Only then the greatest (depth, id) of each (author, type, slot) is chosen, so
+   that a hidden ADD never hides another.
+7. What cannot be read has no effect.
 """
 
 from __future__ import annotations
@@ -23,14 +27,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .bodies import Add, Body, Hold, Kind, PolicyAct, Remove
+from .bodies import Add, Admit, Ban, Erase, Hold, PolicyAct, Receipt, Remove, Revoke
 from .canonical import digest
-from .errors import LocalProtocolError
 from .genesis import Genesis
-from .operations import SignedOperation, read_body
-from .policy import Policy, act_digest, count_signers
-
-ADMITTED_UNJUDGED = "this group admits its authors one by one, which this release cannot judge"
+from .operations import SignedOperation
+from .policy import Policy
+from .rights import Judged, judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,26 @@ class Visible:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What administrators have decided for good, policy aside."""
+
+    admitted: frozenset[bytes] = frozenset()
+    """Authors with an ADMIT. In an open group everybody counts all the same."""
+    revoked: frozenset[bytes] = frozenset()
+    """Keys with a REVOKE."""
+    banned: frozenset[bytes] = frozenset()
+    """Content ids that a BAN or ERASE names: nothing shows them, whoever adds them and whenever."""
+    erased: frozenset[bytes] = frozenset()
+    """Content ids that an ERASE names: banned, and their bytes are to be destroyed and never taken again."""
+    erased_tags: frozenset[bytes] = frozenset()
+    """Ids of the ADDs whose metadata is to be destroyed: those of erased contents, and those named by tag."""
+    erasures: frozenset[bytes] = frozenset()
+    """Ids of the ERASEs that have an effect."""
+    receipts: frozenset[tuple[bytes, bytes]] = frozenset()
+    """(id of an ERASE, author): whose node states to have destroyed what it names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """The meaning of a set of operations. Equal sets have equal views."""
 
@@ -71,10 +93,14 @@ class View:
     """Authors convicted of a fork."""
     pending: tuple[Visible, ...]
     """Hidden only for too few HOLDs: newer than the visible one of their slot. Sorted like ``visible``."""
+    decided: Decided
     unread: int
     """Operations whose kind or body this release cannot read."""
-    unjudged: str = ""
-    """Why nothing is shown although there may be something; empty if all is judged."""
+
+    @property
+    def banned(self) -> frozenset[bytes]:
+        """Content ids that are banned, erased ones among them."""
+        return self.decided.banned
 
     @property
     def fingerprint(self) -> bytes:
@@ -91,20 +117,14 @@ def view_of(genesis: Genesis, operations: Iterable[SignedOperation]) -> View:
     Raises:
         LocalProtocolError: An operation is missing that another one was made after.
     """
-    known = {signed.id: signed for signed in operations}
-    depths = _depths(known)
-    said = {id_: read_body(signed.operation) for id_, signed in known.items()}
-    policy, policy_id = _policy(genesis, known, said, depths)
-    forked = _forked(known)
-    removed = _removed(known, said)
+    judged = judge(genesis, operations)
+    policy, policy_id = _policy(genesis, judged)
+    decided = _decided(judged)
+    forked = _forked(judged)
+    candidates = _candidates(judged, forked, decided.banned)
     slots: dict[tuple[bytes, str, str], list[tuple[int, bytes]]] = {}
-    candidates: dict[bytes, Visible] = {}
-    for id_, body in said.items():
-        author = known[id_].operation.author
-        if isinstance(body, Add) and id_ not in removed and author not in forked and genesis.is_open:
-            holders = len(_holders(known, said, id_))
-            candidates[id_] = _shown(id_, author, body, depths[id_], holders)
-            slots.setdefault((author, body.type, body.slot), []).append((depths[id_], id_))
+    for tag, shown in candidates.items():
+        slots.setdefault((shown.author, shown.type, shown.slot), []).append((shown.depth, tag))
     visible, pending = [], []
     for ranks in slots.values():
         held = [rank for rank in ranks if candidates[rank[1]].holders >= policy.holders]
@@ -117,78 +137,90 @@ def view_of(genesis: Genesis, operations: Iterable[SignedOperation]) -> View:
         visible=tuple(sorted(visible, key=lambda shown: shown.order)),
         forked=forked,
         pending=tuple(sorted(pending, key=lambda shown: shown.order)),
-        unread=sum(body is None for body in said.values()),
-        unjudged="" if genesis.is_open else ADMITTED_UNJUDGED,
+        decided=decided,
+        unread=sum(judged.said[id_] is None for id_ in judged.kept),
     )
 
 
-def has_quorum(genesis: Genesis, group: bytes, act: PolicyAct) -> bool:
-    """Tell whether enough distinct administrators signed a change of policy (PROTOCOL R12)."""
-    signed = act_digest(group, Kind.POLICY, act.policy.encode(), act.nonce)
-    return count_signers(signed, act.signatures, genesis.admins, enough=genesis.quorum) >= genesis.quorum
+def _policy(genesis: Genesis, judged: Judged) -> tuple[Policy, bytes | None]:
+    """Return the policy in force and the id of its operation (rule 4)."""
+    policies = {id_: act.policy for id_, act in judged.acts.items() if isinstance(act, PolicyAct)}
+    current = max(policies, key=lambda id_: (policies[id_].version, id_), default=None)
+    return (genesis.policy, None) if current is None else (policies[current], current)
 
 
-def _depths(known: Mapping[bytes, SignedOperation]) -> dict[bytes, int]:
-    """Return 1 + the greatest depth of prev, deps and refs, for every operation."""
-    depths: dict[bytes, int] = {}
-    waiting = dict(known)
-    while waiting:
-        ready = [id_ for id_, signed in waiting.items() if signed.operation.parents <= depths.keys()]
-        if not ready:
-            raise LocalProtocolError(f"{len(waiting)} operations lack a part of their past.")
-        for id_ in ready:
-            parents = waiting.pop(id_).operation.parents
-            depths[id_] = 1 + max((depths[parent] for parent in parents), default=0)
-    return depths
+def _decided(judged: Judged) -> Decided:
+    """Return what administrators have decided (rule 3)."""
+    acts = judged.acts
+    erasures = {id_: act for id_, act in acts.items() if isinstance(act, Erase)}
+    erased = {content for act in erasures.values() for content in act.contents}
+    banned = {content for act in acts.values() if isinstance(act, Ban) for content in act.contents}
+    named = {tag for id_, act in erasures.items() for tag in set(act.tags) & _refs(judged, id_)}
+    adds = {id_: add for id_, add in judged.said.items() if isinstance(add, Add) and id_ in judged.kept}
+    receipts = {
+        (erasure, signed.operation.author)
+        for id_, signed in judged.known.items()
+        if isinstance(receipt := judged.said[id_], Receipt) and id_ in judged.standing
+        for erasure in set(receipt.erasures) & _refs(judged, id_) & erasures.keys()
+    }
+    return Decided(
+        admitted=frozenset(act.author for act in acts.values() if isinstance(act, Admit)),
+        revoked=frozenset(act.key for act in acts.values() if isinstance(act, Revoke)),
+        banned=frozenset(banned | erased),
+        erased=frozenset(erased),
+        erased_tags=frozenset(id_ for id_, add in adds.items() if id_ in named or add.content in erased),
+        erasures=frozenset(erasures),
+        receipts=frozenset(receipts),
+    )
 
 
-def _policy(
-    genesis: Genesis,
-    known: Mapping[bytes, SignedOperation],
-    said: Mapping[bytes, Body | None],
-    depths: Mapping[bytes, int],
-) -> tuple[Policy, bytes | None]:
-    """Return the policy in force and the id of its operation (rule 3)."""
-    effective: dict[bytes, Policy] = {}
-    for id_ in sorted(known, key=lambda id_: depths[id_]):
-        act = said[id_]
-        if not isinstance(act, PolicyAct):
-            continue
-        before = [effective[ref].version for ref in known[id_].operation.refs if ref in effective]
-        if act.policy.version == 1 + max(before, default=genesis.policy.version) and has_quorum(
-            genesis, genesis.group, act
-        ):
-            effective[id_] = act.policy
-    current = max(effective, key=lambda id_: (effective[id_].version, id_), default=None)
-    return (genesis.policy, None) if current is None else (effective[current], current)
+def _refs(judged: Judged, id_: bytes) -> frozenset[bytes]:
+    return frozenset(judged.known[id_].operation.refs)
 
 
-def _forked(known: Mapping[bytes, SignedOperation]) -> frozenset[bytes]:
+def _forked(judged: Judged) -> frozenset[bytes]:
     """Return the authors of two operations at one place of one log (rule 1)."""
-    places = Counter((s.operation.author, s.operation.log, s.operation.seq) for s in known.values())
+    counted = [judged.known[id_].operation for id_ in judged.counted]
+    places = Counter((operation.author, operation.log, operation.seq) for operation in counted)
     return frozenset(author for (author, _, _), count in places.items() if count > 1)
 
 
-def _removed(known: Mapping[bytes, SignedOperation], said: Mapping[bytes, Body | None]) -> set[bytes]:
-    """Return the tags that their own authors removed (rule 2)."""
+def _removed(judged: Judged) -> set[bytes]:
+    """Return the tags that their own authors removed, or administrators (rule 2)."""
     removed = set()
-    for id_, body in said.items():
+    for id_, body in judged.said.items():
         if isinstance(body, Remove):
-            operation = known[id_].operation
-            targets = set(body.targets) & set(operation.refs)
-            removed |= {tag for tag in targets if known[tag].operation.author == operation.author}
+            author = judged.known[id_].operation.author
+            targets = set(body.targets) & _refs(judged, id_)
+            if id_ in judged.acts:
+                removed |= targets
+            elif id_ in judged.counted:
+                removed |= {tag for tag in targets if judged.known[tag].operation.author == author}
     return removed
 
 
-def _holders(
-    known: Mapping[bytes, SignedOperation], said: Mapping[bytes, Body | None], tag: bytes
-) -> set[bytes]:
-    """Return the other authors that state to hold an ADD (rule 4)."""
+def _candidates(
+    judged: Judged, forked: frozenset[bytes], banned: frozenset[bytes]
+) -> Mapping[bytes, Visible]:
+    """Return the ADDs that are hidden by nothing but too few HOLDs or a newer one, by tag (rule 6)."""
+    removed = _removed(judged)
+    candidates: dict[bytes, Visible] = {}
+    for tag in judged.counted - removed:
+        add, author = judged.said[tag], judged.known[tag].operation.author
+        if isinstance(add, Add) and author not in forked and add.content not in banned:
+            holders = len(_holders(judged, tag))
+            candidates[tag] = _shown(tag, author, add, judged.depths[tag], holders)
+    return candidates
+
+
+def _holders(judged: Judged, tag: bytes) -> set[bytes]:
+    """Return the other authors that state to hold an ADD (rule 5)."""
     holders = set()
-    for id_, body in said.items():
-        if isinstance(body, Hold) and tag in body.tags and tag in known[id_].operation.refs:
-            holders.add(known[id_].operation.author)
-    return holders - {known[tag].operation.author}
+    for id_ in judged.counted:
+        body = judged.said[id_]
+        if isinstance(body, Hold) and tag in body.tags and tag in _refs(judged, id_):
+            holders.add(judged.known[id_].operation.author)
+    return holders - {judged.known[tag].operation.author}
 
 
 def _shown(tag: bytes, author: bytes, add: Add, depth: int, holders: int) -> Visible:

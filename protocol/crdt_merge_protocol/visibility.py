@@ -5,10 +5,13 @@ operation acts upon is here before it, and each kind changes little:
 
 * ADD enters the list of its (author, type, slot), REMOVE takes one out, HOLD may move one from the *unheld*
   to the *held* list. The newest of *held* is visible, the *unheld* newer than it are pending.
-* A fork hides all slots of its author, once. Since ``prev`` is always here, places 0..n of a log are all
-  taken: an operation at or below the greatest seq seen in its log *is* the second one at its place.
-* A POLICY that changes ``holders`` sorts all slots anew; that is linear, and takes signatures of
-  administrators, so nobody else can make it happen.
+* A fork hides all slots of its author, once. What counts of a log is, in an open group, its places 0..n: an
+  operation at or below the greatest seq that counts *is* the second one at its place. Where authors are
+  admitted, counting begins at different places of two branches, so all places are remembered.
+* A BAN or ERASE looks through all ADDs for contents that were not banned before. A POLICY that changes
+  ``holders`` sorts all slots anew. Both are linear, and take signatures of administrators; sent again they
+  cost nothing, so nobody else can make it happen.
+* What a REVOKE lets count no more has left traces everywhere. It is rare: the caller begins anew.
 
 Slots that changed are only marked; reading :attr:`Visibility.view` then updates two sorted lists. So an
 operation costs microseconds and logarithmic searches, whatever the size of the history (SCENARIOS T49).
@@ -16,165 +19,75 @@ operation costs microseconds and logarithmic searches, whatever the size of the 
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Set as AbstractSet
-from typing import TypeAlias
+from bisect import bisect_right
+from collections.abc import Iterable
 
-from .bodies import Add, Hold, PolicyAct, Remove
+from .bodies import Add, Admit, Ban, Body, Erase, Hold, PolicyAct, Receipt, Remove, Revoke
+from .deciding import Deciding
 from .genesis import Genesis
-from .operations import Operation, read_body
+from .operations import Operation
 from .policy import Policy
-from .view import ADMITTED_UNJUDGED, View, Visible, has_quorum
-
-Rank: TypeAlias = tuple[int, bytes]
-"""(depth, id): of two ADDs in a slot the greater one is the newer."""
-
-
-class _Candidate:
-    """An ADD and who holds it."""
-
-    __slots__ = ("add", "author", "depth", "holders", "is_removed", "shown", "tag")
-
-    def __init__(self, tag: bytes, author: bytes, depth: int, add: Add) -> None:
-        self.tag = tag
-        self.author = author
-        self.depth = depth
-        self.add = add
-        self.holders: set[bytes] = set()
-        self.is_removed = False
-        self.shown: Visible | None = None
-
-    def show(self) -> Visible:
-        """Return how the view shows it; the same object until its holders change."""
-        if self.shown is None or self.shown.holders != len(self.holders):
-            add = self.add
-            self.shown = Visible(
-                tag=self.tag,
-                author=self.author,
-                slot=add.slot,
-                type=add.type,
-                content=add.content,
-                weight=add.weight,
-                payload=add.payload,
-                digest=add.digest,
-                depth=self.depth,
-                holders=len(self.holders),
-            )
-        return self.shown
-
-    def copy(self) -> _Candidate:
-        """Return an independent copy."""
-        twin = _Candidate(self.tag, self.author, self.depth, self.add)
-        twin.holders = set(self.holders)
-        twin.is_removed = self.is_removed
-        twin.shown = self.shown
-        return twin
-
-
-class _Slot:
-    """The ADDs of one (author, type, slot) that nobody removed, in ascending rank, and what was published."""
-
-    __slots__ = ("held", "pending", "unheld", "visible")
-
-    def __init__(self) -> None:
-        self.held: list[Rank] = []
-        self.unheld: list[Rank] = []
-        self.visible: tuple[Visible, ...] = ()
-        self.pending: tuple[Visible, ...] = ()
-
-    def put(self, rank: Rank, *, is_held: bool) -> None:
-        """Enter an ADD."""
-        insort(self.held if is_held else self.unheld, rank)
-
-    def take(self, rank: Rank, *, is_held: bool) -> None:
-        """Take an ADD out."""
-        ranks = self.held if is_held else self.unheld
-        del ranks[bisect_left(ranks, rank)]
-
-    def copy(self) -> _Slot:
-        """Return an independent copy."""
-        twin = _Slot()
-        twin.held, twin.unheld = list(self.held), list(self.unheld)
-        twin.visible, twin.pending = self.visible, self.pending
-        return twin
-
-
-class _SortedRows:
-    """Shown contributions in the order of the view."""
-
-    __slots__ = ("_as_tuple", "_rows")
-
-    def __init__(self) -> None:
-        self._rows: list[Visible] = []
-        self._as_tuple: tuple[Visible, ...] | None = ()
-
-    def replace(self, out: list[Visible], new: list[Visible]) -> None:
-        """Take rows out and put new ones in; one by one if they are few, else by sorting all anew."""
-        if not out and not new:
-            return
-        self._as_tuple = None
-        if 8 * (len(out) + len(new)) > len(self._rows):
-            gone = {row.tag for row in out}
-            self._rows = [row for row in self._rows if row.tag not in gone] + new
-            self._rows.sort(key=_order)
-            return
-        for row in out:
-            del self._rows[bisect_left(self._rows, _order(row), key=_order)]
-        for row in new:
-            insort(self._rows, row, key=_order)
-
-    def as_tuple(self) -> tuple[Visible, ...]:
-        """Return the rows; the same object until they change."""
-        if self._as_tuple is None:
-            self._as_tuple = tuple(self._rows)
-        return self._as_tuple
-
-    def copy(self) -> _SortedRows:
-        """Return an independent copy."""
-        twin = _SortedRows()
-        twin._rows, twin._as_tuple = list(self._rows), self._as_tuple
-        return twin
+from .slots import Candidate, Slot, SortedRows
+from .standing import Standing
+from .view import View, Visible
 
 
 class Visibility:
     """The view of a growing set. Feed it every operation once, after its past."""
 
-    def __init__(self, genesis: Genesis, group: bytes) -> None:
+    def __init__(self, genesis: Genesis) -> None:
         self._genesis = genesis
-        self._group = group
         self._policy = genesis.policy
         self._policy_id: bytes | None = None
-        self._policy_versions: dict[bytes, int] = {}
-        """Id and version of every POLICY that has an effect."""
-        self._candidates: dict[bytes, _Candidate] = {}
-        self._slots: dict[bytes, dict[tuple[str, str], _Slot]] = {}
+        self._candidates: dict[bytes, Candidate] = {}
+        self._slots: dict[bytes, dict[tuple[str, str], Slot]] = {}
         """Author -> (type, slot) -> its ADDs."""
+        self._decided = Deciding()
+        self._newest: dict[tuple[bytes, bytes], int] = {}
+        """In an open group: (author, log) -> the greatest seq that counts."""
+        self._places: set[tuple[bytes, bytes, int]] = set()
+        """In a group that admits its authors: every (author, log, seq) that counts."""
         self._forked: set[bytes] = set()
         self._unread = 0
         self._changed: dict[tuple[bytes, str, str], None] = {}
         """Slots to publish anew. A dict, because the order of a set depends on the hash seed."""
-        self._visible = _SortedRows()
-        self._pending = _SortedRows()
+        self._visible = SortedRows()
+        self._pending = SortedRows()
         self._view: View | None = None
 
-    def apply(self, operation_id: bytes, operation: Operation, depth: int, *, is_fork: bool) -> None:
+    def apply(
+        self,
+        operation_id: bytes,
+        operation: Operation,
+        body: Body | None,
+        depth: int,
+        *,
+        standing: Standing,
+    ) -> None:
         """Take in one operation whose past is here. Never raises on content."""
-        body = read_body(operation)
-        if is_fork and operation.author not in self._forked:
-            self._forked.add(operation.author)
-            self._mark(operation.author)
+        author = operation.author
+        is_counted = standing.is_counted(operation_id, author)
+        if is_counted and author not in self._forked and self._is_second(operation):
+            self._forked.add(author)
+            self._mark(author)
             self._view = None
         if isinstance(body, Add):
-            self._add(operation_id, operation.author, depth, body)
-        elif isinstance(body, Remove):
-            self._remove(operation, body)
+            self._add(operation_id, author, depth, body, is_counted=is_counted)
         elif isinstance(body, Hold):
-            self._hold(operation, body)
-        elif isinstance(body, PolicyAct):
-            self._change_policy(operation_id, operation, body)
-        else:
+            if is_counted:
+                self._hold(operation, body)
+        elif isinstance(body, Remove):
+            is_act = operation_id in standing.acts
+            if is_act or is_counted:
+                self._remove(operation, body, is_act=is_act)
+        elif body is None:
             self._unread += 1
             self._view = None
+        elif isinstance(body, Receipt):
+            if standing.is_standing(operation_id, author):
+                self._note_receipt(operation, body)
+        elif operation_id in standing.acts:
+            self._act(operation_id, operation, body)
 
     @property
     def view(self) -> View:
@@ -188,8 +101,8 @@ class Visibility:
                 visible=self._visible.as_tuple(),
                 forked=frozenset(self._forked),
                 pending=self._pending.as_tuple(),
+                decided=self._decided.freeze(),
                 unread=self._unread,
-                unjudged="" if self._genesis.is_open else ADMITTED_UNJUDGED,
             )
         return self._view
 
@@ -203,20 +116,16 @@ class Visibility:
         """Tags of the ADDs that were removed."""
         return frozenset(tag for tag, candidate in self._candidates.items() if candidate.is_removed)
 
-    @property
-    def effective_policies(self) -> AbstractSet[bytes]:
-        """Ids of the POLICYs that have an effect."""
-        return self._policy_versions.keys()
-
     def copy(self) -> Visibility:
         """Return an independent copy."""
-        twin = Visibility(self._genesis, self._group)
+        twin = Visibility(self._genesis)
         twin._policy, twin._policy_id = self._policy, self._policy_id
-        twin._policy_versions = dict(self._policy_versions)
         twin._candidates = {tag: candidate.copy() for tag, candidate in self._candidates.items()}
         twin._slots = {
             author: {key: slot.copy() for key, slot in slots.items()} for author, slots in self._slots.items()
         }
+        twin._decided = self._decided.copy()
+        twin._newest, twin._places = dict(self._newest), set(self._places)
         twin._forked = set(self._forked)
         twin._unread = self._unread
         twin._changed = dict(self._changed)
@@ -224,19 +133,52 @@ class Visibility:
         twin._view = self._view
         return twin
 
-    def _add(self, tag: bytes, author: bytes, depth: int, add: Add) -> None:
-        self._candidates[tag] = _Candidate(tag, author, depth, add)
-        slot = self._slots.setdefault(author, {}).setdefault((add.type, add.slot), _Slot())
+    def _is_second(self, operation: Operation) -> bool:
+        """Note the place of an operation that counts; tell whether another one that counts is there."""
+        log = (operation.author, operation.log)
+        if self._genesis.is_open:
+            newest = self._newest.get(log, -1)
+            if operation.seq <= newest:
+                return True
+            self._newest[log] = operation.seq
+            return False
+        place = (*log, operation.seq)
+        if place in self._places:
+            return True
+        self._places.add(place)
+        return False
+
+    def _add(self, tag: bytes, author: bytes, depth: int, add: Add, *, is_counted: bool) -> None:
+        candidate = self._candidates[tag] = Candidate(tag, author, depth, add, is_counted=is_counted)
+        if add.content in self._decided.erased:
+            self._decided.erased_tags.add(tag)
+            self._note_decided()
+        if self._is_out(candidate):
+            return
+        slot = self._slots.setdefault(author, {}).setdefault((add.type, add.slot), Slot())
         slot.put((depth, tag), is_held=self._policy.holders == 0)
         self._changed[author, add.type, add.slot] = None
 
-    def _remove(self, operation: Operation, remove: Remove) -> None:
+    def _remove(self, operation: Operation, remove: Remove, *, is_act: bool) -> None:
         for tag in set(remove.targets).intersection(operation.refs):
             candidate = self._candidates.get(tag)
-            if candidate is None or candidate.author != operation.author or candidate.is_removed:
+            if candidate is None or candidate.is_removed:
                 continue
-            candidate.is_removed = True
-            self._slot_of(candidate).take((candidate.depth, tag), is_held=self._is_held(candidate))
+            if is_act or candidate.author == operation.author:
+                self._take_out(candidate)
+                candidate.is_removed = True
+
+    def _take_out(self, candidate: Candidate) -> None:
+        """Take an ADD out of its slot, where it is unless it is out."""
+        if not self._is_out(candidate):
+            rank = (candidate.depth, candidate.tag)
+            self._slot_of(candidate).take(rank, is_held=self._is_held(candidate))
+
+    def _is_out(self, candidate: Candidate) -> bool:
+        """Tell whether an ADD is in no slot: it does not count, is removed, or banned."""
+        return (
+            not candidate.is_counted or candidate.is_removed or candidate.add.content in self._decided.banned
+        )
 
     def _hold(self, operation: Operation, hold: Hold) -> None:
         for tag in set(hold.tags).intersection(operation.refs):
@@ -247,19 +189,60 @@ class Visibility:
                 continue
             was_held = self._is_held(candidate)
             candidate.holders.add(operation.author)
-            if candidate.is_removed:
+            if self._is_out(candidate):
                 continue
             slot = self._slot_of(candidate)
             if self._is_held(candidate) and not was_held:
                 slot.take((candidate.depth, tag), is_held=False)
                 slot.put((candidate.depth, tag), is_held=True)
 
-    def _change_policy(self, operation_id: bytes, operation: Operation, act: PolicyAct) -> None:
-        versions = (self._policy_versions.get(ref, 0) for ref in operation.refs)
-        before = max(versions, default=0) or self._genesis.policy.version
-        if act.policy.version != before + 1 or not has_quorum(self._genesis, self._group, act):
+    def _act(self, operation_id: bytes, operation: Operation, act: Body) -> None:
+        """Take in an act that has an effect."""
+        if isinstance(act, PolicyAct):
+            self._change_policy(operation_id, act)
+        elif isinstance(act, Ban):
+            self._ban(act.contents)
+        elif isinstance(act, Erase):
+            self._erase(operation_id, operation, act)
+        elif isinstance(act, Admit):
+            self._decided.admitted.add(act.author)
+            self._note_decided()
+        elif isinstance(act, Revoke):
+            self._decided.revoked.add(act.key)
+            self._note_decided()
+
+    def _note_decided(self) -> None:
+        self._decided.changed()
+        self._view = None
+
+    def _ban(self, contents: Iterable[bytes]) -> None:
+        new = set(contents) - self._decided.banned
+        if not new:
             return
-        self._policy_versions[operation_id] = act.policy.version
+        for candidate in self._candidates.values():
+            if candidate.add.content in new:
+                self._take_out(candidate)
+        self._decided.banned |= new
+        self._note_decided()
+
+    def _erase(self, operation_id: bytes, operation: Operation, erase: Erase) -> None:
+        self._ban(erase.contents)
+        decided = self._decided
+        decided.erasures.add(operation_id)
+        decided.erased_tags |= self._candidates.keys() & set(erase.tags).intersection(operation.refs)
+        new = set(erase.contents) - decided.erased
+        if new:
+            decided.erased |= new
+            adds = self._candidates.items()
+            decided.erased_tags |= {tag for tag, candidate in adds if candidate.add.content in new}
+        self._note_decided()
+
+    def _note_receipt(self, operation: Operation, receipt: Receipt) -> None:
+        erasures = self._decided.erasures.intersection(receipt.erasures, operation.refs)
+        self._decided.receipts |= {(erasure, operation.author) for erasure in erasures}
+        self._note_decided()
+
+    def _change_policy(self, operation_id: bytes, act: PolicyAct) -> None:
         if (act.policy.version, operation_id) > (self._policy.version, self._policy_id or b""):
             previous, self._policy, self._policy_id = self._policy, act.policy, operation_id
             self._view = None
@@ -276,10 +259,10 @@ class Visibility:
                 slot.held = [rank for rank in ranks if rank[1] in enough]
                 slot.unheld = [rank for rank in ranks if rank[1] not in enough]
 
-    def _is_held(self, candidate: _Candidate) -> bool:
+    def _is_held(self, candidate: Candidate) -> bool:
         return len(candidate.holders) >= self._policy.holders
 
-    def _slot_of(self, candidate: _Candidate) -> _Slot:
+    def _slot_of(self, candidate: Candidate) -> Slot:
         """Return the slot of an ADD, which is about to change."""
         key = (candidate.add.type, candidate.add.slot)
         self._changed[candidate.author, *key] = None
@@ -306,15 +289,11 @@ class Visibility:
         self._pending.replace(out[1], new[1])
         self._view = None
 
-    def _choose(self, author: bytes, slot: _Slot) -> tuple[tuple[Visible, ...], tuple[Visible, ...]]:
+    def _choose(self, author: bytes, slot: Slot) -> tuple[tuple[Visible, ...], tuple[Visible, ...]]:
         """Return what a slot shows and what it would show if it were held (rule 5 of the view)."""
-        if author in self._forked or not self._genesis.is_open:
+        if author in self._forked:
             return (), ()
         newest = slot.held[-1:]
         newer = slot.unheld[bisect_right(slot.unheld, newest[0]) if newest else 0 :]
         visible = tuple(self._candidates[tag].show() for _, tag in newest)
         return visible, tuple(self._candidates[tag].show() for _, tag in newer)
-
-
-def _order(row: Visible) -> tuple[bytes, bytes]:
-    return row.digest, row.tag

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 from crdt_merge_protocol.operations import SignedOperation
+from crdt_merge_protocol.rights import judge, past_of
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import view_of
 from hypothesis import given
@@ -37,12 +39,34 @@ def test_join_is_commutative_associative_and_idempotent(history: History) -> Non
 
 @PROFILE
 @given(HISTORIES)
-def test_join_only_ever_adds(history: History) -> None:
+def test_join_only_ever_adds_but_for_what_a_revocation_drops(history: History) -> None:
     a, b, *_ = history.states
     both = joined(a, b)
+    union = {signed.id: signed for state in (a, b) for signed in state.causal()}
 
-    assert set(both.trie) == set(a.trie) | set(b.trie)
+    assert set(both.trie) == judge(history.genesis, union.values()).kept
+    assert both.view.decided.revoked or set(both.trie) == union.keys()
     assert all(joined(both, state).sync_root == both.sync_root for state in (a, b))
+
+
+@PROFILE
+@given(HISTORIES, RANDOMS)
+def test_r7_dropping_before_a_join_or_after_it_comes_to_the_same(
+    history: History, rng: random.Random
+) -> None:
+    """The definition alone, over sets that have dropped nothing yet."""
+    known = {signed.id: signed for signed in history.operations}
+
+    def kept(ids: Iterable[bytes]) -> frozenset[bytes]:
+        return judge(history.genesis, [known[id_] for id_ in ids]).kept
+
+    parts = [past_of(known, rng.sample(sorted(known), rng.randint(0, len(known)))) for _ in range(2)]
+    whole = kept(parts[0] | parts[1])
+
+    assert kept(kept(parts[0]) | kept(parts[1])) == whole == kept(whole)
+    assert view_of(history.genesis, [known[id_] for id_ in whole]) == view_of(
+        history.genesis, [known[id_] for id_ in parts[0] | parts[1]]
+    )
 
 
 @PROFILE
@@ -54,7 +78,7 @@ def test_s6_any_delivery_order_gives_the_same_state(history: History, rng: rando
     for _ in range(3):
         state = CRDTMergeState(history.genesis)
         for signed in shuffled(history.operations, rng):
-            assert state.apply(signed)
+            state.apply(signed)
             assert not state.apply(signed)
             if rng.random() < 0.3:
                 _ = state.view  # Reading at other moments must change nothing.
@@ -83,7 +107,9 @@ def test_the_incremental_view_equals_the_definition_at_every_step(
 def test_t1_exactly_those_who_forked_are_convicted_and_honest_authors_never(history: History) -> None:
     """Whoever holds two operations at one place of a log convicts, and nobody else does."""
     for state in history.states:
-        places = Counter((s.operation.author, s.operation.log, s.operation.seq) for s in state.causal())
+        counted = judge(history.genesis, state.causal()).counted
+        counting = [state.get(id_).operation for id_ in counted]
+        places = Counter((operation.author, operation.log, operation.seq) for operation in counting)
         guilty = {author for (author, _, _), count in places.items() if count > 1}
 
         assert state.view.forked == guilty

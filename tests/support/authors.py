@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
+from crdt_merge_protocol.acts import Act
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.identity import NodeKey
 from crdt_merge_protocol.operations import (
@@ -19,6 +22,7 @@ from crdt_merge_protocol.operations import (
 from crdt_merge_protocol.policy import Policy, act_digest, sign_act
 from crdt_merge_protocol.state import CRDTMergeState
 
+AnyAct = TypeVar("AnyAct", bound=Act)
 ONE = 1 << 32
 KEYS = tuple(NodeKey(bytes([number]) * 32) for number in range(1, 9))
 
@@ -51,6 +55,12 @@ def sign_policy(
     return PolicyAct(policy=policy, nonce=nonce, signatures=tuple(sign_act(key, act) for key in signers))
 
 
+def signed_act(group: bytes, act: AnyAct, signers: Iterable[NodeKey]) -> AnyAct:
+    """Return an act with these signatures, in this order, also if they are of one administrator."""
+    signatures = tuple(sign_act(key, act.digest(group)) for key in signers)
+    return replace(act, signatures=signatures)
+
+
 class Author:
     """One node, as far as operations go."""
 
@@ -59,6 +69,8 @@ class Author:
         self.node_id = self.key.node_id
         self.state = CRDTMergeState(genesis)
         self.starts = 0
+        self.made: dict[bytes, SignedOperation] = {}
+        """What was emitted; shared between authors where somebody wants to know it all."""
         self.restart()
 
     def restart(self) -> None:
@@ -88,6 +100,7 @@ class Author:
         """Sign the next operation and apply it here."""
         signed = self.make(kind, body, refs, **changes)
         self.state.apply(signed)
+        self.made[signed.id] = signed
         self.seq, self.prev = self.seq + 1, signed.id
         return signed
 
@@ -111,6 +124,12 @@ class Author:
     def hold(self, *tags: bytes) -> SignedOperation:
         """State to hold the bytes of these."""
         return self.emit(Kind.HOLD, Hold(tags=tuple(sorted(tags))).encode(), tags)
+
+    def act(
+        self, act: Act, signers: Iterable[NodeKey] = KEYS[:1], refs: Iterable[bytes] = ()
+    ) -> SignedOperation:
+        """Send an act with the signatures of these administrators."""
+        return self.emit(act.KIND, signed_act(self.state.group, act, signers).encode(), refs)
 
     def change_policy(self, signers: Iterable[NodeKey], **changes: object) -> SignedOperation:
         """Change the policy in force."""

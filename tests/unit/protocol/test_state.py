@@ -447,16 +447,6 @@ class TestUnread:
         assert other.state.view.visible == before[0].visible
         assert other.state.view.unread == 1
 
-    def test_a_group_that_admits_authors_shows_nothing_and_says_so(self) -> None:
-        author = Author(make_genesis(is_open=False))
-        author.add()
-        view = author.state.view
-
-        assert view.visible == view.pending == ()
-        assert "admits" in view.unjudged
-        assert view == view_of(author.state.genesis, author.state.causal())
-        assert Author(GENESIS).state.view.unjudged == ""
-
 
 class TestCopies:
     def test_s9_what_happens_to_a_copy_shows_in_the_copy_only(self) -> None:
