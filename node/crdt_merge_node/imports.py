@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from crdt_merge_protocol.adapters import ADAPTER
-from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec
+from crdt_merge_protocol.blobs import Manifest, ManifestEntry, TensorSpec, blob_digest
 from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 from crdt_merge_protocol.limits import INLINE_BLOB_BYTES_MAX
 from crdt_merge_protocol.packing import Packing
@@ -31,7 +31,7 @@ from .keeper import ContentKeeper
 from .lora.files import AdapterFile, header_entry, read_adapter_file
 from .ports import Fs
 from .resolve import scan_finite
-from .storage import BlobStore, Kept
+from .storage import BlobStore, Kept, RangeReader
 
 if TYPE_CHECKING:
     from .services import Services
@@ -61,6 +61,8 @@ class ModelImport:
     """Of tensors that were not there already and were copied."""
     placed_bytes: int = 0
     """Of those that are kept without a copy."""
+    check: Callable[[bytes], None] | None = None
+    """Gets the content id before a byte is copied, and raises if it may not be taken in."""
     fresh: set[bytes] = field(default_factory=set)
     """The blobs that were not there already."""
     is_kept: bool = False
@@ -76,6 +78,7 @@ class ModelImport:
             MalformedTensorFileError: Not the strict safetensors subset that contributions are made of.
             NonFiniteError: A tensor holds NaN or infinity; a group would set it aside.
             ArtefactInvalidError: A tensor holds what its type forbids; likewise.
+            BannedError: ``check`` refused the content.
             FullError: No room.
         """
         work = partial(self._run, services.fs, services.store.blobs)
@@ -93,6 +96,7 @@ class ModelImport:
         adapter = read_adapter_file(self.path, fs) if self.kind == ADAPTER else None
         header = adapter.checkpoint if adapter else read_checkpoint(fs, self.path)
         reading = _Reading(self.path, header.nbytes, report, is_cancelled)
+        self._ask(fs, blobs, header, adapter, reading)
         present = set(blobs.digests())
         found: dict[str, bytes] = {}
         by_file: dict[Path, list[CheckpointTensor]] = {path: [] for path in header.files}
@@ -112,6 +116,31 @@ class ModelImport:
             self.packing = None if header.is_plain else header.packing
         blobs.put_object(manifest.content, manifest.encode())
         return manifest
+
+    def _ask(
+        self, fs: Fs, blobs: BlobStore, header: Checkpoint, adapter: AdapterFile | None, reading: _Reading
+    ) -> None:
+        """Where something is banned or was erased: find out first what the files hold, writing nothing."""
+        if self.check is None and not blobs.has_erased():
+            return
+        found: dict[str, bytes] = {}
+        for entry in header.entries:
+            nbytes = entry.spec.nbytes
+            with fs.open_read(entry.path, follow=True) as file:
+                reader = RangeReader(
+                    file, entry.path, offset=entry.begin, nbytes=nbytes, progress=reading.note
+                )
+                for _chunk in reader:
+                    pass
+            found[entry.spec.name] = blob_digest(nbytes, reader.digests)
+            reading.before += nbytes
+        reading.before = 0
+        named = (ManifestEntry(spec=entry.spec, blob=found[entry.spec.name]) for entry in header.entries)
+        manifest = adapter.manifest(found) if adapter else Manifest.of(named)
+        if self.check is not None:
+            self.check(manifest.content)
+        # Another group's, or something else of the same tensors: nobody banned it here.
+        blobs.permit([manifest.content, *(entry.blob for entry in manifest.entries)])
 
     def _finish_adapter(
         self, blobs: BlobStore, adapter: AdapterFile, found: Mapping[str, bytes], present: set[bytes]
@@ -232,10 +261,15 @@ class ImportDesk:
 
     @asynccontextmanager
     async def importing(
-        self, path: Path, kind: str = MODEL, *, may_link: bool = False
+        self,
+        path: Path,
+        kind: str = MODEL,
+        *,
+        may_link: bool = False,
+        check: Callable[[bytes], None] | None = None,
     ) -> AsyncIterator[ModelImport]:
         """Yield an import; unless it was kept, its blobs go when the block ends."""
-        model = ModelImport(path, kind, may_link=may_link)
+        model = ModelImport(path, kind, may_link=may_link, check=check)
         self._running += 1
         try:
             yield model

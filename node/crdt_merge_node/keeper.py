@@ -22,6 +22,7 @@ from crdt_merge_protocol.packing import packing_id
 
 from .bulk import Fetcher
 from .contents import MODEL, GroupContents, Item, needs_in
+from .erasing import Erasures
 from .errors import ControlError
 from .gossip import GossipDriver
 from .holds import Holds
@@ -49,6 +50,7 @@ class ContentKeeper:
         self._watches: dict[bytes, Watch] = {}
         self._unfollowed: set[bytes] = set()
         self._holds = Holds(engine, driver, again=self.changed)
+        self._erasures = Erasures(engine=engine, driver=driver, store=store, again=self.changed)
         self._scans = Scans(store, found=self._scanned)
         self._inspector = Inspector(store, self._scans)
         self._wishes = Wishes(
@@ -68,6 +70,8 @@ class ContentKeeper:
             if group := read_id(key.removeprefix("unfollowed/")):
                 self._unfollowed.add(group)
         await self._scans.load()
+        for group in self._engine.replicas:
+            await self._erasures.destroy(group)  # Before anybody could ask for it.
 
     def start(self) -> None:
         """Begin with all groups that are here."""
@@ -191,6 +195,7 @@ class ContentKeeper:
     async def _compare(self, group: bytes) -> None:
         state = self._engine.state(group)
         assert state is not None, "groups are never dropped"
+        await self._erasures.enforce(group)
         view, before = state.view, self._contents.get(group)
         contents = GroupContents(
             view=view,
@@ -213,7 +218,10 @@ class ContentKeeper:
         if any(self._is_scanned(item) for item in contents.items.values()):
             self.changed(group)  # The scan ended before it could be known for whom it was.
         is_followed = self.is_followed(group)
-        self._wishes.need(group, self._all_wishes(contents) if is_followed else ())
+        wishes = list(self._all_wishes(contents)) if is_followed else []
+        if erased := self._store.blobs.erased_among([wish.id for wish in wishes]):
+            await asyncio.to_thread(self._store.blobs.permit, erased)  # Something unbanned needs them.
+        self._wishes.need(group, wishes)
         if is_followed:
             await self._holds.tell(group, contents)
 
@@ -238,9 +246,10 @@ class ContentKeeper:
             if item.is_withheld or (not item.missing and (item.has_meta or item.visible.payload is None)):
                 continue
             author, visible = item.visible.author, item.visible
+            is_erased = visible.payload is not None and self._erasures.is_erased_payload(visible.payload)
             if item.packing and not item.has_meta:
                 yield self._object_wish(item.packing, packing_id, author)
-            elif visible.payload is not None and not item.has_meta:
+            elif visible.payload is not None and not item.has_meta and not is_erased:
                 yield self._object_wish(visible.payload, payload_id, author)
             for key, nbytes in item.missing.items():
                 if key == visible.content:

@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from crdt_merge_node.control.model import (
+    Act,
+    ActInfo,
+    ActItem,
+    ActRequest,
     Alarm,
     BackupReport,
     CertificateInfo,
@@ -16,6 +20,8 @@ from crdt_merge_node.control.model import (
     ContributionPlan,
     ContributionsRemoved,
     ContributionWritten,
+    ErasureInfo,
+    ErasureNode,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -214,6 +220,23 @@ DETAIL = PeerDetail(
 )
 
 
+ACT = Act(
+    text="{}\n",
+    info=ActInfo(
+        group=GROUP,
+        group_name="digits",
+        kind="ban",
+        reason="not ours",
+        items=(ActItem(id=THEIR_TAG, what="model of beta in slot main"),),
+        details=("strategy: ties -> linear",),
+        signers=(NODE,),
+        admins=(NODE, PEER),
+        quorum=2,
+        needed=1,
+    ),
+)
+
+
 class FakeNode:
     """A ``NodeApi`` without a network. ``failure``, if set, is raised by the next request."""
 
@@ -319,7 +342,13 @@ class FakeNode:
     async def group_show(self, group: str) -> GroupDetail:
         self._note("group_show", group=group)
         output = OutputInfo(node=PEER, resolve_key=KEY, output_digest=DIGEST)
-        return GroupDetail(info=GROUP_INFO, policy=POLICY, contributions=(OWN, THEIRS), outputs=(output,))
+        return GroupDetail(
+            info=GROUP_INFO,
+            policy=POLICY,
+            contributions=(OWN, THEIRS),
+            outputs=(output,),
+            acts=(ACT.info,),
+        )
 
     async def group_follow(self, group: str, *, follow: bool) -> GroupInfo:
         self._note("group_follow", group=group, follow=follow)
@@ -329,9 +358,33 @@ class FakeNode:
         self._note("policy_show", group=group)
         return POLICY
 
-    async def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
-        self._note("policy_set", group=group, changes=changes)
-        yield dataclasses.replace(POLICY, version=1, strategy="linear")
+    async def policy_set(
+        self, group: str, changes: PolicyChanges, **kwargs: Any
+    ) -> AsyncIterator[Progress | PolicyInfo | Act]:
+        self._note("policy_set", group=group, changes=changes, **kwargs)
+        is_proposed = kwargs.get("propose", False)
+        yield ACT if is_proposed else dataclasses.replace(POLICY, version=1, strategy="linear")
+
+    async def act_propose(self, group: str, act: ActRequest) -> Act:
+        self._note("act_propose", group=group, act=act)
+        return ACT
+
+    async def act_show(self, text: str) -> ActInfo:
+        self._note("act_show", text=text)
+        return ACT.info
+
+    async def act_sign(self, text: str) -> Act:
+        self._note("act_sign", text=text)
+        return ACT
+
+    async def act_submit(self, text: str) -> ActInfo:
+        self._note("act_submit", text=text)
+        return dataclasses.replace(ACT.info, operation=ROOT)
+
+    async def erasure_list(self, group: str) -> tuple[ErasureInfo, ...]:
+        self._note("erasure_list", group=group)
+        done, waiting = ErasureNode(id=NODE, name="alpha"), ErasureNode(id=PEER, name="beta")
+        return (ErasureInfo(act=ACT.info, done=(done,), outstanding=(waiting,)),)
 
     async def contribution_add(
         self, group: str, *, path: str, slot: str, weight: int, **kwargs: Any

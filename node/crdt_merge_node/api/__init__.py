@@ -14,11 +14,15 @@ from crdt_merge_protocol.messages.join import SECRET_BYTES
 
 from crdt_merge_node.contents import MODEL
 from crdt_merge_node.control.model import (
+    Act,
+    ActInfo,
+    ActRequest,
     ContributionAdded,
     ContributionInfo,
     ContributionPlan,
     ContributionsRemoved,
     ContributionWritten,
+    ErasureInfo,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -43,7 +47,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 from crdt_merge_node.transport import create_invite
 from crdt_merge_node.version import VERSION
 
-from . import contributions, groups, reports
+from . import acts, contributions, erasures, groups, reports
 from . import events as happenings
 from .binding import in_own_name
 from .measuring import measured
@@ -159,8 +163,11 @@ class LocalNode(Upkeep):
         dtype: str,
         weight_cap: int,
         holders: int,
+        admins: tuple[str, ...] = (),
+        quorum: int = 0,
+        admitted: bool = False,
     ) -> AsyncIterator[Progress | GroupInfo]:
-        """Create a group of which this node is the one admin, and announce it."""
+        """Create a group of which this node is an administrator, and announce it."""
         return groups.create_group(
             self._services,
             name=name,
@@ -171,6 +178,7 @@ class LocalNode(Upkeep):
             dtype=dtype,
             weight_cap=weight_cap,
             holders=holders,
+            rights=groups.Rights(admins=admins, quorum=quorum, is_admitted=admitted),
         )
 
     async def group_list(self) -> tuple[GroupInfo, ...]:
@@ -194,9 +202,31 @@ class LocalNode(Upkeep):
         found = find_group(self._services, group)
         return groups.policy_info(self._services, found, await self._services.keeper.current(found))
 
-    def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
-        """Sign and announce the next version of the policy."""
-        return groups.change_policy(self._services, group, changes)
+    def policy_set(
+        self, group: str, changes: PolicyChanges, *, propose: bool = False
+    ) -> AsyncIterator[Progress | PolicyInfo | Act]:
+        """Sign the next version of the policy, and announce it unless it is only proposed."""
+        return groups.change_policy(self._services, group, changes, is_proposed=propose)
+
+    async def act_propose(self, group: str, act: ActRequest) -> Act:
+        """Return an act with the signature of this node, an administrator of the group."""
+        return await acts.propose(self._services, group, act)
+
+    async def act_show(self, text: str) -> ActInfo:
+        """Return what the text of an act says, and who has signed it."""
+        return await acts.show(self._services, text)
+
+    async def act_sign(self, text: str) -> Act:
+        """Return an act with the signature of this node, an administrator of the group, added."""
+        return await acts.sign(self._services, text)
+
+    async def act_submit(self, text: str) -> ActInfo:
+        """Bring an act into its group."""
+        return await acts.submit(self._services, text)
+
+    async def erasure_list(self, group: str) -> tuple[ErasureInfo, ...]:
+        """Return the erasures of a group, and which nodes said that the bytes are gone there."""
+        return erasures.erasure_list(self._services, find_group(self._services, group))
 
     def contribution_add(
         self,

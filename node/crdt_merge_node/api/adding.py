@@ -37,6 +37,7 @@ from crdt_merge_node.lora.files import WEIGHTS, is_adapter_directory
 from crdt_merge_node.resolve import describe_file, read_artefact_file
 from crdt_merge_node.services import Services
 
+from .act_words import banned_check
 from .adapters import check_adapter, other_kind
 from .contributions import contribution_show
 from .naming import find_group
@@ -75,7 +76,8 @@ async def add_contribution(
         await _check_base(contents, base_path)
     yield plan
     began = services.clock.monotonic()
-    async with services.imports.importing(Path(path), plan.type, may_link=may_link) as model:
+    check = banned_check(services, group)
+    async with services.imports.importing(Path(path), plan.type, may_link=may_link, check=check) as model:
         async with aclosing(model.steps(services)) as steps:
             async for step in steps:
                 yield step
@@ -98,6 +100,8 @@ async def _author_add(
 ) -> bytes:
     """Sign, store and announce a contribution whose tensors are here; return its tag."""
     assert model.manifest is not None, "it was imported"
+    if model.check is not None:
+        model.check(model.manifest.content)  # Much may have happened while it was read.
     payload = await _keep_payload(services, meta, model.packing)
     add = Add(
         slot=slot,
@@ -257,10 +261,12 @@ async def _keep_payload(services: Services, meta: Mapping[str, str], packing: Pa
     if not meta and packing is None:
         return None
     put = services.store.blobs.put_object
+    permit = services.store.blobs.permit
     packed = b""
     if packing is not None:
         data = packing.encode()
         packed = packing_id(data)
+        await asyncio.to_thread(permit, [packed])  # Files of the same layout may have been erased.
         await asyncio.to_thread(put, packed, data)
     payload = write_payload(services.rng.bytes(SALT_BYTES), meta.items(), packed)
     await asyncio.to_thread(put, payload_id(payload), payload)

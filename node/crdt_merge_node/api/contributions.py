@@ -13,6 +13,7 @@ from crdt_merge_node.control.model import ContributionInfo, ContributionsRemoved
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.services import Services
 
+from .act_words import Reasons
 from .naming import find_tag
 
 REMOVE_TAGS_MAX: Final = 512
@@ -37,7 +38,8 @@ async def contribution_list(services: Services, group: bytes) -> tuple[Contribut
     state = services.engine.replicas[group].state
     hidden = heapq.nlargest(HIDDEN_MAX, state.adds - contents.items.keys(), key=state.depth)
     infos = [*shown_contributions(services, group, contents)]
-    infos += [_hidden(services, group, contents, tag) for tag in hidden]
+    reasons = Reasons(services, group)
+    infos += [_hidden(services, group, contents, tag, reasons) for tag in hidden]
     return tuple(
         sorted(infos, key=lambda i: (_ORDER.index(ContributionState(i.state)), i.author, i.slot, i.tag))
     )
@@ -63,7 +65,7 @@ async def contribution_show(services: Services, group: bytes, text: str) -> Cont
         return named[0]
     state = services.engine.replicas[group].state
     tag = find_tag(text, state.adds, group_name=state.genesis.name)
-    return infos.get(tag) or _hidden(services, group, contents, tag)
+    return infos.get(tag) or _hidden(services, group, contents, tag, Reasons(services, group))
 
 
 async def remove_contributions(services: Services, group: bytes, target: str) -> ContributionsRemoved:
@@ -82,7 +84,7 @@ async def remove_contributions(services: Services, group: bytes, target: str) ->
         if tag not in own:
             raise InvalidRequestError(
                 f"contribution {tag.hex()[:12]} is another node's.",
-                hint="A node removes its own contributions; resolve --without TAG leaves one out.",
+                hint="Administrators of the group remove it by an act; resolve --without TAG leaves one out.",
             )
         tags = (tag,)
     operation = b""
@@ -166,19 +168,30 @@ def _waiting_for(item: Item) -> str:
     return f"{len(item.missing)} blobs are not here yet"
 
 
-def _hidden(services: Services, group: bytes, contents: GroupContents, tag: bytes) -> ContributionInfo:
+def _is_superseded(contents: GroupContents, author: bytes, add: Add) -> bool:
+    """Tell whether another contribution stands in the slot of one."""
+    place = author, add.type, add.slot
+    return any(
+        (shown.author, shown.type, shown.slot) == place
+        for shown in (*contents.view.visible, *contents.view.pending)
+    )
+
+
+def _hidden(
+    services: Services, group: bytes, contents: GroupContents, tag: bytes, reasons: Reasons
+) -> ContributionInfo:
     state = services.engine.replicas[group].state
     signed = state.get(tag)
     assert signed is not None, "a tag of the state has its operation"
     add = read_body(signed.operation)
     assert isinstance(add, Add), "a tag is an ADD"
     author = signed.operation.author
-    if tag in state.removes:
-        reason = "removed by its author"
+    if why := reasons.of(tag):
+        reason = why
     elif author in contents.view.forked:
         reason = "its author forked: two operations at one place of one log"
-    elif contents.view.unjudged:
-        reason = contents.view.unjudged
+    elif not state.genesis.is_open and not _is_superseded(contents, author, add):
+        reason = "made before its author was admitted"
     else:
         reason = "superseded by a newer one in its slot"
     return ContributionInfo(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from crdt_merge_protocol.adapter_rules import split_params, write_rules
 from crdt_merge_protocol.adapters import schema_specs
@@ -14,14 +15,9 @@ from crdt_merge_protocol.blobs import ANY_FLOAT, POLICY_DTYPES, Manifest, Schema
 from crdt_merge_protocol.canonical import is_name
 from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.genesis import Genesis
-from crdt_merge_protocol.operations import Kind, PolicyAct
-from crdt_merge_protocol.policy import (
-    DEFAULT_WEIGHT_CAP,
-    Policy,
-    act_digest,
-    sign_act,
-    sorted_params,
-)
+from crdt_merge_protocol.limits import POLICY_SIGNATURES_MAX
+from crdt_merge_protocol.operations import PolicyAct
+from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, NONCE_BYTES, Policy, sorted_params
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
@@ -30,6 +26,7 @@ from crdt_merge_node.background import finish
 from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.contents import GroupContents
 from crdt_merge_node.control.model import (
+    Act,
     GroupDetail,
     GroupInfo,
     OutputInfo,
@@ -37,17 +34,34 @@ from crdt_merge_node.control.model import (
     PolicyInfo,
     Progress,
 )
-from crdt_merge_node.errors import InvalidRequestError, quoted
+from crdt_merge_node.errors import InvalidRequestError, QuorumError, quoted
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.lora.files import is_adapter_directory, read_adapter_file
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
+from . import acts
+from .act_making import author_named
+from .act_words import describe, in_force
 from .adapters import check_adapters, common_schema, implied_rules, refuse_adapter
 from .contributions import contribution_list
 from .naming import find_group
 
 log = get_logger()
+
+NOBODY_ADMITTED: Final = "its authors count once administrators admitted them, and nobody is admitted yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rights:
+    """Who may do what in a new group, for life."""
+
+    admins: tuple[str, ...] = ()
+    """Besides this node: ids, or names of known peers."""
+    quorum: int = 0
+    """How many of them must sign an act; 0: one."""
+    is_admitted: bool = False
+    """Only authors that were admitted count."""
 
 
 async def group_info(services: Services, group: bytes) -> GroupInfo:
@@ -79,7 +93,7 @@ async def group_info(services: Services, group: bytes) -> GroupInfo:
         converged_peers=converged,
         live_peers=len(live),
         is_converged=converged == len(live),
-        unjudged=view.unjudged,
+        unjudged="" if state.genesis.is_open or view.decided.admitted else NOBODY_ADMITTED,
     )
 
 
@@ -105,6 +119,10 @@ async def group_detail(services: Services, group: bytes) -> GroupDetail:
         policy=policy_info(services, group, contents),
         contributions=await contribution_list(services, group),
         outputs=tuple(outputs),
+        acts=tuple(
+            describe(services, group, act, operation=operation)
+            for operation, act in in_force(services, group)
+        ),
     )
 
 
@@ -144,9 +162,11 @@ async def create_group(
     dtype: str,
     weight_cap: int,
     holders: int,
+    rights: Rights | None = None,
 ) -> AsyncGenerator[Progress | GroupInfo]:
-    """Create a group of which this node is the one admin."""
+    """Create a group of which this node is an administrator."""
     services.driver.standing.check()
+    founding = _founding(services, rights or Rights())
     if not is_name(name):
         raise InvalidRequestError(
             f"{quoted(name)} is no name of a group.",
@@ -172,7 +192,8 @@ async def create_group(
     )
     if base_path is None:
         assert like is not None, "one of the two is given"
-        yield await _found(services, name, replace(policy, schema=await _keep_schema(services, like)))
+        policy = replace(policy, schema=await _keep_schema(services, like))
+        yield await _found(services, name, policy, founding)
         return
     async with services.imports.importing(Path(base_path)) as model:
         async with aclosing(model.steps(services)) as steps:
@@ -183,22 +204,35 @@ async def create_group(
         if whole is None:
             raise InvalidRequestError(f"{base_path} and {like_path} have different schemas.")
         schema = await _keep_schema(services, whole)
-        info = await _found(services, name, replace(policy, schema=schema, base=base.content), model)
+        policy = replace(policy, schema=schema, base=base.content)
+        info = await _found(services, name, policy, founding, model)
     yield info
 
 
+def _founding(services: Services, rights: Rights) -> dict[str, Any]:
+    """Return what a genesis says of who may do what, or refuse what nobody could administer."""
+    admins = {services.engine.node}
+    for text in rights.admins:
+        admins.add(author_named(services, text))
+    if len(admins) > POLICY_SIGNATURES_MAX:
+        raise InvalidRequestError(f"a group has at most {POLICY_SIGNATURES_MAX} administrators.")
+    if not 0 <= rights.quorum <= len(admins):
+        raise InvalidRequestError(
+            f"{rights.quorum} signatures cannot come from {len(admins)} administrators.",
+            hint="Name the others, this node is one of them: --admin NODE",
+        )
+    return {"admins": tuple(admins), "quorum": rights.quorum or 1, "is_open": not rights.is_admitted}
+
+
 async def _found(
-    services: Services, name: str, policy: Policy, model: ModelImport | None = None
+    services: Services,
+    name: str,
+    policy: Policy,
+    founding: Mapping[str, Any],
+    model: ModelImport | None = None,
 ) -> GroupInfo:
     """Make a group with this first policy durable and announce it."""
-    genesis = Genesis(
-        nonce=services.rng.bytes(16),
-        name=name,
-        admins=(services.engine.node,),
-        quorum=1,
-        is_open=True,
-        policy=policy,
-    )
+    genesis = Genesis(nonce=services.rng.bytes(16), name=name, policy=policy, **founding)
     await finish(services.driver.create_group(genesis), then=lambda _: _keep(model))
     log.info("group.created", group=genesis.group, name=name)
     await services.keeper.current(genesis.group)
@@ -206,25 +240,20 @@ async def _found(
 
 
 async def change_policy(
-    services: Services, group_name: str, changes: PolicyChanges
-) -> AsyncGenerator[Progress | PolicyInfo]:
-    """Sign and announce the next version of a policy."""
+    services: Services, group_name: str, changes: PolicyChanges, *, is_proposed: bool = False
+) -> AsyncGenerator[Progress | PolicyInfo | Act]:
+    """Sign the next version of a policy, and announce it unless it is only proposed."""
     group = find_group(services, group_name)
-    genesis = services.engine.replicas[group].state.genesis
-    if services.engine.node not in genesis.admins:
-        admins = ", ".join(admin.hex()[:12] for admin in genesis.admins)
-        raise InvalidRequestError(
-            f'this node is no administrator of group "{genesis.name}".', hint=f"Ask one of: {admins}."
-        )
-    if genesis.quorum > 1:
-        raise InvalidRequestError(
+    genesis = acts.require_admin(services, group)
+    if genesis.quorum > 1 and not is_proposed:
+        raise QuorumError(
             f'group "{genesis.name}" needs {genesis.quorum} administrators\' signatures for an act.',
-            hint="This release cannot collect signatures of several nodes.",
+            hint="Let others sign it: --act FILE writes it; `act sign` and `act submit` do the rest.",
         )
     refuse_adapter(services, changes.base_path)
     _next_policy(services, group, changes, has_base=changes.base_path is not None)
     if changes.base_path is None:
-        await _author_policy(services, group, _next_policy(services, group, changes))
+        act = await _act(services, group, _next_policy(services, group, changes), is_proposed=is_proposed)
     else:
         async with services.imports.importing(Path(changes.base_path)) as model:
             async with aclosing(model.steps(services)) as steps:
@@ -234,8 +263,8 @@ async def change_policy(
             schema = await _keep_schema(services, base.schema)
             following = _next_policy(services, group, changes, has_base=True)
             following = replace(following, base=base.content, schema=schema)
-            await _author_policy(services, group, following, model)
-    yield policy_info(services, group, await services.keeper.current(group))
+            act = await _act(services, group, following, model, is_proposed=is_proposed)
+    yield act if is_proposed else policy_info(services, group, await services.keeper.current(group))
 
 
 def _next_policy(
@@ -268,17 +297,22 @@ def _next_policy(
     )
 
 
-async def _author_policy(
-    services: Services, group: bytes, following: Policy, model: ModelImport | None = None
-) -> None:
-    """Sign a policy, store and announce it."""
-    view = services.engine.replicas[group].state.view
-    nonce = services.rng.bytes(16)
-    act = act_digest(group, Kind.POLICY, following.encode(), nonce)
-    signatures = (sign_act(services.identity.node_key, act),)
-    body = PolicyAct(policy=following, nonce=nonce, signatures=signatures).encode()
-    refs = (view.policy_id,) if view.policy_id else ()
-    await finish(services.driver.author(group, Kind.POLICY, body, refs), then=lambda _: _keep(model))
+async def _act(
+    services: Services,
+    group: bytes,
+    following: Policy,
+    model: ModelImport | None = None,
+    *,
+    is_proposed: bool,
+) -> Act:
+    """Sign a policy, and store and announce it unless it is only proposed."""
+    body = PolicyAct(policy=following, nonce=services.rng.bytes(NONCE_BYTES))
+    signed = acts.sign_for(services, group, body)
+    if is_proposed:
+        _keep(model)  # Its bytes are needed once the others have signed.
+    else:
+        await finish(acts.submit(services, signed.text), then=lambda _: _keep(model))
+    return signed
 
 
 def _keep(model: ModelImport | None) -> None:

@@ -38,6 +38,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "group": f"{_CLI}.group:group",
     "policy": f"{_CLI}.policy:policy",
     "contribution": f"{_CLI}.contribution:contribution",
+    "act": f"{_CLI}.act:act",
     "artefact": f"{_CLI}.artefact:artefact",
     "resolve": f"{_CLI}.resolve:resolve",
     "merge": f"{_CLI}.merge:merge",

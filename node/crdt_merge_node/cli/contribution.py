@@ -1,10 +1,13 @@
-"""``contribution add|get|list|show|remove``."""
+"""``contribution add|get|list|show|remove|ban|erase``."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import click
 
 from crdt_merge_node.control.model import (
+    ActRequest,
     ContributionAdded,
     ContributionInfo,
     ContributionPlan,
@@ -12,6 +15,7 @@ from crdt_merge_node.control.model import (
 )
 from crdt_merge_node.errors import NotFoundError
 
+from .act import ACT, REASON, YES, carry_out
 from .app import SuggestingGroup
 from .completing import GROUP
 from .options import Invocation, command
@@ -32,6 +36,9 @@ from .output import (
 )
 from .progress import follow as watch
 from .values import MODEL, PLACE, Weight, absolute, parse_pairs
+
+TAG_DIGITS_MIN: Final = 4
+"""With fewer digits nothing is named by its tag."""
 
 
 @click.group(cls=SuggestingGroup)
@@ -192,17 +199,27 @@ def show(invocation: Invocation, group: str, contribution: str) -> None:
 @contribution.command()
 @click.argument("group", type=GROUP)
 @click.argument("target")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@ACT
+@YES
 @command
-def remove(invocation: Invocation, group: str, target: str, yes: bool) -> None:
+def remove(invocation: Invocation, group: str, target: str, act_path: str | None, yes: bool) -> None:
     """Take one's own contribution to GROUP back: TARGET is a tag or a slot.
 
     A slot names every contribution in it that this node has seen. This cannot be undone, but the file can
-    be contributed again.
+    be contributed again. Administrators of the group remove others' too, named by their tags, with all that
+    this node has seen in their slots.
     """
     with invocation.client() as client:
+        found = client.contribution_list(group)
+        if _is_of_another(found, target):
+            request = ActRequest(kind="remove", targets=(target,))
+            schema = "contribution-remove/1"
+            carry_out(invocation, client, group, request, schema=schema, act_path=act_path, yes=yes)
+            return
+        if act_path is not None:
+            raise click.UsageError("One's own contributions need no act: leave --act out.")
         if not yes:
-            _confirm(client.contribution_list(group), group, target)
+            _confirm(found, group, target)
         removed = client.contribution_remove(group, target)
     if invocation.is_json:
         say_json("contribution-remove/1", removed)
@@ -210,6 +227,68 @@ def remove(invocation: Invocation, group: str, target: str, yes: bool) -> None:
     say(f"removed {count(len(removed.tags), 'contribution')}")
     for tag in removed.tags:
         say(f"  {tag}")
+
+
+@contribution.command()
+@click.argument("group", type=GROUP)
+@click.argument("contributions", nargs=-1, required=True)
+@REASON
+@ACT
+@YES
+@command
+def ban(
+    invocation: Invocation,
+    *,
+    group: str,
+    contributions: tuple[str, ...],
+    reason: str,
+    act_path: str | None,
+    yes: bool,
+) -> None:
+    """Ban the contents of CONTRIBUTIONS from GROUP, for good: tags, digests or content ids.
+
+    Whoever contributed them, and whoever will: they are not used. Their bytes stay where they are. Only
+    administrators may, and if the group needs several, they sign an act.
+    """
+    request = ActRequest(kind="ban", targets=contributions, reason=reason)
+    with invocation.client() as client:
+        carry_out(invocation, client, group, request, schema="contribution-ban/1", act_path=act_path, yes=yes)
+
+
+@contribution.command()
+@click.argument("group", type=GROUP)
+@click.argument("contributions", nargs=-1, required=True)
+@REASON
+@ACT
+@YES
+@command
+def erase(
+    invocation: Invocation,
+    *,
+    group: str,
+    contributions: tuple[str, ...],
+    reason: str,
+    act_path: str | None,
+    yes: bool,
+) -> None:
+    """Ban CONTRIBUTIONS from GROUP and destroy their bytes on every node, for good: tags or digests.
+
+    With each, all that this node has seen in its slot. Tensors that other contributions or a base share
+    stay. `group erasures` shows which nodes have done it. Backups and files that were written from them are
+    not reached: make new ones. Only administrators may, and if the group needs several, they sign an act.
+    """
+    request = ActRequest(kind="erase", targets=contributions, reason=reason)
+    with invocation.client() as client:
+        carry_out(
+            invocation, client, group, request, schema="contribution-erase/1", act_path=act_path, yes=yes
+        )
+
+
+def _is_of_another(found: tuple[ContributionInfo, ...], target: str) -> bool:
+    """Tell whether a target is the tag of another node's contribution, and nothing of one's own."""
+    if any(item.is_own and (item.slot == target or item.tag.startswith(target)) for item in found):
+        return False
+    return len(target) >= TAG_DIGITS_MIN and any(item.tag.startswith(target.lower()) for item in found)
 
 
 def _confirm(found: tuple[ContributionInfo, ...], group: str, target: str) -> None:

@@ -10,8 +10,9 @@ import click
 from crdt_merge_protocol.adapter_rules import split_params
 from crdt_merge_protocol.blobs import ANY_FLOAT, POLICY_DTYPES
 
-from crdt_merge_node.control.model import PolicyChanges, PolicyInfo
+from crdt_merge_node.control.model import Act, PolicyChanges, PolicyInfo
 
+from .act import ACT, hand_over
 from .adapter_options import adapter_options, adapter_params, rules_in
 from .app import SuggestingGroup
 from .completing import GROUP
@@ -52,6 +53,7 @@ def show(invocation: Invocation, group: str) -> None:
 @click.option("--dtype", type=DTYPE, help=DTYPE_HELP)
 @click.option("--weight-cap", type=Weight(), help="Largest weight of a contribution.")
 @click.option("--holders", type=click.IntRange(0, 1000), help="Nodes that must hold a contribution.")
+@ACT
 @command
 def set_(
     invocation: Invocation,
@@ -67,6 +69,7 @@ def set_(
     dtype: str | None,
     weight_cap: int | None,
     holders: int | None,
+    act_path: str | None,
 ) -> None:
     """Change the policy of GROUP; what is not given stays."""
     rules = adapter_params(rank=rank, resolve_to=resolve_to, max_rank=max_rank, base_name=base_name)
@@ -83,6 +86,11 @@ def set_(
             "Nothing to change: give --strategy, --param, --base, --dtype or another option."
         )
     with invocation.client() as client:
+        if act_path is not None:
+            events = client.policy_set(group, changes, propose=True)
+            proposed: Act = watch(invocation, "policy-set/1", events)
+            hand_over(invocation, proposed, act_path, schema="policy-set/1")
+            return
         before = client.policy_show(group)
         after: PolicyInfo = watch(invocation, "policy-set/1", client.policy_set(group, changes))
     if invocation.is_json:
@@ -101,6 +109,7 @@ def set_(
 @click.option("--like", type=MODEL, help="A model with the tensors, for values by layer.")
 @click.option("--base", type=MODEL, help="The file or directory of base_model.")
 @click.option("--dry-run", is_flag=True, help="Show what would be set.")
+@ACT
 @command
 def import_(
     invocation: Invocation,
@@ -111,6 +120,7 @@ def import_(
     like: str | None,
     base: str | None,
     dry_run: bool,
+    act_path: str | None,
 ) -> None:
     """Take the policy of GROUP from a mergekit YAML FILE.
 
@@ -144,6 +154,11 @@ def import_(
         mine = split_params(before.params)[0]  # How adapters are merged is no matter of the file.
         gone = {name: "" for name in mine if name not in recipe.params}
         changes = replace(changes, params={**gone, **recipe.params})
+        if act_path is not None:
+            events = client.policy_set(group, changes, propose=True)
+            proposed: Act = watch(invocation, "policy-import/1", events)
+            hand_over(invocation, proposed, act_path, schema="policy-import/1")
+            return
         after: PolicyInfo = watch(invocation, "policy-import/1", client.policy_set(group, changes))
     if invocation.is_json:
         say_json("policy-import/1", event="result", policy=after, notes=list(recipe.notes))

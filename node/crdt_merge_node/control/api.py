@@ -16,6 +16,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from .model import (
+    Act,
+    ActInfo,
+    ActRequest,
     BackupReport,
     CertificateInfo,
     ContributionAdded,
@@ -23,6 +26,7 @@ from .model import (
     ContributionPlan,
     ContributionsRemoved,
     ContributionWritten,
+    ErasureInfo,
     EventsMissed,
     GroupDetail,
     GroupInfo,
@@ -136,8 +140,11 @@ class NodeApi(Protocol):
         dtype: str,
         weight_cap: int,
         holders: int,
+        admins: tuple[str, ...] = (),
+        quorum: int = 0,
+        admitted: bool = False,
     ) -> AsyncIterator[Progress | GroupInfo]:
-        """Create a group of which this node is the one admin, and announce it.
+        """Create a group of which this node is an administrator, and announce it.
 
         Args:
             base_path: Safetensors file that becomes the base and gives the schema; imported.
@@ -146,6 +153,9 @@ class NodeApi(Protocol):
             dtype: Output element type such as ``F32``; empty: that of the base, else the widest input.
             weight_cap: Largest weight of a contribution, over 2^32; 0: the default of the protocol.
             holders: Other nodes that must hold a contribution before it counts.
+            admins: Other administrators, for life: nodes' ids, or names of known peers.
+            quorum: Administrators that have to sign an act; 0: one.
+            admitted: Only authors that administrators admitted count.
         """
         ...
 
@@ -161,8 +171,13 @@ class NodeApi(Protocol):
     async def policy_show(self, group: str) -> PolicyInfo:
         """Return the current policy."""
 
-    def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
-        """Sign and announce the next version of the policy. Refused by a node that is no admin."""
+    def policy_set(
+        self, group: str, changes: PolicyChanges, *, propose: bool = False
+    ) -> AsyncIterator[Progress | PolicyInfo | Act]:
+        """Sign and announce the next version of the policy. Refused by a node that is no admin.
+
+        With ``propose`` it is signed and not announced: the last value is the act, for others to sign.
+        """
         ...
 
     def contribution_add(
@@ -212,6 +227,21 @@ class NodeApi(Protocol):
 
     async def contribution_show(self, group: str, contribution: str) -> ContributionInfo:
         """Return one contribution, named by tag, digest, or one's own slot."""
+
+    async def act_propose(self, group: str, act: ActRequest) -> Act:
+        """Return an act with the signature of this node, an administrator; nothing happens yet."""
+
+    async def act_show(self, text: str) -> ActInfo:
+        """Return what the text of an act says, and who has signed it."""
+
+    async def act_sign(self, text: str) -> Act:
+        """Return an act with the signature of this node, an administrator of the group, added."""
+
+    async def act_submit(self, text: str) -> ActInfo:
+        """Bring an act into its group, on any node: it takes effect everywhere. Refused without a quorum."""
+
+    async def erasure_list(self, group: str) -> tuple[ErasureInfo, ...]:
+        """Return the erasures of a group, and which nodes said that the bytes are gone there."""
 
     async def contribution_remove(self, group: str, target: str) -> ContributionsRemoved:
         """Remove one's own contribution: a tag, or a slot with every tag in it that this node has seen."""

@@ -136,6 +136,9 @@ def group_create(
     dtype: str = "",
     weight_cap: int = 0,
     holders: int = 0,
+    admins: tuple[str, ...] = (),
+    quorum: int = 0,
+    admitted: bool = False,
 ) -> Stream[model.Progress | model.GroupInfo]:
     """Ask for a new group."""
     request = pb.GroupCreateRequest(
@@ -147,6 +150,9 @@ def group_create(
         dtype=dtype,
         weight_cap=weight_cap,
         holders=holders,
+        admins=admins,
+        quorum=quorum,
+        admitted=admitted,
     )
     return Stream("GroupCreate", request)
 
@@ -173,9 +179,11 @@ def policy_show(group: str) -> Call[model.PolicyInfo]:
     return Call("PolicyShow", request, lambda r: decode(r.policy, model.PolicyInfo))
 
 
-def policy_set(group: str, changes: model.PolicyChanges) -> Stream[model.Progress | model.PolicyInfo]:
+def policy_set(
+    group: str, changes: model.PolicyChanges, *, propose: bool = False
+) -> Stream[model.Progress | model.PolicyInfo | model.Act]:
     """Ask for the next version of the policy."""
-    request = pb.PolicySetRequest(group=group, changes=encode(changes, t.PolicyChanges))
+    request = pb.PolicySetRequest(group=group, changes=encode(changes, t.PolicyChanges), propose=propose)
     return Stream("PolicySet", request)
 
 
@@ -232,6 +240,33 @@ def contribution_remove(group: str, target: str) -> Call[model.ContributionsRemo
     """Ask to remove one's own contribution."""
     request = pb.ContributionRemoveRequest(group=group, target=target)
     return Call("ContributionRemove", request, lambda r: decode(r.removed, model.ContributionsRemoved))
+
+
+def act_propose(group: str, act: model.ActRequest) -> Call[model.Act]:
+    """Ask for an act, signed."""
+    request = pb.ActProposeRequest(group=group, act=encode(act, t.ActRequest))
+    return Call("ActPropose", request, lambda r: decode(r.act, model.Act))
+
+
+def act_show(text: str) -> Call[model.ActInfo]:
+    """Ask what an act says."""
+    return Call("ActShow", pb.ActShowRequest(text=text), lambda r: decode(r.info, model.ActInfo))
+
+
+def act_sign(text: str) -> Call[model.Act]:
+    """Ask to sign an act."""
+    return Call("ActSign", pb.ActSignRequest(text=text), lambda r: decode(r.act, model.Act))
+
+
+def act_submit(text: str) -> Call[model.ActInfo]:
+    """Ask to bring an act into its group."""
+    return Call("ActSubmit", pb.ActSubmitRequest(text=text), lambda r: decode(r.info, model.ActInfo))
+
+
+def erasure_list(group: str) -> Call[tuple[model.ErasureInfo, ...]]:
+    """Ask how far erasures have come."""
+    request = pb.ErasureListRequest(group=group)
+    return Call("ErasureList", request, lambda r: _all(r.erasures, model.ErasureInfo))
 
 
 def resolve(

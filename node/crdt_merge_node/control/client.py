@@ -191,6 +191,11 @@ class AsyncClient:
     contribution_list = _async_answer(calls.contribution_list)
     contribution_show = _async_answer(calls.contribution_show)
     contribution_remove = _async_answer(calls.contribution_remove)
+    act_propose = _async_answer(calls.act_propose)
+    act_show = _async_answer(calls.act_show)
+    act_sign = _async_answer(calls.act_sign)
+    act_submit = _async_answer(calls.act_submit)
+    erasure_list = _async_answer(calls.erasure_list)
     resolve = _async_stream(calls.resolve)
 
 
@@ -273,4 +278,9 @@ class Client:
     contribution_list = _answer(calls.contribution_list)
     contribution_show = _answer(calls.contribution_show)
     contribution_remove = _answer(calls.contribution_remove)
+    act_propose = _answer(calls.act_propose)
+    act_show = _answer(calls.act_show)
+    act_sign = _answer(calls.act_sign)
+    act_submit = _answer(calls.act_submit)
+    erasure_list = _answer(calls.erasure_list)
     resolve = _stream(calls.resolve)

@@ -30,7 +30,7 @@ from crdt_merge_node.telemetry.logging import get_logger
 
 from .api import NodeApi
 from .codec import METADATA_BYTES_MAX, decode, encode, encode_event, status_of
-from .model import PolicyChanges
+from .model import ActRequest, PolicyChanges
 from .socket_path import claim_socket
 
 _log = get_logger()
@@ -188,6 +188,9 @@ class NodeService(pb_grpc.NodeServiceServicer):
                 dtype=request.dtype,
                 weight_cap=request.weight_cap,
                 holders=request.holders,
+                admins=tuple(request.admins),
+                quorum=request.quorum,
+                admitted=request.admitted,
             )
             async for response in _stream(events, pb.GroupCreateResponse):
                 yield response
@@ -224,7 +227,8 @@ class NodeService(pb_grpc.NodeServiceServicer):
         """Stream ``policy_set``."""
         async with _answer_errors(context, "policy_set"):
             changes = decode(request.changes, PolicyChanges)
-            async for response in _stream(self._api.policy_set(request.group, changes), pb.PolicySetResponse):
+            events = self._api.policy_set(request.group, changes, propose=request.propose)
+            async for response in _stream(events, pb.PolicySetResponse):
                 yield response
 
     async def ContributionAdd(
@@ -282,6 +286,33 @@ class NodeService(pb_grpc.NodeServiceServicer):
         async with _answer_errors(context, "contribution_remove"):
             removed = await self._api.contribution_remove(request.group, request.target)
             return pb.ContributionRemoveResponse(removed=encode(removed, t.ContributionsRemoved))
+
+    async def ActPropose(self, request: pb.ActProposeRequest, context: _Context) -> pb.ActProposeResponse:
+        """Answer ``act_propose``."""
+        async with _answer_errors(context, "act_propose"):
+            act = await self._api.act_propose(request.group, decode(request.act, ActRequest))
+            return pb.ActProposeResponse(act=encode(act, t.Act))
+
+    async def ActShow(self, request: pb.ActShowRequest, context: _Context) -> pb.ActShowResponse:
+        """Answer ``act_show``."""
+        async with _answer_errors(context, "act_show"):
+            return pb.ActShowResponse(info=encode(await self._api.act_show(request.text), t.ActInfo))
+
+    async def ActSign(self, request: pb.ActSignRequest, context: _Context) -> pb.ActSignResponse:
+        """Answer ``act_sign``."""
+        async with _answer_errors(context, "act_sign"):
+            return pb.ActSignResponse(act=encode(await self._api.act_sign(request.text), t.Act))
+
+    async def ActSubmit(self, request: pb.ActSubmitRequest, context: _Context) -> pb.ActSubmitResponse:
+        """Answer ``act_submit``."""
+        async with _answer_errors(context, "act_submit"):
+            return pb.ActSubmitResponse(info=encode(await self._api.act_submit(request.text), t.ActInfo))
+
+    async def ErasureList(self, request: pb.ErasureListRequest, context: _Context) -> pb.ErasureListResponse:
+        """Answer ``erasure_list``."""
+        async with _answer_errors(context, "erasure_list"):
+            found = await self._api.erasure_list(request.group)
+            return pb.ErasureListResponse(erasures=[encode(each, t.ErasureInfo) for each in found])
 
     async def Resolve(
         self, request: pb.ResolveRequest, context: _Context

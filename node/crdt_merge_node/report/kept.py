@@ -58,6 +58,19 @@ def keep(
         replace_file(fs, folder / f"{group}.json", data)
 
 
+def forget(data_dir: Path, group: str, *, fs: Fs) -> None:
+    """Keep nothing of a group any more.
+
+    Raises:
+        StorageError, FullError: It cannot be removed.
+    """
+    path = data_dir / FOLDER / f"{group}.json"
+    if fs.stat(path) is not None:
+        with naming(path, "removed"):
+            fs.unlink(path)
+            fs.sync_dir(path.parent)
+
+
 def read_kept(data_dir: Path, group: str, name: str, *, fs: Fs) -> dict[str, Any]:
     """Return what is kept of a group: ``kept-resolve/1``.
 

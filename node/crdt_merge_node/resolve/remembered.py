@@ -78,6 +78,19 @@ def recall(data_dir: Path, job: ResolveJob, *, fs: Fs) -> dict[bytes, KeptTensor
     return kept
 
 
+def forget(data_dir: Path, *, fs: Fs) -> None:
+    """Take nothing over from any output that was written so far.
+
+    Raises:
+        StorageError, FullError: The list cannot be removed.
+    """
+    path = data_dir / FOLDER / NAME
+    if fs.stat(path) is not None:
+        with naming(path, "removed"):
+            fs.unlink(path)
+            fs.sync_dir(path.parent)
+
+
 def _read(data_dir: Path, fs: Fs) -> list[dict[str, Any]]:
     """Return the list; none if it is not there or not ours."""
     try:

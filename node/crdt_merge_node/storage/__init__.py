@@ -7,6 +7,7 @@ passes by itself, a failed write is :class:`StoreFailedError` and ends the proce
 """
 
 from .blobs import BlobStore
+from .files import RangeReader
 from .health import Health, Room
 from .kept import Kept
 from .layout import DataDir
@@ -22,6 +23,7 @@ __all__ = [
     "Kept",
     "OpRow",
     "Partial",
+    "RangeReader",
     "RecoveryReport",
     "ReplayReport",
     "Room",

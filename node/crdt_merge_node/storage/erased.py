@@ -25,6 +25,9 @@ class ErasedIds:
     def __contains__(self, id_: object) -> bool:
         return id_ in self._ids
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
     def among(self, ids: Collection[bytes]) -> list[bytes]:
         """Return those of ``ids`` that were erased, sorted."""
         with self._lock:

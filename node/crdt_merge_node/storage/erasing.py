@@ -48,6 +48,10 @@ class ErasableBlobs(StoredBlobs):
         """Tell whether an object or blob was erased, and nothing unbanned has needed it since."""
         return id_ in self._erased
 
+    def has_erased(self) -> bool:
+        """Tell whether anything was ever erased here."""
+        return bool(self._erased)
+
     def erased_among(self, ids: Collection[bytes]) -> list[bytes]:
         """Return those of ``ids`` that were erased, sorted."""
         return self._erased.among(ids)

@@ -97,6 +97,23 @@ EVENTS: Final[Mapping[str, Event]] = {
     ),
     "group.created": Event("info", ("group", "name"), "This node made a group."),
     "group.learned": Event("info", ("group", "name", "peer"), "A peer told of a group."),
+    "act.signed": Event("info", ("group", "kind"), "This node, an administrator, signed an act."),
+    "act.submitted": Event(
+        "info",
+        ("group", "kind", "operation", "reason"),
+        "An act was brought into its group here.",
+    ),
+    "erasure.completed": Event(
+        "info", ("group", "count"), "What an act erases is gone from this node: so many objects and blobs."
+    ),
+    "erasure.failed": Event(
+        "error", ("group", "error", "error_code"), "Erased bytes could not be destroyed yet; tried again."
+    ),
+    "receipt.failed": Event(
+        "warning",
+        ("group", "error", "error_code"),
+        "Peers could not be told that bytes are gone; tried again.",
+    ),
     # blobs
     "blob.corrupt": Event(
         "error", ("blob", "reason"), "Stored bytes are damaged; they will be fetched again."

@@ -568,6 +568,9 @@ class GroupCreateRequest(google.protobuf.message.Message):
     DTYPE_FIELD_NUMBER: builtins.int
     WEIGHT_CAP_FIELD_NUMBER: builtins.int
     HOLDERS_FIELD_NUMBER: builtins.int
+    ADMINS_FIELD_NUMBER: builtins.int
+    QUORUM_FIELD_NUMBER: builtins.int
+    ADMITTED_FIELD_NUMBER: builtins.int
     name: builtins.str
     strategy: builtins.str
     base_path: builtins.str
@@ -575,8 +578,16 @@ class GroupCreateRequest(google.protobuf.message.Message):
     dtype: builtins.str
     weight_cap: builtins.int
     holders: builtins.int
+    quorum: builtins.int
+    """Administrators that have to sign an act; 0: one."""
+    admitted: builtins.bool
+    """Only authors that were admitted count."""
     @property
     def params(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    @property
+    def admins(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Other administrators: nodes' ids, or names of peers."""
+
     def __init__(
         self,
         *,
@@ -588,9 +599,12 @@ class GroupCreateRequest(google.protobuf.message.Message):
         dtype: builtins.str = ...,
         weight_cap: builtins.int = ...,
         holders: builtins.int = ...,
+        admins: collections.abc.Iterable[builtins.str] | None = ...,
+        quorum: builtins.int = ...,
+        admitted: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_base_path", b"_base_path", "_like_path", b"_like_path", "base_path", b"base_path", "like_path", b"like_path"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "_like_path", b"_like_path", "base_path", b"base_path", "dtype", b"dtype", "holders", b"holders", "like_path", b"like_path", "name", b"name", "params", b"params", "strategy", b"strategy", "weight_cap", b"weight_cap"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_base_path", b"_base_path", "_like_path", b"_like_path", "admins", b"admins", "admitted", b"admitted", "base_path", b"base_path", "dtype", b"dtype", "holders", b"holders", "like_path", b"like_path", "name", b"name", "params", b"params", "quorum", b"quorum", "strategy", b"strategy", "weight_cap", b"weight_cap"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_base_path", b"_base_path"]) -> typing.Literal["base_path"] | None: ...
     @typing.overload
@@ -751,7 +765,10 @@ class PolicySetRequest(google.protobuf.message.Message):
 
     GROUP_FIELD_NUMBER: builtins.int
     CHANGES_FIELD_NUMBER: builtins.int
+    PROPOSE_FIELD_NUMBER: builtins.int
     group: builtins.str
+    propose: builtins.bool
+    """Only make the act, signed by this node."""
     @property
     def changes(self) -> crdt_merge_proto.v1.types_pb2.PolicyChanges: ...
     def __init__(
@@ -759,9 +776,10 @@ class PolicySetRequest(google.protobuf.message.Message):
         *,
         group: builtins.str = ...,
         changes: crdt_merge_proto.v1.types_pb2.PolicyChanges | None = ...,
+        propose: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["changes", b"changes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["changes", b"changes", "group", b"group"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "group", b"group", "propose", b"propose"]) -> None: ...
 
 Global___PolicySetRequest: typing_extensions.TypeAlias = PolicySetRequest
 
@@ -771,19 +789,23 @@ class PolicySetResponse(google.protobuf.message.Message):
 
     PROGRESS_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
+    ACT_FIELD_NUMBER: builtins.int
     @property
     def progress(self) -> crdt_merge_proto.v1.types_pb2.Progress: ...
     @property
     def policy(self) -> crdt_merge_proto.v1.types_pb2.PolicyInfo: ...
+    @property
+    def act(self) -> crdt_merge_proto.v1.types_pb2.Act: ...
     def __init__(
         self,
         *,
         progress: crdt_merge_proto.v1.types_pb2.Progress | None = ...,
         policy: crdt_merge_proto.v1.types_pb2.PolicyInfo | None = ...,
+        act: crdt_merge_proto.v1.types_pb2.Act | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "policy", b"policy", "progress", b"progress"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "policy", b"policy", "progress", b"progress"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["progress", "policy"] | None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act", "event", b"event", "policy", b"policy", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act", "event", b"event", "policy", b"policy", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["progress", "policy", "act"] | None: ...
 
 Global___PolicySetResponse: typing_extensions.TypeAlias = PolicySetResponse
 
@@ -1024,6 +1046,171 @@ class ContributionRemoveResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["removed", b"removed"]) -> None: ...
 
 Global___ContributionRemoveResponse: typing_extensions.TypeAlias = ContributionRemoveResponse
+
+@typing.final
+class ActProposeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    ACT_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    @property
+    def act(self) -> crdt_merge_proto.v1.types_pb2.ActRequest: ...
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        act: crdt_merge_proto.v1.types_pb2.ActRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act", "group", b"group"]) -> None: ...
+
+Global___ActProposeRequest: typing_extensions.TypeAlias = ActProposeRequest
+
+@typing.final
+class ActProposeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ACT_FIELD_NUMBER: builtins.int
+    @property
+    def act(self) -> crdt_merge_proto.v1.types_pb2.Act: ...
+    def __init__(
+        self,
+        *,
+        act: crdt_merge_proto.v1.types_pb2.Act | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act"]) -> None: ...
+
+Global___ActProposeResponse: typing_extensions.TypeAlias = ActProposeResponse
+
+@typing.final
+class ActShowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """What the file of an act holds."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+
+Global___ActShowRequest: typing_extensions.TypeAlias = ActShowRequest
+
+@typing.final
+class ActShowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: builtins.int
+    @property
+    def info(self) -> crdt_merge_proto.v1.types_pb2.ActInfo: ...
+    def __init__(
+        self,
+        *,
+        info: crdt_merge_proto.v1.types_pb2.ActInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info"]) -> None: ...
+
+Global___ActShowResponse: typing_extensions.TypeAlias = ActShowResponse
+
+@typing.final
+class ActSignRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+
+Global___ActSignRequest: typing_extensions.TypeAlias = ActSignRequest
+
+@typing.final
+class ActSignResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ACT_FIELD_NUMBER: builtins.int
+    @property
+    def act(self) -> crdt_merge_proto.v1.types_pb2.Act: ...
+    def __init__(
+        self,
+        *,
+        act: crdt_merge_proto.v1.types_pb2.Act | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act"]) -> None: ...
+
+Global___ActSignResponse: typing_extensions.TypeAlias = ActSignResponse
+
+@typing.final
+class ActSubmitRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+
+Global___ActSubmitRequest: typing_extensions.TypeAlias = ActSubmitRequest
+
+@typing.final
+class ActSubmitResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: builtins.int
+    @property
+    def info(self) -> crdt_merge_proto.v1.types_pb2.ActInfo: ...
+    def __init__(
+        self,
+        *,
+        info: crdt_merge_proto.v1.types_pb2.ActInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info"]) -> None: ...
+
+Global___ActSubmitResponse: typing_extensions.TypeAlias = ActSubmitResponse
+
+@typing.final
+class ErasureListRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group"]) -> None: ...
+
+Global___ErasureListRequest: typing_extensions.TypeAlias = ErasureListRequest
+
+@typing.final
+class ErasureListResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ERASURES_FIELD_NUMBER: builtins.int
+    @property
+    def erasures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[crdt_merge_proto.v1.types_pb2.ErasureInfo]: ...
+    def __init__(
+        self,
+        *,
+        erasures: collections.abc.Iterable[crdt_merge_proto.v1.types_pb2.ErasureInfo] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["erasures", b"erasures"]) -> None: ...
+
+Global___ErasureListResponse: typing_extensions.TypeAlias = ErasureListResponse
 
 @typing.final
 class ResolveRequest(google.protobuf.message.Message):

@@ -164,6 +164,31 @@ class NodeServiceStub(object):
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveRequest.SerializeToString,
                 response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveResponse.FromString,
                 _registered_method=True)
+        self.ActPropose = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/ActPropose',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeResponse.FromString,
+                _registered_method=True)
+        self.ActShow = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/ActShow',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowResponse.FromString,
+                _registered_method=True)
+        self.ActSign = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/ActSign',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignResponse.FromString,
+                _registered_method=True)
+        self.ActSubmit = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/ActSubmit',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitResponse.FromString,
+                _registered_method=True)
+        self.ErasureList = channel.unary_unary(
+                '/crdt_merge_proto.v1.NodeService/ErasureList',
+                request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListRequest.SerializeToString,
+                response_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListResponse.FromString,
+                _registered_method=True)
         self.Resolve = channel.unary_stream(
                 '/crdt_merge_proto.v1.NodeService/Resolve',
                 request_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ResolveRequest.SerializeToString,
@@ -330,6 +355,36 @@ class NodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ActPropose(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActShow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActSign(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActSubmit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ErasureList(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Resolve(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -468,6 +523,31 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.ContributionRemove,
                     request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveRequest.FromString,
                     response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveResponse.SerializeToString,
+            ),
+            'ActPropose': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActPropose,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeResponse.SerializeToString,
+            ),
+            'ActShow': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActShow,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowResponse.SerializeToString,
+            ),
+            'ActSign': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActSign,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignResponse.SerializeToString,
+            ),
+            'ActSubmit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActSubmit,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitResponse.SerializeToString,
+            ),
+            'ErasureList': grpc.unary_unary_rpc_method_handler(
+                    servicer.ErasureList,
+                    request_deserializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListRequest.FromString,
+                    response_serializer=crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListResponse.SerializeToString,
             ),
             'Resolve': grpc.unary_stream_rpc_method_handler(
                     servicer.Resolve,
@@ -1177,6 +1257,141 @@ class NodeService(object):
             '/crdt_merge_proto.v1.NodeService/ContributionRemove',
             crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveRequest.SerializeToString,
             crdt__merge__proto_dot_v1_dot_node__service__pb2.ContributionRemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActPropose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ActPropose',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActProposeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActShow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ActShow',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActShowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActSign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ActSign',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActSubmit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ActSubmit',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ActSubmitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ErasureList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crdt_merge_proto.v1.NodeService/ErasureList',
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListRequest.SerializeToString,
+            crdt__merge__proto_dot_v1_dot_node__service__pb2.ErasureListResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -448,6 +448,86 @@ _NodeServiceContributionRemoveType = typing_extensions.TypeVar(
     ],
 )
 
+_NodeServiceActProposeType = typing_extensions.TypeVar(
+    '_NodeServiceActProposeType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+    ],
+)
+
+_NodeServiceActShowType = typing_extensions.TypeVar(
+    '_NodeServiceActShowType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+    ],
+)
+
+_NodeServiceActSignType = typing_extensions.TypeVar(
+    '_NodeServiceActSignType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+    ],
+)
+
+_NodeServiceActSubmitType = typing_extensions.TypeVar(
+    '_NodeServiceActSubmitType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+    ],
+)
+
+_NodeServiceErasureListType = typing_extensions.TypeVar(
+    '_NodeServiceErasureListType',
+    grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+        crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+        crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+        crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
+    ],
+)
+
 _NodeServiceResolveType = typing_extensions.TypeVar(
     '_NodeServiceResolveType',
     grpc.UnaryStreamMultiCallable[
@@ -464,7 +544,7 @@ _NodeServiceResolveType = typing_extensions.TypeVar(
     ],
 )
 
-class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerShowType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionGetType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceResolveType]):
+class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatusType, _NodeServiceWhyType, _NodeServiceInviteType, _NodeServiceEventsType, _NodeServiceLogLevelType, _NodeServicePeerListType, _NodeServicePeerShowType, _NodeServicePeerBlockType, _NodeServicePeerUnblockType, _NodeServicePeerForgetType, _NodeServiceCertificateShowType, _NodeServiceCertificateRenewType, _NodeServiceLeaveType, _NodeServiceBackupType, _NodeServiceGroupCreateType, _NodeServiceGroupListType, _NodeServiceGroupShowType, _NodeServiceGroupFollowType, _NodeServicePolicyShowType, _NodeServicePolicySetType, _NodeServiceContributionAddType, _NodeServiceContributionListType, _NodeServiceContributionGetType, _NodeServiceContributionShowType, _NodeServiceContributionRemoveType, _NodeServiceActProposeType, _NodeServiceActShowType, _NodeServiceActSignType, _NodeServiceActSubmitType, _NodeServiceErasureListType, _NodeServiceResolveType]):
     @typing.overload
     def __init__(self: NodeServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -570,6 +650,26 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
         grpc.UnaryUnaryMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ContributionRemoveRequest,
             crdt_merge_proto.v1.node_service_pb2.ContributionRemoveResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+            crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ResolveRequest,
@@ -683,6 +783,26 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
             crdt_merge_proto.v1.node_service_pb2.ContributionRemoveRequest,
             crdt_merge_proto.v1.node_service_pb2.ContributionRemoveResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+            crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+            crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
+        ],
         grpc.aio.UnaryStreamMultiCallable[
             crdt_merge_proto.v1.node_service_pb2.ResolveRequest,
             crdt_merge_proto.v1.node_service_pb2.ResolveResponse,
@@ -740,6 +860,16 @@ class NodeServiceStub(typing.Generic[_NodeServiceVersionType, _NodeServiceStatus
     ContributionShow: _NodeServiceContributionShowType
 
     ContributionRemove: _NodeServiceContributionRemoveType
+
+    ActPropose: _NodeServiceActProposeType
+
+    ActShow: _NodeServiceActShowType
+
+    ActSign: _NodeServiceActSignType
+
+    ActSubmit: _NodeServiceActSubmitType
+
+    ErasureList: _NodeServiceErasureListType
 
     Resolve: _NodeServiceResolveType
 
@@ -847,6 +977,26 @@ NodeServiceAsyncStub: typing_extensions.TypeAlias = NodeServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.ContributionRemoveRequest,
         crdt_merge_proto.v1.node_service_pb2.ContributionRemoveResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActProposeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActShowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSignResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+        crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+        crdt_merge_proto.v1.node_service_pb2.ErasureListResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         crdt_merge_proto.v1.node_service_pb2.ResolveRequest,
@@ -1036,6 +1186,41 @@ class NodeServiceServicer(metaclass=abc.ABCMeta):
         request: crdt_merge_proto.v1.node_service_pb2.ContributionRemoveRequest,
         context: _ServicerContext,
     ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ContributionRemoveResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ContributionRemoveResponse]]: ...
+
+    @abc.abstractmethod
+    def ActPropose(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ActProposeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ActProposeResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ActProposeResponse]]: ...
+
+    @abc.abstractmethod
+    def ActShow(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ActShowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ActShowResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ActShowResponse]]: ...
+
+    @abc.abstractmethod
+    def ActSign(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ActSignRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ActSignResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ActSignResponse]]: ...
+
+    @abc.abstractmethod
+    def ActSubmit(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ActSubmitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ActSubmitResponse]]: ...
+
+    @abc.abstractmethod
+    def ErasureList(
+        self,
+        request: crdt_merge_proto.v1.node_service_pb2.ErasureListRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[crdt_merge_proto.v1.node_service_pb2.ErasureListResponse, collections.abc.Awaitable[crdt_merge_proto.v1.node_service_pb2.ErasureListResponse]]: ...
 
     @abc.abstractmethod
     def Resolve(

@@ -185,7 +185,7 @@ class GroupInfo(google.protobuf.message.Message):
     is_converged: builtins.bool
     """All live peers have our sync_root. A node without peers is converged with itself."""
     unjudged: builtins.str
-    """Why this release shows nothing of the group, if so."""
+    """Why nothing of the group is shown, if so: it admits its authors, and nobody is admitted."""
     def __init__(
         self,
         *,
@@ -691,6 +691,7 @@ class GroupDetail(google.protobuf.message.Message):
     POLICY_FIELD_NUMBER: builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
+    ACTS_FIELD_NUMBER: builtins.int
     @property
     def info(self) -> Global___GroupInfo: ...
     @property
@@ -699,6 +700,10 @@ class GroupDetail(google.protobuf.message.Message):
     def contributions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ContributionInfo]: ...
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OutputInfo]: ...
+    @property
+    def acts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ActInfo]:
+        """In force, the oldest first; policies are not among them."""
+
     def __init__(
         self,
         *,
@@ -706,11 +711,208 @@ class GroupDetail(google.protobuf.message.Message):
         policy: Global___PolicyInfo | None = ...,
         contributions: collections.abc.Iterable[Global___ContributionInfo] | None = ...,
         outputs: collections.abc.Iterable[Global___OutputInfo] | None = ...,
+        acts: collections.abc.Iterable[Global___ActInfo] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["info", b"info", "policy", b"policy"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["contributions", b"contributions", "info", b"info", "outputs", b"outputs", "policy", b"policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acts", b"acts", "contributions", b"contributions", "info", b"info", "outputs", b"outputs", "policy", b"policy"]) -> None: ...
 
 Global___GroupDetail: typing_extensions.TypeAlias = GroupDetail
+
+@typing.final
+class ActRequest(google.protobuf.message.Message):
+    """What an administrator wants to be done."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    TARGETS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    HEADS_FIELD_NUMBER: builtins.int
+    COUNTS_NOTHING_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """An ActKind, but policy."""
+    reason: builtins.str
+    """For people; of a ban, an erasure and a revocation."""
+    counts_nothing: builtins.bool
+    """Of a revocation: nothing of the key counts, not even what came before."""
+    @property
+    def targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Contributions (tags, digests, for a ban contents too) or authors, by the kind."""
+
+    @property
+    def heads(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of a revocation: the last operations that still count. None: all that the node has."""
+
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        targets: collections.abc.Iterable[builtins.str] | None = ...,
+        reason: builtins.str = ...,
+        heads: collections.abc.Iterable[builtins.str] | None = ...,
+        counts_nothing: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts_nothing", b"counts_nothing", "heads", b"heads", "kind", b"kind", "reason", b"reason", "targets", b"targets"]) -> None: ...
+
+Global___ActRequest: typing_extensions.TypeAlias = ActRequest
+
+@typing.final
+class ActItem(google.protobuf.message.Message):
+    """One thing that an act names."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    WHAT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    what: builtins.str
+    """What it is, as far as it is known to the node."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        what: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "what", b"what"]) -> None: ...
+
+Global___ActItem: typing_extensions.TypeAlias = ActItem
+
+@typing.final
+class ActInfo(google.protobuf.message.Message):
+    """An act as a node understands it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    GROUP_NAME_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    DETAILS_FIELD_NUMBER: builtins.int
+    SIGNERS_FIELD_NUMBER: builtins.int
+    ADMINS_FIELD_NUMBER: builtins.int
+    QUORUM_FIELD_NUMBER: builtins.int
+    NEEDED_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    group_name: builtins.str
+    kind: builtins.str
+    """An ActKind."""
+    reason: builtins.str
+    quorum: builtins.int
+    needed: builtins.int
+    """Signatures that are missing."""
+    operation: builtins.str
+    """Id of the operation that brought it into the group; empty: it is in no group yet."""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ActItem]: ...
+    @property
+    def details(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What changes, a line each, if it is a policy; what still counts, if it is a revocation."""
+
+    @property
+    def signers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Administrators whose signatures are on it and valid."""
+
+    @property
+    def admins(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """All that the group has."""
+
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        group_name: builtins.str = ...,
+        kind: builtins.str = ...,
+        reason: builtins.str = ...,
+        items: collections.abc.Iterable[Global___ActItem] | None = ...,
+        details: collections.abc.Iterable[builtins.str] | None = ...,
+        signers: collections.abc.Iterable[builtins.str] | None = ...,
+        admins: collections.abc.Iterable[builtins.str] | None = ...,
+        quorum: builtins.int = ...,
+        needed: builtins.int = ...,
+        operation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admins", b"admins", "details", b"details", "group", b"group", "group_name", b"group_name", "items", b"items", "kind", b"kind", "needed", b"needed", "operation", b"operation", "quorum", b"quorum", "reason", b"reason", "signers", b"signers"]) -> None: ...
+
+Global___ActInfo: typing_extensions.TypeAlias = ActInfo
+
+@typing.final
+class Act(google.protobuf.message.Message):
+    """An act to be carried to others, or to be submitted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    INFO_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """What its file holds."""
+    @property
+    def info(self) -> Global___ActInfo: ...
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        info: Global___ActInfo | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["info", b"info"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["info", b"info", "text", b"text"]) -> None: ...
+
+Global___Act: typing_extensions.TypeAlias = Act
+
+@typing.final
+class ErasureNode(google.protobuf.message.Message):
+    """A node that has destroyed the bytes, or has not said so yet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "name", b"name"]) -> None: ...
+
+Global___ErasureNode: typing_extensions.TypeAlias = ErasureNode
+
+@typing.final
+class ErasureInfo(google.protobuf.message.Message):
+    """How far an erasure has come."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ACT_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    OUTSTANDING_FIELD_NUMBER: builtins.int
+    IS_COMPLETE_FIELD_NUMBER: builtins.int
+    is_complete: builtins.bool
+    @property
+    def act(self) -> Global___ActInfo: ...
+    @property
+    def done(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ErasureNode]:
+        """Nodes that signed that the bytes are gone there."""
+
+    @property
+    def outstanding(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ErasureNode]:
+        """Known nodes that have not."""
+
+    def __init__(
+        self,
+        *,
+        act: Global___ActInfo | None = ...,
+        done: collections.abc.Iterable[Global___ErasureNode] | None = ...,
+        outstanding: collections.abc.Iterable[Global___ErasureNode] | None = ...,
+        is_complete: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act", "done", b"done", "is_complete", b"is_complete", "outstanding", b"outstanding"]) -> None: ...
+
+Global___ErasureInfo: typing_extensions.TypeAlias = ErasureInfo
 
 @typing.final
 class Progress(google.protobuf.message.Message):

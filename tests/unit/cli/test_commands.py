@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from crdt_merge_node.cli.app import COMMANDS
 from crdt_merge_node.cli.policy import policy_facts
-from crdt_merge_node.control.model import PolicyChanges
+from crdt_merge_node.control.model import ActRequest, PolicyChanges
 from crdt_merge_node.errors import (
     ConfigError,
     CorruptError,
@@ -211,10 +211,55 @@ def test_a_remove_with_yes_says_what_it_removed(run: Any, node: FakeNode) -> Non
     assert node.last("contribution_remove") == {"group": "digits", "target": nodes.OWN_TAG[:6]}
 
 
-def test_what_another_node_contributed_cannot_be_removed(run: Any) -> None:
-    result = run("contribution", "remove", "digits", nodes.THEIR_TAG)
+def test_what_another_node_contributed_is_removed_by_an_act(run: Any, node: FakeNode) -> None:
+    result = run("contribution", "remove", "digits", nodes.THEIR_TAG, "--yes")
 
-    assert result.exit_code == 4
+    assert result.exit_code == 0
+    assert node.last("act_propose")["act"] == ActRequest(kind="remove", targets=(nodes.THEIR_TAG,))
+    assert node.last("act_submit") == {"text": nodes.ACT.text}
+
+
+def test_what_nobody_contributed_cannot_be_removed(run: Any) -> None:
+    assert run("contribution", "remove", "digits", "beefbeef").exit_code == 4
+
+
+def test_an_act_for_others_to_sign_is_written_and_nothing_happens(
+    run: Any, node: FakeNode, tmp_path: Path
+) -> None:
+    path = tmp_path / "ban.act"
+    result = run("contribution", "ban", "digits", "beef", "--reason", "x", "--act", str(path))
+
+    assert result.exit_code == 0
+    assert path.read_text() == nodes.ACT.text
+    assert "act sign" in result.stderr
+    assert [name for name, _, _ in node.requests] == ["act_propose"]
+
+
+def test_signing_an_act_adds_to_its_file(run: Any, node: FakeNode, tmp_path: Path) -> None:
+    path = tmp_path / "ban.act"
+    path.write_text("[]")
+
+    assert run("act", "sign", str(path)).exit_code == 2  # Nobody can be asked.
+    assert path.read_text() == "[]"
+    assert run("act", "sign", str(path), "--yes").exit_code == 0
+    assert node.last("act_sign") == {"text": "[]"}
+    assert path.read_text() == nodes.ACT.text
+
+
+def test_a_policy_can_be_an_act_for_others_to_sign(run: Any, node: FakeNode, tmp_path: Path) -> None:
+    path = tmp_path / "policy.act"
+    result = run("policy", "set", "digits", "--holders", "1", "--act", str(path))
+
+    assert result.exit_code == 0
+    assert node.last("policy_set")["propose"] is True
+    assert path.read_text() == nodes.ACT.text
+
+
+def test_a_revocation_cannot_name_heads_and_nothing(run: Any, node: FakeNode) -> None:
+    result = run("group", "revoke", "digits", "beta", "--reason", "x", "--nothing", "--head", "ab12")
+
+    assert result.exit_code == 2
+    assert node.requests == []
 
 
 def test_a_group_needs_a_schema_from_somewhere(run: Any, node: FakeNode) -> None:
@@ -228,7 +273,8 @@ def test_a_group_needs_a_schema_from_somewhere(run: Any, node: FakeNode) -> None
 def test_a_group_is_created_with_all_that_was_given(run: Any, node: FakeNode, file: Path) -> None:
     result = run(
         "group", "create", "digits", "--strategy", "ties", "--param", "density=0.2", "--base", str(file),
-        "--dtype", "bf16", "--weight-cap", "4", "--holders", "2",
+        "--dtype", "bf16", "--weight-cap", "4", "--holders", "2", "--admin", "beta", "--admin", "gamma",
+        "--quorum", "2", "--admitted",
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
@@ -241,6 +287,9 @@ def test_a_group_is_created_with_all_that_was_given(run: Any, node: FakeNode, fi
         "dtype": "BF16",
         "weight_cap": 4 << 32,
         "holders": 2,
+        "admins": ("beta", "gamma"),
+        "quorum": 2,
+        "admitted": True,
     }
 
 

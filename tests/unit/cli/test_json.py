@@ -41,6 +41,13 @@ LINES: dict[str, tuple[str, ...]] = {
     "contribution-list/1": ("contribution", "list", "digits"),
     "contribution-show/1": ("contribution", "show", "digits", "main"),
     "contribution-remove/1": ("contribution", "remove", "digits", "main", "--yes"),
+    "contribution-ban/1": ("contribution", "ban", "digits", "beef", "--reason", "x", "--yes"),
+    "contribution-erase/1": ("contribution", "erase", "digits", "beef", "--reason", "x", "--yes"),
+    "group-admit/1": ("group", "admit", "digits", "beta", "--yes"),
+    "group-revoke/1": ("group", "revoke", "digits", "beta", "--reason", "x", "--yes"),
+    "group-erasures/1": ("group", "erasures", "digits"),
+    "act-show/1": ("act", "show", str(SCHEMAS)),
+    "act-submit/1": ("act", "submit", str(SCHEMAS)),
     "resolve/1": ("resolve", "digits", "-o", "/tmp/never-written"),
     "version/1": ("version",),
 }

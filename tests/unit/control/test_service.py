@@ -66,12 +66,15 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         dtype="F32",
         weight_cap=1 << 32,
         holders=2,
+        admins=("beta",),
+        quorum=2,
+        admitted=True,
     ),
     "group_list": lambda client: client.group_list(),
     "group_show": lambda client: client.group_show("digits"),
     "group_follow": lambda client: client.group_follow("digits", follow=False),
     "policy_show": lambda client: client.policy_show("digits"),
-    "policy_set": lambda client: client.policy_set("digits", model.PolicyChanges(holders=0)),
+    "policy_set": lambda client: client.policy_set("digits", model.PolicyChanges(holders=0), propose=True),
     "contribution_add": lambda client: client.contribution_add(
         "digits",
         path="/m.safetensors",
@@ -89,6 +92,16 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "contribution_list": lambda client: client.contribution_list("digits"),
     "contribution_show": lambda client: client.contribution_show("digits", "main"),
     "contribution_remove": lambda client: client.contribution_remove("digits", "main"),
+    "act_propose": lambda client: client.act_propose(
+        "digits",
+        model.ActRequest(
+            kind="revoke", targets=("beta",), reason="stolen", heads=("ab12",), counts_nothing=True
+        ),
+    ),
+    "act_show": lambda client: client.act_show("{}"),
+    "act_sign": lambda client: client.act_sign("{}"),
+    "act_submit": lambda client: client.act_submit("{}"),
+    "erasure_list": lambda client: client.erasure_list("digits"),
     "resolve": lambda client: client.resolve(
         "digits",
         output_path="/o",

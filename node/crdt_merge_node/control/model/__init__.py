@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from crdt_merge_protocol.limits import WEIGHT_ONE
 
 if TYPE_CHECKING:
+    from .acts import Act, ActInfo, ActItem, ActKind, ActRequest, ErasureInfo, ErasureNode
     from .contributions import (
         ContributionAdded,
         ContributionInfo,
@@ -60,6 +61,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WEIGHT_ONE",
+    "Act",
+    "ActInfo",
+    "ActItem",
+    "ActKind",
+    "ActRequest",
     "Alarm",
     "BackupReport",
     "CertificateInfo",
@@ -69,6 +75,8 @@ __all__ = [
     "ContributionState",
     "ContributionWritten",
     "ContributionsRemoved",
+    "ErasureInfo",
+    "ErasureNode",
     "EventsMissed",
     "GroupDetail",
     "GroupInfo",
@@ -100,6 +108,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
+    "acts": ("Act", "ActInfo", "ActItem", "ActKind", "ActRequest", "ErasureInfo", "ErasureNode"),
     "contributions": (
         "ContributionAdded",
         "ContributionInfo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .acts import ActInfo
 from .contributions import ContributionInfo
 
 
@@ -36,7 +37,7 @@ class GroupInfo:
     is_converged: bool = True
     """All live peers have our ``sync_root``. A node without peers is converged with itself."""
     unjudged: str = ""
-    """Why this release shows nothing of the group, if so."""
+    """Why nothing of the group is shown, if so: it admits its authors, and nobody is admitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +103,5 @@ class GroupDetail:
     policy: PolicyInfo
     contributions: tuple[ContributionInfo, ...] = ()
     outputs: tuple[OutputInfo, ...] = ()
+    acts: tuple[ActInfo, ...] = ()
+    """Bans, erasures, admissions, revocations and removals of others' that are in force, the oldest first."""

@@ -1,0 +1,219 @@
+"""Carries out what administrators erase: the bytes go from this node, and it signs that they are gone.
+
+    ERASE in the view -> what nobody else needs is destroyed, caches too -> RECEIPT (SCENARIOS T35, T36)
+
+It is level-triggered: every comparison of a group with the store begins here, so nothing that was erased is
+looked at, asked for or given away after the act has arrived; and so does a start, before anybody is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from crdt_merge_protocol.blobs import Manifest
+from crdt_merge_protocol.engine import Engine
+from crdt_merge_protocol.errors import RemoteProtocolError
+from crdt_merge_protocol.operations import Add, Kind, PolicyAct, Receipt, read_body
+from crdt_merge_protocol.state import CRDTMergeState
+from crdt_merge_protocol.view import Decided
+
+from .contents import read_payload
+from .errors import CorruptError, StorageError, StoreFailedError
+from .gossip import GossipDriver
+from .storage import Store
+from .telemetry.logging import get_logger
+
+log = get_logger()
+
+RECEIPT_ERASURES_MAX: Final = 256
+"""Erasures in one RECEIPT; they stand in the body and in the references."""
+RETRY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doomed:
+    """What is to go, and what may not go with it: ids of manifests and of payloads."""
+
+    contents: frozenset[bytes]
+    payloads: frozenset[bytes]
+    kept_contents: frozenset[bytes]
+    """Of contributions that nobody banned, and of bases, in any group."""
+    kept_payloads: frozenset[bytes]
+
+
+class Erasures:
+    """The erasures of all groups, on this node."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        driver: GossipDriver,
+        store: Store,
+        again: Callable[[bytes], None],
+    ) -> None:
+        """Take where bytes are, who signs, and who has a group looked at again after a failure."""
+        self._engine = engine
+        self._driver = driver
+        self._store = store
+        self._again = again
+        self._carried_out: dict[bytes, tuple[frozenset[bytes], frozenset[bytes]]] = {}
+        """group -> (contents, tags) of which nothing is here any more."""
+        self._signed: set[tuple[bytes, bytes]] = set()
+        """(group, erasure) for which there is a RECEIPT of this node, or one on its way."""
+        self._payloads: set[bytes] = set()
+        self._turn = asyncio.Lock()
+
+    def is_erased_payload(self, payload: bytes) -> bool:
+        """Tell whether these notes belong to an erased contribution, whoever names them now."""
+        return payload in self._payloads
+
+    async def enforce(self, group: bytes) -> None:
+        """Destroy what the acts of a group erase, and sign that it is gone.
+
+        Raises:
+            StoreFailedError: The disk failed.
+        """
+        state = self._engine.replicas[group].state
+        decided = state.view.decided
+        if decided.erasures and await self.destroy(group):
+            await self._sign(group, decided)
+
+    async def destroy(self, group: bytes) -> bool:
+        """Destroy what the acts of a group erase; False if that failed and is tried again."""
+        async with self._turn:  # What one group erases, another may be about to need.
+            state = self._engine.replicas[group].state
+            decided = state.view.decided
+            now = decided.erased, decided.erased_tags
+            if not decided.erasures or self._carried_out.get(group) == now:
+                return True
+            doomed = self._doomed(state, decided)
+            self._payloads |= doomed.payloads
+            try:
+                destroyed = await asyncio.to_thread(self._destroy, group, doomed)
+            except StoreFailedError:
+                raise
+            except StorageError as error:
+                log.error("erasure.failed", group=group, error=error)  # noqa: TRY400 - a person reads it.
+                asyncio.get_running_loop().call_later(RETRY_S, self._again, group)
+                return False
+            self._carried_out[group] = now
+            if destroyed:
+                log.info("erasure.completed", group=group, count=destroyed)
+            return True
+
+    def _doomed(self, state: CRDTMergeState, decided: Decided) -> Doomed:
+        """Return what one group erases, and what all groups still need."""
+        kept_contents: set[bytes] = set()
+        kept_payloads: set[bytes] = set()
+        for replica in self._engine.replicas.values():
+            other = replica.state
+            theirs = other.view.decided
+            for _tag, add in _adds(other, other.adds - theirs.erased_tags):
+                if add.content not in theirs.banned:
+                    kept_contents.add(add.content)
+                if add.payload is not None:
+                    kept_payloads.add(add.payload)
+            kept_contents |= _bases(other)
+        payloads = {add.payload for _, add in _adds(state, decided.erased_tags) if add.payload is not None}
+        return Doomed(
+            contents=decided.erased,
+            payloads=frozenset(payloads),
+            kept_contents=frozenset(kept_contents),
+            kept_payloads=frozenset(kept_payloads - payloads),
+        )
+
+    def _destroy(self, group: bytes, doomed: Doomed) -> int:
+        """Destroy everything; return how many objects and blobs it was. Blocks."""
+        contents = doomed.contents - doomed.kept_contents
+        packings = self._packings(doomed.payloads)
+        if packings:
+            packings -= self._packings(doomed.kept_payloads)
+        objects = {*contents, *doomed.payloads, *packings}
+        named = self._blobs_of(contents)
+        needed = named & self._blobs_of(doomed.kept_contents) if named else set()
+        blobs = self._store.blobs
+        present = sum(blobs.has_object(id_) for id_ in objects) + sum(
+            blobs.has(id_) for id_ in named - needed
+        )
+        if present or len(blobs.erased_among(objects)) < len(objects):
+            if present:
+                self._forget_outputs(group)
+            blobs.erase(objects=objects, blobs=named - needed, beside=needed)
+        return present
+
+    def _forget_outputs(self, group: bytes) -> None:
+        """Drop what was kept of earlier resolves, for nobody knows what went into it."""
+        from .report.kept import forget as forget_report
+        from .resolve.remembered import forget as forget_outputs
+
+        data = self._store.data
+        forget_outputs(data.path, fs=data.fs)
+        forget_report(data.path, group.hex(), fs=data.fs)
+
+    def _blobs_of(self, contents: Iterable[bytes]) -> set[bytes]:
+        """Return the blobs that manifests name, as far as those are here."""
+        found: set[bytes] = set()
+        for content in sorted(contents):
+            data = self._object(content)
+            if data is None:
+                continue
+            try:
+                found.update(entry.blob for entry in Manifest.decode(data).entries)
+            except RemoteProtocolError:
+                continue  # It names nothing that anybody fetched.
+        return found
+
+    def _packings(self, payloads: Collection[bytes]) -> set[bytes]:
+        """Return what payloads say that their files were packed by, as far as they are here."""
+        found = (self._object(payload) for payload in sorted(payloads))
+        return {packing for data in found if data and (packing := read_payload(data).packing)}
+
+    def _object(self, id_: bytes) -> bytes | None:
+        try:
+            return self._store.blobs.get_object(id_)
+        except CorruptError:
+            return None  # The damaged row is gone.
+
+    async def _sign(self, group: bytes, decided: Decided) -> None:
+        """Tell the group which of its erasures are carried out here, unless it knows."""
+        if not self._driver.standing.is_open:
+            return
+        own = self._engine.node
+        due = sorted(
+            erasure
+            for erasure in decided.erasures
+            if (erasure, own) not in decided.receipts and (group, erasure) not in self._signed
+        )
+        for start in range(0, len(due), RECEIPT_ERASURES_MAX):
+            page = tuple(due[start : start + RECEIPT_ERASURES_MAX])
+            try:
+                await self._driver.author(group, Kind.RECEIPT, Receipt(erasures=page).encode(), page)
+            except StoreFailedError:
+                raise
+            except StorageError as error:
+                log.warning("receipt.failed", group=group, error=error)
+                asyncio.get_running_loop().call_later(RETRY_S, self._again, group)
+                return
+            self._signed.update((group, erasure) for erasure in page)
+
+
+def _adds(state: CRDTMergeState, tags: Iterable[bytes]) -> Iterable[tuple[bytes, Add]]:
+    for tag in sorted(tags):
+        signed = state.get(tag)
+        add = read_body(signed.operation) if signed is not None else None
+        if isinstance(add, Add):
+            yield tag, add
+
+
+def _bases(state: CRDTMergeState) -> set[bytes]:
+    """Return the base of every policy that the group has or had."""
+    policies = [state.genesis.policy]
+    for signed in state.causal():
+        act = read_body(signed.operation) if signed.operation.kind == Kind.POLICY else None
+        if isinstance(act, PolicyAct):
+            policies.append(act.policy)
+    return {policy.base for policy in policies if policy.base is not None}
