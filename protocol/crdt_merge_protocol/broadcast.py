@@ -40,6 +40,7 @@ class Broadcast:
         if is_mesh:
             return []
         new = [signed.id for signed in receipt.accepted]
+        new += receipt.aside  # Whoever brings what is refused here is no slower than others for it.
         if is_push:
             return self.tree.pushed(peer, new=new, known=(*receipt.durable, *receipt.in_flight), now=now)
         self.tree.synced(peer, new)

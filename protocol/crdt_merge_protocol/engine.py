@@ -165,6 +165,7 @@ class Engine:
             effects.append(ended)
             if ended.received_count and not self.overlay.is_mesh:
                 self._announcer.changed(ended.group, now=now, wait_s=SYNCED_DELAY_S * self._jitter())
+            effects += self._intake.forget_aside()
         return effects
 
     def _handle(self, event: Event, *, now: float) -> list[Effect]:  # noqa: PLR0911 - one answer per kind.
@@ -196,7 +197,7 @@ class Engine:
                 )
 
     def _tick(self, *, now: float) -> list[Effect]:
-        effects = perform(self.overlay.tick(now=now))
+        effects = self._intake.forget_aside() + perform(self.overlay.tick(now=now))
         effects += sends(self._broadcast.tree.tick(self._is_in_flight, now=now), Lane.OPERATIONS)
         effects += self._announce(self.overlay.neighbours, self._announcer.take(self.replicas, now=now))
         return effects + sends(self.reconciler.tick(now=now), Lane.SYNC)

@@ -198,6 +198,18 @@ class GroupChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DropOperations:
+    """A REVOKE lets these count no more, and nothing kept was made after them: delete them (PROTOCOL R7).
+
+    All or none, since some are made after others; and before whatever :class:`StoreOperations` asks for next,
+    which may bring some of them back. Some may not be stored at all.
+    """
+
+    group: bytes
+    ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttestationMismatch:
     """Two nodes wrote different bytes for one resolve key: an alarm, never a silence (DESIGN 3.2)."""
 
@@ -214,6 +226,7 @@ Effect = (
     | Disconnect
     | StoreGroup
     | StoreOperations
+    | DropOperations
     | RememberPeer
     | PeerLeft
     | GroupChanged

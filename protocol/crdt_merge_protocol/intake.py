@@ -12,7 +12,7 @@ from typing import Final
 
 from .announcer import Announcer
 from .broadcast import Broadcast
-from .events import Effect, GroupChanged, Lane, StoreOperations
+from .events import DropOperations, Effect, GroupChanged, Lane, StoreOperations
 from .limits import IN_FLIGHT_BYTES_MAX
 from .messages.base import Message
 from .messages.gossip import Gossip
@@ -98,8 +98,10 @@ class Intake:
             self._reconciler.hasten(peer, group, now=now, wait_s=wait_s)
         elif not replica.orphan_count:
             self._reconciler.relax(group)
-        if receipt.durable:
-            effects += sends(self._reconciler.stored(group, receipt.durable, now=now), Lane.SYNC)
+        if receipt.aside and not is_push:
+            self._reconciler.set_aside(peer, group, len(receipt.aside))
+        if settled := receipt.durable + receipt.aside:
+            effects += sends(self._reconciler.stored(group, settled, now=now), Lane.SYNC)
         if receipt.refused is not None:
             effects.append(self._offence(peer, receipt.refused, now=now))
         return effects
@@ -116,6 +118,19 @@ class Intake:
         effects += sends(self._reconciler.stored(group, ids, now=now), Lane.SYNC)
         if mesh is not None:
             self.root_changed(group, now=now)
+        if dropped := replica.take_dropped():
+            effects.append(DropOperations(group=group, ids=dropped))
+        return effects
+
+    def forget_aside(self) -> list[Effect]:
+        """Forget what revoked keys signed and nothing was made after, where no session may bring more."""
+        effects: list[Effect] = []
+        for group, replica in self._replicas.items():
+            if not replica.state.aside_bytes or self._reconciler.is_under_way(group):
+                continue
+            replica.forget_aside()
+            if dropped := replica.take_dropped():
+                effects.append(DropOperations(group=group, ids=dropped))
         return effects
 
     def not_stored(self, groups: Iterable[bytes], new_log: Callable[[], bytes], *, now: float) -> None:

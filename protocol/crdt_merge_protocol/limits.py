@@ -50,6 +50,8 @@ ORPHAN_BYTES_MAX: Final = 16 * MIB
 ORPHANS_PER_PEER_MAX: Final = ORPHANS_MAX // 8
 """An offender evicts its own orphans first."""
 ORPHAN_BYTES_PER_PEER_MAX: Final = ORPHAN_BYTES_MAX // 8
+ASIDE_BYTES_MAX: Final = 64 * MIB
+"""Operations of revoked keys that came and are not kept, remembered for what may be made after them."""
 IN_FLIGHT_BYTES_MAX: Final = 8 * MIB
 """Pushed operations on their way to the disk. Beyond it a push is shed, and anti-entropy fetches it."""
 

@@ -26,6 +26,7 @@ from .limits import SYNC_INBOUND_MAX, SYNC_INBOUND_PER_PEER_MAX, SYNC_OUTBOUND_M
 from .messages.base import Message
 from .messages.sync import SYNC_MESSAGES, Busy, Open
 from .reading import Reading
+from .running import Place, Running
 from .state import CRDTMergeState
 from .sync import SyncSession
 
@@ -39,24 +40,6 @@ SESSION_BYTES: Final = 4
 """Every message of a session repeats its id; two at once with one peer must differ, that is all."""
 
 Outgoing = list[tuple[bytes, Message]]
-Place = tuple[bytes, bytes]
-"""(peer, group)."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A session and where it runs."""
-
-    peer: bytes
-    group: bytes
-    session: SyncSession
-    is_inbound: bool
-    began: float
-
-    @property
-    def place(self) -> Place:
-        """Peer and group."""
-        return self.peer, self.group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +81,8 @@ class Reconciler:
         """Where the listing of a group by a peer broke off, to be resumed there."""
         self._fruitless: Counter[Place] = Counter()
         """Sessions in a row that brought nothing."""
+        self._set_aside: dict[Place, int] = {}
+        """How many operations a peer has that a REVOKE here excludes, as far as it has sent them."""
         self._hastened: set[Place] = set()
         """Places that are due only because something waited for its past."""
         self._paused_until = 0.0
@@ -167,9 +152,27 @@ class Reconciler:
             if running.peer in self.roots(running.group):
                 self._due[running.place] = until
 
+    def set_aside(self, peer: bytes, group: bytes, count: int) -> None:
+        """Note that so many operations that a session brought are not kept here.
+
+        The peer goes on having them until it learns of the REVOKE. So that it does not list all it has for
+        ever, and is told nothing, both sides are to take themselves for equally full.
+        """
+        running = self._running_at(peer, group)
+        if running is not None:
+            running.aside_count += count
+            place = running.place
+            self._set_aside[place] = max(self._set_aside.get(place, 0), running.aside_count)
+
+    def is_under_way(self, group: bytes) -> bool:
+        """Tell whether a session about a group runs."""
+        return any(running.group == group for running in self._running.values())
+
     def peer_down(self, peer: bytes) -> None:
         """Forget a peer and its sessions."""
         self._is_due_known = False
+        for place in [place for place in self._set_aside if place[0] == peer]:
+            del self._set_aside[place]
         for peers in self._roots.values():
             peers.pop(peer, None)
         for running in list(self._running.values()):
@@ -287,6 +290,7 @@ class Reconciler:
             nonce=self._random_bytes(16),
             now=now,
             after=self._cursors.pop((peer, group), None),
+            excluded_count=self._set_aside.get((peer, group), 0),
         )
         self._running[peer, session.session] = Running(peer, group, session, is_inbound=False, began=now)
         return [(peer, message) for message in session.start()]
@@ -301,7 +305,12 @@ class Reconciler:
             retry_after_ms = int(SYNC_RETRY_AFTER_S * 1000)
             return [(peer, Busy(session=message.session, reason=reason, retry_after_ms=retry_after_ms))]
         session = SyncSession(
-            state=state, session=message.session, initiator=False, nonce=self._random_bytes(16), now=now
+            state=state,
+            session=message.session,
+            initiator=False,
+            nonce=self._random_bytes(16),
+            now=now,
+            excluded_count=self._set_aside.get((peer, message.group), 0),
         )
         running = Running(peer, message.group, session, is_inbound=True, began=now)
         self._running[peer, message.session] = running
@@ -348,8 +357,11 @@ class Reconciler:
             self._roots.setdefault(running.group, {})[running.peer] = (state.sync_root, len(state))
             self._due.pop(running.place, None)
             self._fruitless.pop(running.place, None)
+            self._set_aside.pop(running.place, None)
             return
-        if counters.received_count or (counters.sent_count and session.outcome == "unequal"):
+        if counters.received_count > running.aside_count or (
+            counters.sent_count and session.outcome == "unequal"
+        ):
             self._fruitless.pop(running.place, None)
         elif not session.retry_after_s:
             self._fruitless[running.place] += 1

@@ -8,11 +8,15 @@ Only the state is shown to peers, counted in roots or built upon by ``deps``: an
 durable, never merely received (PROTOCOL 3). What misses its past waits in the orphan buffer. Operations
 refused once are remembered by the hash of their signed bytes, never by id: a garbage signature in front of
 an honest id would otherwise censor it.
+
+What a revoked key signed beyond its heads is refused, but not at once and for ever: somebody who does not
+know the REVOKE yet may build upon it, and then it is kept. So it is *aside* for a while, in memory and
+nowhere else, and goes to the disk before the first operation that builds upon it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,13 +24,15 @@ from .canonical import digest
 from .errors import LocalProtocolError, MalformedMessageError, RemoteProtocolError
 from .genesis import Genesis
 from .identity import NodeKey
-from .operations import Operation, SignedOperation, sign_operation
+from .limits import ASIDE_BYTES_MAX
+from .operations import LOG_BYTES, Operation, SignedOperation, sign_operation
 from .orphans import OrphanBuffer
 from .reading import Reading
 from .state import CRDTMergeState
 
 REFUSALS_REMEMBERED_MAX = 4096
 _REFUSED = "crdt-merge/refused/1"
+_NEXT_LOG = "crdt-merge/next-log/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,8 @@ class Receipt:
     """Ids that were in the state already."""
     in_flight: tuple[bytes, ...]
     """Ids that were on their way to the disk already."""
+    aside: tuple[bytes, ...]
+    """Ids of operations that a REVOKE excludes and nothing kept was made after: not to be stored."""
     is_waiting: bool
     """Some miss their past; a sync with the sender will bring it."""
     refused: RemoteProtocolError | None
@@ -81,15 +89,22 @@ class Replica:
         return operation_id in self._in_flight
 
     def is_here(self, operation_id: bytes) -> bool:
-        """Tell whether an operation is durable, or verified and on its way to the disk."""
-        return operation_id in self.state or operation_id in self._in_flight
+        """Tell whether an operation is durable, or verified and on its way to the disk, or aside."""
+        return (
+            operation_id in self.state or operation_id in self._in_flight or self.state.is_aside(operation_id)
+        )
 
     def author(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
         """Sign this node's next operation and put it in flight.
 
         Raises:
-            LocalProtocolError: It names what is not here, or no node would accept it.
+            LocalProtocolError: It names what is not here, or no node would accept it, or this node's key was
+                revoked.
         """
+        if self._previous is not None and not (
+            self._previous in self.state or self._previous in self._in_flight
+        ):
+            self._begin_log(digest(_NEXT_LOG, self._log)[:LOG_BYTES])  # What was said before was dropped.
         named = tuple(sorted(refs))
         if unknown := [id_ for id_ in named if id_ not in self.state and id_ not in self._in_flight]:
             raise LocalProtocolError(f"operation {unknown[0].hex()[:12]} is not here to be named.")
@@ -105,6 +120,10 @@ class Replica:
             body=body,
         )
         signed = sign_operation(operation, self._key)
+        if self.state.is_excluded(signed):
+            raise LocalProtocolError(
+                "the key of this node was revoked in this group: nothing that it signs from now on counts."
+            )
         self._seq += 1
         self._previous = signed.id
         self._launch(signed)
@@ -122,6 +141,7 @@ class Replica:
         accepted: list[SignedOperation] = []
         durable: list[bytes] = []
         in_flight: list[bytes] = []
+        aside: list[bytes] = []
         is_waiting = False
         refused: RemoteProtocolError | None = None
         for wire in wires:
@@ -131,11 +151,13 @@ class Replica:
                     durable.append(signed.id)
                 elif signed.id in self._in_flight:
                     in_flight.append(signed.id)
+                elif self.state.is_aside(signed.id):
+                    aside.append(signed.id)
                 elif missing := self._missing(signed):
                     self._orphans.add(signed, peer, missing)
                     is_waiting = True
                 else:
-                    self._accept(signed, accepted)
+                    self._accept(signed, accepted, aside)
             except RemoteProtocolError as error:
                 refused = error
                 break
@@ -143,6 +165,7 @@ class Replica:
             accepted=tuple(accepted),
             durable=tuple(durable),
             in_flight=tuple(in_flight),
+            aside=tuple(aside),
             is_waiting=is_waiting,
             refused=refused,
         )
@@ -168,14 +191,28 @@ class Replica:
         return list(found.items())
 
     def stored(self, ids: Iterable[bytes]) -> list[SignedOperation]:
-        """Move operations from in flight into the state; return those that were new to it."""
+        """Move operations from in flight into the state; return those that are new to it, in causal order."""
         applied = []
         for operation_id in ids:
             signed = self._in_flight.pop(operation_id)
             self.in_flight_bytes -= len(signed.encoded)
+            past = self.state.aside_past([signed])
             if self.state.apply(signed):
-                applied.append(signed)
+                applied += [*past, signed]
         return applied
+
+    def take_dropped(self) -> tuple[bytes, ...]:
+        """Return what need not be stored any more: all to be deleted at once, before what is stored next."""
+        return self.state.take_dropped(but=self._needed()) if self.state.has_dropped else ()
+
+    def forget_aside(self) -> None:
+        """Forget what is aside. Not while a sync session of the group is under way: it may bring more."""
+        if self.state.aside_bytes:
+            self.state.forget_aside(but=self._needed())
+
+    def _needed(self) -> frozenset[bytes]:
+        """Return what is aside and will be part of the state once everything in flight is durable."""
+        return frozenset(past.id for past in self.state.aside_past(self._in_flight.values()))
 
     def withdraw(self, new_log: bytes) -> None:
         """Forget everything in flight, because storage took none of it.
@@ -190,24 +227,34 @@ class Replica:
         """Drop the orphans of a peer that has gone."""
         self._orphans.forget_peer(peer)
 
-    def _accept(self, signed: SignedOperation, accepted: list[SignedOperation]) -> None:
-        """Put an operation in flight, and after it every orphan that it completes."""
+    def _accept(self, signed: SignedOperation, accepted: list[SignedOperation], aside: list[bytes]) -> None:
+        """Put an operation in flight, or aside, and after it every orphan that it completes."""
         self._check_predecessor(signed)
-        self._launch(signed)
-        accepted.append(signed)
-        position = len(accepted) - 1
-        while position < len(accepted):
-            for orphan in self._orphans.accept(accepted[position].id):
+        complete = deque([signed])
+        while complete:
+            one = complete.popleft()
+            if self.state.is_excluded(one):
+                self._set_aside(one)
+                aside.append(one.id)
+            else:
+                for kept in (*self.state.aside_past([one]), one):
+                    if kept.id not in self._in_flight:
+                        self._launch(kept)
+                        accepted.append(kept)
+            for orphan in self._orphans.accept(one.id):
                 if missing := self._missing(orphan.signed):
                     self._orphans.add(orphan.signed, orphan.peer, missing)
                 elif self._is_good_orphan(orphan.signed):
-                    self._launch(orphan.signed)
-                    accepted.append(orphan.signed)
-            position += 1
+                    complete.append(orphan.signed)
+
+    def _set_aside(self, signed: SignedOperation) -> None:
+        if self.state.aside_bytes > ASIDE_BYTES_MAX:
+            self.state.forget_aside(but=self._needed(), is_all=False)
+        self.state.set_aside(signed)
 
     def _is_good_orphan(self, signed: SignedOperation) -> bool:
         """Judge an orphan late; that it is refused is not the fault of whoever completed its past."""
-        if signed.id in self._in_flight or signed.id in self.state:
+        if self.is_here(signed.id):
             return False
         try:
             self._check_predecessor(signed)
@@ -224,7 +271,7 @@ class Replica:
             raise MalformedMessageError("an operation that was refused before was sent again")
         try:
             signed = reading.load(wire)
-            if signed.id in self.state or signed.id in self._in_flight:
+            if self.is_here(signed.id):
                 return signed  # Nothing will be done with this copy, so nothing more is spent on it.
             if signed.operation.group != self.group:
                 raise MalformedMessageError("an operation of another group was sent")
@@ -253,7 +300,7 @@ class Replica:
         operation = signed.operation
         if operation.prev is None:
             return
-        found = self._in_flight.get(operation.prev) or self.state.get(operation.prev)
+        found = self._in_flight.get(operation.prev) or self.state.find(operation.prev)
         assert found is not None, "an operation is accepted only after its past"
         previous = found.operation
         if (previous.author, previous.log, previous.seq) != (

@@ -48,6 +48,8 @@ class CRDTMergeState:
         """All (depth, id); sorted when it is read, which is cheap because it nearly is."""
         self._visibility = Visibility(genesis)
         self._standing = Standing(genesis, self.group)
+        self.aside_bytes = 0
+        """Of operations that are no part of the state, but remembered."""
         self._aside: dict[bytes, SignedOperation] = {}
         self._dropped: dict[bytes, None] = {}
         """Aside since :meth:`take_dropped` was last called. A dict, to have an order."""
@@ -61,6 +63,10 @@ class CRDTMergeState:
     def get(self, operation_id: bytes) -> SignedOperation | None:
         """Return an operation, or None if it is not here."""
         return self._operations.get(operation_id)
+
+    def find(self, operation_id: bytes) -> SignedOperation | None:
+        """Return an operation that is here or aside, or None."""
+        return self._operations.get(operation_id) or self._aside.get(operation_id)
 
     def depth(self, operation_id: bytes) -> int:
         """Return 1 + the greatest depth of an operation's prev, deps and refs.
@@ -90,7 +96,10 @@ class CRDTMergeState:
             MalformedMessageError: It belongs to another group, or does not continue its own log (R5).
         """
         operation, operation_id = signed.operation, signed.id
-        if operation_id in self._operations or operation_id in self._aside:
+        if operation_id in self._operations:
+            return False
+        if operation_id in self._aside:
+            self._dropped[operation_id] = None  # It may have been stored for nothing.
             return False
         if operation.group != self.group:
             raise MalformedMessageError(
@@ -105,11 +114,11 @@ class CRDTMergeState:
         body = read_body(operation)
         is_act = isinstance(body, Act) and self._standing.judge(operation_id, operation, body)
         if not is_act and not self._standing.is_standing(operation_id, operation.author):
-            self._aside[operation_id] = signed
+            self.set_aside(signed)
             self._dropped[operation_id] = None
             return False
-        for past in () if is_complete else self.aside_past(signed):
-            del self._aside[past.id]
+        for past in () if is_complete else self.aside_past([signed]):
+            self._take_aside(past.id)
             self._dropped.pop(past.id, None)
             self._enter(past, read_body(past.operation), past.operation.parents)
         self._enter(signed, body, parents)
@@ -139,6 +148,7 @@ class CRDTMergeState:
         twin._causal = list(self._causal)
         twin._visibility = self._visibility.copy()
         twin._standing = self._standing.copy()
+        twin.aside_bytes = self.aside_bytes
         twin._aside, twin._dropped = dict(self._aside), dict(self._dropped)
         return twin
 
@@ -218,9 +228,9 @@ class CRDTMergeState:
         return None
 
     @property
-    def aside_count(self) -> int:
-        """Operations that are no part of the state, but remembered."""
-        return len(self._aside)
+    def has_dropped(self) -> bool:
+        """Whether :meth:`take_dropped` may have something to say."""
+        return bool(self._dropped)
 
     def is_aside(self, operation_id: bytes) -> bool:
         """Tell whether an operation was dropped, or came and was not kept, and is remembered."""
@@ -234,27 +244,32 @@ class CRDTMergeState:
         body = read_body(operation)
         return not (isinstance(body, Act) and self._standing.may_act(operation, body))
 
-    def aside_past(self, signed: SignedOperation) -> list[SignedOperation]:
-        """Return what is aside of an operation's past, in causal order."""
+    def aside_past(self, operations: Iterable[SignedOperation]) -> list[SignedOperation]:
+        """Return what is aside of the past of some operations, in causal order."""
         found: list[SignedOperation] = []
+        if not self._aside:
+            return found
         seen: set[bytes] = set()
-        pending = [(parent, False) for parent in sorted(signed.operation.parents)] if self._aside else []
-        while pending:
-            operation_id, is_done = pending.pop()
-            past = self._aside.get(operation_id)
-            if past is None:
-                continue
-            if is_done:
-                found.append(past)
-            elif operation_id not in seen:
-                seen.add(operation_id)
-                pending.append((operation_id, True))
-                pending.extend((parent, False) for parent in sorted(past.operation.parents))
+        for signed in operations:
+            pending = [(parent, False) for parent in sorted(signed.operation.parents)]
+            while pending:
+                operation_id, is_done = pending.pop()
+                past = self._aside.get(operation_id)
+                if past is None:
+                    continue
+                if is_done:
+                    found.append(past)
+                elif operation_id not in seen:
+                    seen.add(operation_id)
+                    pending.append((operation_id, True))
+                    pending.extend((parent, False) for parent in sorted(past.operation.parents))
         return found
 
     def set_aside(self, signed: SignedOperation) -> None:
         """Remember an operation that is excluded, and that nothing kept is made after yet."""
-        self._aside.setdefault(signed.id, signed)
+        if signed.id not in self._aside:
+            self._aside[signed.id] = signed
+            self.aside_bytes += len(signed.encoded)
 
     def take_dropped(self, *, but: AbstractSet[bytes] = frozenset()) -> tuple[bytes, ...]:
         """Return what was dropped since the last call, but for some; it need not be stored any more.
@@ -266,12 +281,21 @@ class CRDTMergeState:
             del self._dropped[operation_id]
         return tuple(ready)
 
-    def forget_aside(self, *, but: AbstractSet[bytes] = frozenset()) -> None:
-        """Forget what is aside, but for some. Whatever is made after it cannot be applied any more."""
+    def forget_aside(self, *, but: AbstractSet[bytes] = frozenset(), is_all: bool = True) -> None:
+        """Forget what is aside. What is made after it cannot be applied any more.
+
+        Args:
+            but: What is remembered all the same.
+            is_all: Also what was part of the state once, which a sync session may be about to send.
+        """
         for operation_id in [one for one in self._aside if one not in but]:
-            del self._aside[operation_id]
-            self._depths.pop(operation_id, None)
-            self._standing.forget(operation_id)
+            if is_all or operation_id not in self._depths:
+                self._take_aside(operation_id)
+                self._depths.pop(operation_id, None)
+                self._standing.forget(operation_id)
+
+    def _take_aside(self, operation_id: bytes) -> None:
+        self.aside_bytes -= len(self._aside.pop(operation_id).encoded)
 
     def _check_log(self, operation: Operation) -> None:
         """Refuse an operation whose ``prev`` is not the one before it in its own log (R5, SCENARIOS B24)."""
@@ -321,7 +345,7 @@ class CRDTMergeState:
                 kept.append((depth, operation_id))
                 wanted |= signed.operation.parents
             else:
-                self._aside[operation_id] = self._operations.pop(operation_id)
+                self.set_aside(self._operations.pop(operation_id))
                 self._dropped[operation_id] = None
                 self.trie.discard(operation_id)
         self._causal = kept[::-1]

@@ -75,6 +75,7 @@ class SyncSession:
         nonce: bytes,
         now: float,
         after: bytes | None = None,
+        excluded_count: int = 0,
     ) -> None:
         """Prepare a session.
 
@@ -85,6 +86,7 @@ class SyncSession:
             nonce: At least 8 random bytes of this side, of which 8 travel.
             now: Monotonic seconds.
             after: ``cursor`` of an earlier session with this peer that broke off.
+            excluded_count: How many operations the other side is known to have that are not kept here.
 
         Raises:
             LocalProtocolError: The nonce is too short.
@@ -99,7 +101,12 @@ class SyncSession:
         self._is_initiator = initiator
         self._is_resumed = after is not None
         self._exchange = Exchange(
-            state=state, session=session, is_initiator=initiator, nonce=nonce[:NONCE_BYTES], after=after
+            state=state,
+            session=session,
+            is_initiator=initiator,
+            nonce=nonce[:NONCE_BYTES],
+            after=after,
+            excluded_count=excluded_count,
         )
 
     @property

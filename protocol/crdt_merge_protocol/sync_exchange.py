@@ -43,7 +43,14 @@ class Exchange:
     """One side of a session, without time."""
 
     def __init__(
-        self, *, state: SyncView, session: bytes, is_initiator: bool, nonce: bytes, after: bytes | None
+        self,
+        *,
+        state: SyncView,
+        session: bytes,
+        is_initiator: bool,
+        nonce: bytes,
+        after: bytes | None,
+        excluded_count: int,
     ) -> None:
         self.session = session
         self.outcome = ""
@@ -57,6 +64,8 @@ class Exchange:
         self._is_initiator = is_initiator
         self._nonce = nonce
         self._after = after
+        self._count = len(state) + excluded_count
+        """What decides who lists."""
         self._phase = _Phase.NEW
         self._key = b""
         self._is_asked = False
@@ -83,7 +92,7 @@ class Exchange:
             session=self.session,
             group=self._state.group,
             root=self._state.sync_root,
-            count=len(self._state),
+            count=self._count,
             nonce=self._nonce,
             after=self._after,
         )
@@ -124,7 +133,7 @@ class Exchange:
             raise MalformedMessageError(f"a session for group {message.group.hex()[:12]} is not this one.")
         if message.root == self._state.sync_root:
             return [self._end_as_equal()]
-        surplus = len(self._state) - message.count
+        surplus = self._count - message.count
         if surplus > SYNC_LIST_THRESHOLD:
             return self._begin_listing(message.after)
         if surplus < -SYNC_LIST_THRESHOLD:

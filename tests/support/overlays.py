@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -18,6 +18,7 @@ from crdt_merge_protocol.events import (
     DialFailed,
     DialPeer,
     Disconnect,
+    DropOperations,
     Effect,
     Event,
     GroupStored,
@@ -51,6 +52,8 @@ class Node:
     is_up: bool = False
     peers: dict[int, Node] = field(default_factory=dict)
     timer: float | None = None
+    disk: dict[bytes, SignedOperation] = field(default_factory=dict)
+    """What it has stored and not been told to delete, in the order in which it was stored."""
 
     @property
     def address(self) -> str:
@@ -132,8 +135,12 @@ class Crowd:
         """Contribute something at a node."""
         content = hashlib.sha256(f"{index}/{number}".encode()).digest()
         add = Add(slot=f"s{number}", type="model", content=content, weight=1 << 32, payload=None)
+        return self.author(index, Kind.ADD, add.encode())
+
+    def author(self, index: int, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
+        """Have a node sign something."""
         node = self.nodes[index]
-        signed, effects = node.engine.author(self.group, Kind.ADD, add.encode())
+        signed, effects = node.engine.author(self.group, kind, body, refs)
         self._carry_out(node, effects)
         return signed
 
@@ -191,6 +198,8 @@ class Crowd:
                     self._send(node, effect)
                 case StoreGroup() | StoreOperations():
                     self._store(node, effect)
+                case DropOperations():
+                    self.at(self.now, lambda effect=effect: self._delete(node, effect))
                 case DialPeer():
                     self._dial(node, effect.dial)
                 case Disconnect():
@@ -270,4 +279,17 @@ class Crowd:
             done: Event = GroupStored(genesis=effect.genesis)
         else:
             done = OperationsStored(group=effect.group, ids=tuple(one.id for one in effect.operations))
-        self.at(self.now + STORE_S, lambda: self.handle(node, done))
+
+        def commit() -> None:
+            if isinstance(effect, StoreOperations):
+                for signed in effect.operations:
+                    if not signed.operation.parents <= node.disk.keys():
+                        raise AssertionError("stored before its past")
+                    node.disk[signed.id] = signed
+            self.handle(node, done)
+
+        self.at(self.now + STORE_S, commit)
+
+    def _delete(self, node: Node, effect: DropOperations) -> None:
+        for operation_id in effect.ids:
+            node.disk.pop(operation_id, None)

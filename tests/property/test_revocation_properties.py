@@ -1,0 +1,149 @@
+"""A REVOKE on its way through a split cluster, between nodes that hold it and nodes that do not (R7)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from crdt_merge_protocol.events import MessageReceived
+from crdt_merge_protocol.genesis import Genesis
+from crdt_merge_protocol.messages.gossip import Gossip
+from crdt_merge_protocol.operations import (
+    Add,
+    Hold,
+    Kind,
+    Operation,
+    Remove,
+    Revoke,
+    SignedOperation,
+    sign_operation,
+)
+from crdt_merge_protocol.state import CRDTMergeState
+from crdt_merge_protocol.view import view_of
+from support.authors import hash_of, make_genesis, signed_act
+from support.overlays import Crowd, Node
+from support.profile import TIMES
+
+SEEDS = range(8 * max(TIMES, 1))
+THIEF = 3
+CONVERGED_S = 60.0
+
+
+class Heist:
+    """Four nodes, of which the last is a thief's, and everything that they ever signed."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = Random(f"heist/{seed}")
+        self.crowd = Crowd(4, seed=seed)
+        self.admin = self.crowd.nodes[0].key
+        self.genesis: Genesis = make_genesis(admins=(self.admin,))
+        self.crowd.found(self.genesis)
+        for index in range(4):
+            self.crowd.start(index, *(other for other in range(4) if other < index))
+        assert self.crowd.run(20.0, stop=lambda: self.crowd.is_converged)
+        self.made: dict[bytes, SignedOperation] = {}
+
+    def say(self, index: int, number: int) -> None:
+        """Contribute, hold or remove something at a node."""
+        state = self.crowd.nodes[index].engine.state(self.crowd.group)
+        tags = tuple(sorted(shown.tag for shown in state.view.visible))[:2]
+        author = self.crowd.nodes[index].key.node_id
+        own = tuple(shown.tag for shown in state.view.visible if shown.author == author)[:1]
+        choice = self.rng.random()
+        if choice < 0.2 and tags:
+            self.sign(index, Kind.HOLD, Hold(tags=tags).encode(), tags)
+        elif choice < 0.3 and own:
+            self.sign(index, Kind.REMOVE, Remove(targets=own).encode(), own)
+        else:
+            add = Add(
+                slot=f"s{number % 5}", type="model", content=hash_of(str(number)), weight=1, payload=None
+            )
+            self.sign(index, Kind.ADD, add.encode())
+
+    def sign(self, index: int, kind: int, body: bytes, refs: tuple[bytes, ...] = ()) -> SignedOperation:
+        signed = self.crowd.author(index, kind, body, refs)
+        self.made[signed.id] = signed
+        return signed
+
+    def revoke(self, index: int) -> SignedOperation:
+        """Let the thief's key count up to something that a node holds of it."""
+        state = self.crowd.nodes[index].engine.state(self.crowd.group)
+        known = [signed.id for signed in state.causal()]
+        heads = tuple(sorted(self.rng.sample(known, min(len(known), self.rng.randint(0, 3)))))
+        key = self.crowd.nodes[THIEF].key.node_id
+        act = signed_act(self.crowd.group, Revoke(key=key, heads=heads, nonce=bytes(16)), (self.admin,))
+        return self.sign(index, Kind.REVOKE, act.encode(), heads)
+
+    def back_date(self, count: int) -> list[SignedOperation]:
+        """Return operations that the thief signs by hand, in logs and after things of its choice."""
+        thief, chain = self.crowd.nodes[THIEF].key, []
+        log = self.rng.randbytes(16)
+        for seq in range(count):
+            deps = tuple(
+                sorted(self.rng.sample(sorted(self.made), min(len(self.made), self.rng.randint(0, 2))))
+            )
+            operation = Operation(
+                group=self.crowd.group, author=thief.node_id, log=log, seq=seq,
+                prev=chain[-1].id if chain else None, deps=deps, refs=(), kind=Kind.ADD,
+                body=Add(slot="s0", type="model", content=bytes(32), weight=seq + 1, payload=None).encode(),
+            )  # fmt: skip
+            chain.append(sign_operation(operation, thief))
+            self.made[chain[-1].id] = chain[-1]
+        return chain
+
+    def push(self, index: int, operations: list[SignedOperation]) -> None:
+        """Have the thief push operations to a node, if the two are connected."""
+        node, thief = self.crowd.nodes[index], self.crowd.nodes[THIEF]
+        if THIEF in node.peers:
+            message = Gossip(group=self.crowd.group, operations=tuple(one.wire() for one in operations))
+            self.crowd.handle(node, MessageReceived(peer=thief.key.node_id, message=message))
+
+    def pass_time(self) -> None:
+        self.crowd.run(self.rng.choice((0.0, 0.02, 0.3, 3.0)))
+
+    def settle(self) -> None:
+        """Mend everything, and see all nodes become equal and quiet."""
+        self.crowd.split({})
+        assert self.crowd.run(CONVERGED_S, stop=lambda: self.crowd.is_converged)
+        self.crowd.run(5.0)
+        assert self.crowd.is_converged
+
+    def check(self, node: Node) -> None:
+        """Compare a node with the definition over everything that was ever signed, and its disk with it."""
+        state = node.engine.state(self.crowd.group)
+        assert state.view == view_of(self.genesis, state.causal())
+        assert node.disk.keys() == {signed.id for signed in state.causal()}
+        rebuilt = CRDTMergeState(self.genesis)
+        for signed in node.disk.values():
+            rebuilt.apply(signed)
+        assert (rebuilt.sync_root, rebuilt.view) == (state.sync_root, state.view)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_t32_nodes_become_equal_whoever_knew_of_the_revocation_first(seed: int) -> None:
+    heist = Heist(seed)
+    rng, crowd = heist.rng, heist.crowd
+    number = 0
+    for _ in range(rng.randint(2, 4)):
+        crowd.split({index: rng.randrange(2) for index in range(4)})
+        for _ in range(rng.randint(5, 25)):
+            number += 1
+            choice = rng.random()
+            if choice < 0.12:
+                heist.revoke(rng.randrange(THIEF))
+            elif choice < 0.35:
+                heist.push(rng.randrange(THIEF), heist.back_date(rng.randint(1, 6)))
+            else:
+                index = rng.randrange(4)
+                state = crowd.nodes[index].engine.state(crowd.group)
+                if index != THIEF or crowd.nodes[THIEF].key.node_id not in state.view.decided.revoked:
+                    heist.say(index, number)
+            heist.pass_time()
+        if rng.random() < 0.5:
+            crowd.split({})
+            crowd.run(rng.choice((0.5, 5.0)))
+    heist.settle()
+
+    for node in crowd.nodes:
+        heist.check(node)
+    assert not crowd.disconnects
