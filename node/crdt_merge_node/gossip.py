@@ -23,6 +23,7 @@ from crdt_merge_protocol.events import (
     DialFailed,
     DialPeer,
     Disconnect,
+    DropOperations,
     Effect,
     Event,
     GroupChanged,
@@ -316,6 +317,9 @@ class GossipDriver:
 
     async def _store_and_wait(self, effects: list[Effect]) -> None:
         for effect in effects:
+            if isinstance(effect, DropOperations):
+                self._writer.put(effect)
+                continue
             assert isinstance(effect, StoreGroup | StoreOperations), "own acts begin on the disk"
             await self._writer.put_and_wait(effect)
 
@@ -325,7 +329,7 @@ class GossipDriver:
                 case Send():
                     if connection := self.connections.get(effect.peer):
                         connection.send(effect.message, Lane(effect.lane.value))
-                case StoreGroup() | StoreOperations():
+                case StoreGroup() | StoreOperations() | DropOperations():
                     self._writer.put(effect)
                 case DialPeer():
                     self._spawn(self._dial(effect.dial))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from crdt_merge_protocol.events import (
+    DropOperations,
     Event,
     GroupStored,
     NotStored,
@@ -37,7 +38,7 @@ BATCH_OPERATIONS_MAX: Final = 256
 class Waiting:
     """A storage effect on its way to the disk and who waits for it."""
 
-    effect: StoreGroup | StoreOperations
+    effect: StoreGroup | StoreOperations | DropOperations
     done: asyncio.Future[None] | None = None
 
     def settle(self, error: BaseException | None) -> None:
@@ -83,7 +84,7 @@ class StoreWriter:
         """Effects that are not being carried out yet."""
         return len(self._queue)
 
-    def put(self, effect: StoreGroup | StoreOperations) -> None:
+    def put(self, effect: StoreGroup | StoreOperations | DropOperations) -> None:
         """Queue an effect that nobody waits for."""
         self._put(Waiting(effect))
 
@@ -124,8 +125,12 @@ class StoreWriter:
         batch: list[Waiting] = []
         count = 0
         while self._queue and len(batch) < BATCH_MAX and count < BATCH_OPERATIONS_MAX:
+            if batch and isinstance(self._queue[0].effect, DropOperations):
+                break  # It has its turn, alone: what comes after it may bring some of them back.
             waiting = self._queue.popleft()
             batch.append(waiting)
+            if isinstance(waiting.effect, DropOperations):
+                break
             count += len(waiting.effect.operations) if isinstance(waiting.effect, StoreOperations) else 1
         return batch
 
@@ -146,6 +151,10 @@ class StoreWriter:
 
     async def _commit(self, batch: list[Waiting]) -> None:
         """Store a batch and have it reported; what was reported is taken out of ``batch``."""
+        if batch and isinstance(dropped := batch[0].effect, DropOperations):
+            await self._store.drop_operations(dropped.group, dropped.ids)
+            batch.pop().settle(None)
+            return
         for waiting in [w for w in batch if isinstance(w.effect, StoreGroup)]:
             effect = waiting.effect
             assert isinstance(effect, StoreGroup), "just filtered"

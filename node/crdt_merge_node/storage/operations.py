@@ -84,6 +84,15 @@ class OperationLog:
 
         return self._database.write(change)
 
+    def drop(self, ids: Sequence[bytes], *, forgetting: str) -> Future[None]:
+        """Delete operations and a fact about them, all or none."""
+
+        def change(connection: apsw.Connection) -> None:
+            connection.executemany("DELETE FROM operations WHERE id = ?", ((id_,) for id_ in ids))
+            connection.execute("DELETE FROM facts WHERE name = ?", (forgetting,))
+
+        return self._database.write(change, needs_room=False)
+
     def count(self) -> int:
         """Return the number of stored operations."""
         return int(self._database.query("SELECT count(*) FROM operations")[0][0])

@@ -21,7 +21,7 @@ from .database import Database
 from .health import NO_ROOM, Health, Room, full_error
 from .layout import DataDir
 from .operations import OperationLog, OpRow
-from .recovery import RecoveryReport, explain_damaged_genesis, recover
+from .recovery import ROOT_FACT, RecoveryReport, explain_damaged_genesis, recover
 
 RESERVE_BYTES_DEFAULT: Final = 256 * MIB
 CLUSTER_FACT: Final = "cluster"
@@ -174,6 +174,15 @@ class Store:
         """
         if rows:
             await asyncio.wrap_future(self._log.append(rows))
+
+    async def drop_operations(self, group: bytes, ids: Sequence[bytes]) -> None:
+        """Delete operations, all or none, of which some may not be stored; durable on return.
+
+        The root that was saved at the last orderly stop is forgotten with them: it is the root of more.
+        """
+        fact = ROOT_FACT + group.hex()
+        await asyncio.wrap_future(self._log.drop(ids, forgetting=fact))
+        self._facts.pop(fact, None)
 
     def load_operations(self, group: bytes) -> Iterator[OpRow]:
         """Yield a group's operations in append order, setting aside rows that are none. Blocks."""

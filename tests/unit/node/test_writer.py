@@ -8,7 +8,14 @@ import pytest
 from crdt_merge_node.errors import FullError, StorageError, StoreFailedError
 from crdt_merge_node.storage import OpRow
 from crdt_merge_node.writer import StoreWriter
-from crdt_merge_protocol.events import GroupStored, NotStored, OperationsStored, StoreGroup, StoreOperations
+from crdt_merge_protocol.events import (
+    DropOperations,
+    GroupStored,
+    NotStored,
+    OperationsStored,
+    StoreGroup,
+    StoreOperations,
+)
 from crdt_merge_protocol.limits import OPERATIONS_PER_TURN_MAX
 from support.authors import Author, hash_of, make_genesis
 
@@ -43,6 +50,10 @@ class FakeStore:
             raise self.failure
         self.commits.append([row.id for row in rows])
 
+    async def drop_operations(self, _group: bytes, ids: tuple[bytes, ...]) -> None:
+        await self.gate.wait()
+        self.commits.append([b"dropped", *ids])
+
 
 class World:
     def __init__(self) -> None:
@@ -74,6 +85,22 @@ async def test_what_queues_up_during_a_commit_shares_the_next() -> None:
         (OPERATIONS[0].id,),
         tuple(signed.id for signed in OPERATIONS[1:]),
     ]
+
+
+async def test_what_is_dropped_has_its_turn_between_what_came_before_and_after() -> None:
+    world = World()
+    world.store.gate.clear()
+    world.writer.put(effect(0))
+    await asyncio.sleep(0)
+    world.writer.put(effect(1))
+    world.writer.put(DropOperations(group=GENESIS.group, ids=(OPERATIONS[0].id,)))
+    for number in (2, 3):
+        world.writer.put(effect(number))
+    world.store.gate.set()
+    await world.writer.close()
+
+    ids = [signed.id for signed in OPERATIONS]
+    assert world.store.commits == [[ids[0]], [ids[1]], [b"dropped", ids[0]], ids[2:]]
 
 
 async def test_what_shared_a_commit_is_reported_in_order_and_not_all_in_one_turn() -> None:

@@ -7,6 +7,7 @@ from crdt_merge_node.errors import CorruptError, FullError, SchemaTooNewError, S
 from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.storage import DataDir, OpRow, Store, connecting
 from crdt_merge_node.storage import database as database_module
+from crdt_merge_node.storage.schema import SCHEMA_VERSION
 from crdt_merge_protocol.errors import LocalProtocolError
 from support.machines import GENESIS, GROUP, Machine, StillClock, make_rows, new_disk
 
@@ -216,7 +217,10 @@ def change_header(path, pragma: str) -> None:
 
 @pytest.mark.parametrize(
     ("pragma", "expected"),
-    [("PRAGMA user_version = 3", SchemaTooNewError), ("PRAGMA application_id = 1", CorruptError)],
+    [
+        (f"PRAGMA user_version = {SCHEMA_VERSION + 1}", SchemaTooNewError),
+        ("PRAGMA application_id = 1", CorruptError),
+    ],
 )
 @pytest.mark.asyncio
 async def test_a_newer_schema_and_a_foreign_database_are_refused(tmp_path, pragma, expected):
