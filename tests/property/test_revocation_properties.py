@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from crdt_merge_protocol.events import MessageReceived
 from crdt_merge_protocol.genesis import Genesis
+from crdt_merge_protocol.limits import SYNC_LIST_THRESHOLD
 from crdt_merge_protocol.messages.gossip import Gossip
 from crdt_merge_protocol.operations import (
     Add,
@@ -20,7 +21,7 @@ from crdt_merge_protocol.operations import (
 )
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import view_of
-from support.authors import hash_of, make_genesis, signed_act
+from support.authors import hash_of, make_genesis
 from support.overlays import Crowd, Node
 from support.profile import TIMES
 
@@ -36,6 +37,7 @@ class Heist:
         self.rng = Random(f"heist/{seed}")
         self.crowd = Crowd(4, seed=seed)
         self.admin = self.crowd.nodes[0].key
+        self.thief = self.crowd.nodes[THIEF].key.node_id
         self.genesis: Genesis = make_genesis(admins=(self.admin,))
         self.crowd.found(self.genesis)
         for index in range(4):
@@ -70,8 +72,7 @@ class Heist:
         state = self.crowd.nodes[index].engine.state(self.crowd.group)
         known = [signed.id for signed in state.causal()]
         heads = tuple(sorted(self.rng.sample(known, min(len(known), self.rng.randint(0, 3)))))
-        key = self.crowd.nodes[THIEF].key.node_id
-        act = signed_act(self.crowd.group, Revoke(key=key, heads=heads, nonce=bytes(16)), (self.admin,))
+        act = Revoke(key=self.thief, heads=heads, nonce=bytes(16)).signed_by(self.admin, self.crowd.group)
         return self.sign(index, Kind.REVOKE, act.encode(), heads)
 
     def back_date(self, count: int) -> list[SignedOperation]:
@@ -136,7 +137,7 @@ def test_t32_nodes_become_equal_whoever_knew_of_the_revocation_first(seed: int) 
             else:
                 index = rng.randrange(4)
                 state = crowd.nodes[index].engine.state(crowd.group)
-                if index != THIEF or crowd.nodes[THIEF].key.node_id not in state.view.decided.revoked:
+                if index != THIEF or heist.thief not in state.view.decided.revoked:
                     heist.say(index, number)
             heist.pass_time()
         if rng.random() < 0.5:
@@ -146,4 +147,34 @@ def test_t32_nodes_become_equal_whoever_knew_of_the_revocation_first(seed: int) 
 
     for node in crowd.nodes:
         heist.check(node)
+    assert not crowd.disconnects
+
+
+@pytest.mark.parametrize("is_built_upon", [True, False])
+def test_t32_more_than_a_list_of_excluded_operations_on_one_side_and_the_revocation_on_the_other(
+    is_built_upon: bool,
+) -> None:
+    """Who holds the REVOKE never becomes the fuller side, and must tell of it all the same."""
+    heist = Heist(99)
+    crowd = heist.crowd
+    crowd.split({0: 0, 1: 0, 2: 1, THIEF: 1})
+    spam = Add(slot="spam", type="model", content=bytes(32), weight=1, payload=None).encode()
+    for _ in range(SYNC_LIST_THRESHOLD + 100):
+        heist.sign(THIEF, Kind.ADD, spam)
+    crowd.run(3.0)
+    spammed = {id_ for id_, signed in heist.made.items() if signed.operation.author == heist.thief}
+    if is_built_upon:
+        heist.say(2, 1)
+    heist.say(0, 2)
+    revoked = heist.revoke(0)
+    crowd.run(3.0)
+    assert len(crowd.nodes[2].engine.state(crowd.group)) > SYNC_LIST_THRESHOLD
+    heist.settle()
+
+    for node in crowd.nodes:
+        heist.check(node)
+        state = node.engine.state(crowd.group)
+        assert revoked.id in state
+        assert (len(spammed & set(state.trie)) == len(spammed)) is is_built_upon
+        assert heist.thief not in {shown.author for shown in state.view.visible}
     assert not crowd.disconnects
