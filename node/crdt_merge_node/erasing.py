@@ -212,7 +212,7 @@ def _adds(state: CRDTMergeState, tags: Iterable[bytes]) -> Iterable[tuple[bytes,
 def _bases(state: CRDTMergeState) -> set[bytes]:
     """Return the base of every policy that the group has or had."""
     policies = [state.genesis.policy]
-    for signed in state.causal():
+    for signed in state.causal(state.acts):
         act = read_body(signed.operation) if signed.operation.kind == Kind.POLICY else None
         if isinstance(act, PolicyAct):
             policies.append(act.policy)

@@ -173,6 +173,11 @@ class CRDTMergeState:
         return self._visibility.removes
 
     @property
+    def acts(self) -> frozenset[bytes]:
+        """Ids of the acts of administrators that have an effect."""
+        return frozenset(self._standing.acts)
+
+    @property
     def version_vector(self) -> dict[tuple[bytes, bytes], int]:
         """(author, log) -> greatest seq here; everything below it is here too."""
         return dict(self._logs)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from crdt_merge_node.local_cluster import Member
+from safetensors.numpy import save_file
 from support.adapters import SHAPES, save_adapter
 from support.daemons import Harness, ask, cli, save_model
 
@@ -188,3 +190,57 @@ def test_adapters_of_different_ranks_and_modules_become_one_on_every_daemon(harn
     config = json.loads((offline / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4
     assert config["target_modules"] == sorted(modules)
+
+
+MARK = b"TO-BE-ERASED-01!"
+
+
+def save_matrix(path: Path, matrix: np.ndarray) -> str:
+    """Write a model of one matrix; return its path."""
+    save_file({"layer.weight": matrix}, path)
+    return str(path)
+
+
+def marked(harness: Harness) -> list[str]:
+    """Return the files of all data directories that hold the mark."""
+    files = [path for member in harness.members for path in member.data_dir.rglob("*") if path.is_file()]
+    return [str(path) for path in files if MARK in path.read_bytes()]
+
+
+def test_what_two_administrators_erase_is_on_no_node(harness: Harness) -> None:
+    first, second, third = harness.members
+    doomed = save_matrix(
+        harness.files / "doomed.safetensors", np.frombuffer(MARK * 40_000, np.float32).reshape(-1, 4)
+    )
+    other = save_matrix(harness.files / "other.safetensors", np.ones((40_000, 4), np.float32))
+    create = ("group", "create", "agreed", "--like", doomed, "--admin", second.name, "--quorum", "2")
+    assert "2 of 2 administrators decide" in cli(first, *create).stderr
+    harness.until_groups("agreed", lambda info: info.missing_blobs == 0)
+    tag = ask(third, "contribution", "add", "agreed", doomed, "--meta", "of=somebody")["contribution"]["tag"]
+    ask(second, "contribution", "add", "agreed", other)
+    harness.until_agreed("agreed", used=2)
+    assert len({path.split("/ops.db")[0].split("/blobs")[0] for path in marked(harness)}) == 3
+
+    path = str(harness.files / "erase.act")
+    erase = ("contribution", "erase", "agreed", tag, "--reason", "consent withdrawn")
+    assert "E1711" in cli(third, *erase, "--yes", status=5).stderr
+    assert "E1712" in cli(first, *erase, "--yes", status=5).stderr
+    cli(first, *erase, "--act", path)
+    assert "1 of 2" in cli(third, "act", "show", path).stdout
+    assert "E1712" in cli(third, "act", "submit", path, status=5).stderr
+    cli(second, "act", "sign", path, "--yes")
+    act = ask(third, "act", "submit", path)["act"]
+    harness.until_agreed("agreed", used=1)
+
+    def is_complete() -> bool:
+        return bool(ask(first, "group", "erasures", "agreed")["erasures"][0]["is_complete"])
+
+    async def complete() -> bool:
+        return is_complete()
+
+    harness.until(complete, "all nodes have signed that the bytes are gone")
+    assert marked(harness) == []
+    shown = ask(third, "contribution", "show", "agreed", tag)["contribution"]
+    assert shown["reason"] == f"erased: consent withdrawn (act {act['operation'][:12]})"
+    assert "consent withdrawn" in cli(third, "contribution", "add", "agreed", doomed, status=5).stderr
+    assert "consent withdrawn" in cli(second, "group", "show", "agreed").stdout

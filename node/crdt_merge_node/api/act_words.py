@@ -9,7 +9,6 @@ from crdt_merge_protocol.acts import Act, Admit, Ban, Erase, PolicyAct, Revoke
 from crdt_merge_protocol.bodies import Remove
 from crdt_merge_protocol.operations import read_body
 from crdt_merge_protocol.policy import Policy, count_signers
-from crdt_merge_protocol.rights import has_quorum, names_its_heads
 from crdt_merge_protocol.state import CRDTMergeState
 
 from crdt_merge_node.act_files import WORDS
@@ -23,14 +22,9 @@ from .act_making import add_of
 def in_force(services: Services, group: bytes) -> Iterator[tuple[bytes, Act]]:
     """Yield (operation id, act) of every act with an effect, policies aside, in causal order."""
     state = services.engine.replicas[group].state
-    for signed in state.causal():
-        act = read_body(signed.operation) if signed.operation.kind in WORDS else None
-        if (
-            isinstance(act, Act)
-            and not isinstance(act, PolicyAct)
-            and names_its_heads(signed.operation, act)
-            and has_quorum(state.genesis, group, act)
-        ):
+    for signed in state.causal(state.acts):
+        act = read_body(signed.operation)
+        if isinstance(act, Act) and not isinstance(act, PolicyAct):
             yield signed.id, act
 
 

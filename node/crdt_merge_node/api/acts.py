@@ -11,7 +11,6 @@ from crdt_merge_protocol.bodies import Remove
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.limits import REASON_CHARS_MAX
 from crdt_merge_protocol.operations import read_body
-from crdt_merge_protocol.rights import has_quorum, names_its_heads
 from crdt_merge_protocol.state import CRDTMergeState
 
 from crdt_merge_node.act_files import WORDS, read_act, write_act
@@ -129,18 +128,11 @@ def _read(services: Services, text: str) -> tuple[bytes, Act]:
 
 
 def _find(services: Services, group: bytes, act: Act) -> bytes:
-    """Return the operation that carries an act with a quorum; empty if there is none."""
+    """Return the operation by which an act has its effect; empty if there is none."""
     state = services.engine.replicas[group].state
-    for signed in state.causal():
-        if signed.operation.kind != act.KIND:
-            continue
-        said = read_body(signed.operation)
-        if (
-            isinstance(said, Act)
-            and said.digest(group) == act.digest(group)
-            and has_quorum(state.genesis, group, said)
-            and names_its_heads(signed.operation, said)
-        ):
+    for signed in state.causal(state.acts):
+        said = read_body(signed.operation) if signed.operation.kind == act.KIND else None
+        if isinstance(said, Act) and said.digest(group) == act.digest(group):
             return signed.id
     return b""
 

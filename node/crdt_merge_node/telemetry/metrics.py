@@ -160,6 +160,18 @@ def _contents(services: Services) -> Iterator[Metric]:
         "Contributions of all groups that were removed.",
         sum(len(replica.state.removes) for replica in replicas.values()),
     )
+    decided = [replica.state.view.decided for replica in replicas.values()]
+    own = services.engine.node
+    yield _gauge(
+        "banned_contents",
+        "Contents of all groups that administrators banned or erased.",
+        sum(len(each.banned) for each in decided),
+    )
+    yield _gauge(
+        "erasures_pending",
+        "Erasures of all groups that this node has not signed as done.",
+        sum(len(each.erasures - {erasure for erasure, by in each.receipts if by == own}) for each in decided),
+    )
     yield _gauge(
         "missing_contributions",
         "Contributions of which bytes are not here yet.",
