@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crdt_merge_node.api.erasures import erasure_list
 from crdt_merge_node.control.model import ActRequest, ErasureInfo
 from crdt_merge_node.errors import BannedError
+from crdt_merge_node.ports import SystemClock, SystemFs
+from crdt_merge_node.storage.restore import restore_backup
+from crdt_merge_protocol.acts import Erase
+from crdt_merge_protocol.operations import Kind
 from safetensors.numpy import save_file
 from support.whole_nodes import Site, WholeNode, last, save_model, until_agreed
 
@@ -28,12 +33,15 @@ def save_marked(path: Path, *, rows: int = 3) -> Path:
     return path
 
 
-def marked(*directories: Path) -> list[str]:
+def marked(*directories: Path, mark: bytes = MARK) -> list[str]:
     """Return the files below data directories that hold the mark or the note."""
     files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
-    return [
-        str(path) for path in files if (data := path.read_bytes()) and (MARK in data or NOTE.encode() in data)
-    ]
+    found = []
+    for path in files:
+        data = path.read_bytes()
+        if mark in data or NOTE.encode() in data:
+            found.append(str(path))
+    return found
 
 
 async def act(node: WholeNode, group: str, kind: str, *targets: str, reason: str = "because") -> str:
@@ -49,8 +57,6 @@ async def until_erased(
     found: list[ErasureInfo] = []
 
     def look() -> bool:
-        from crdt_merge_node.api.erasures import erasure_list
-
         known = node.group(group)
         found[:] = erasure_list(node.services, known) if known else []
         return len(found) == 1 and check(found[0])
@@ -107,9 +113,6 @@ async def test_a_node_that_was_away_loses_its_copy_when_it_returns(tmp_path: Pat
 
 
 async def test_a_restored_backup_brings_nothing_back(tmp_path: Path) -> None:
-    from crdt_merge_node.ports import SystemClock, SystemFs
-    from crdt_merge_node.storage.restore import restore_backup
-
     site = Site(tmp_path)
     data = [site.make(), site.make()]
     model = save_marked(tmp_path / "model.safetensors", rows=20_000)
@@ -130,3 +133,74 @@ async def test_a_restored_backup_brings_nothing_back(tmp_path: Path) -> None:
             await second.services.driver.standing.until_open("restored")
             assert marked(*data) == []
             assert (await second.info("g")).used == 0
+
+
+async def test_an_erased_contribution_leaves_the_output_that_was_without_it(tmp_path: Path) -> None:
+    """Tensors that another contribution shares stay, and the merge is the one before (SCENARIOS S18, T35)."""
+    async with Site(tmp_path).nodes(2) as (first, second):
+        shared = np.arange(80_000, dtype=np.float32).reshape(20_000, 4)
+        vectors = [np.full(20_000, value, np.float32) for value in (1.0, 2.0)]
+        paths = [tmp_path / "stays.safetensors", tmp_path / "goes.safetensors"]
+        for path, vector in zip(paths, vectors, strict=True):
+            save_file({"w": shared, "b": vector}, path)
+        await first.create_group("g", paths[0])
+        await second.until_group("g", lambda info: not info.missing_blobs)
+        await second.add("g", paths[0])
+        await until_agreed("g", first, second, used=1)
+        before = await first.resolve("g", tmp_path / "before.safetensors")
+        added = await second.add("g", paths[1], slot="more")
+        await until_agreed("g", first, second, used=2)
+        await first.resolve("g", tmp_path / "between.safetensors")
+        data = [node.services.config.node.data_dir for node in (first, second)]
+        gone = vectors[1].tobytes()[:4096]
+        assert len(marked(*data, mark=gone)) == 2
+        await act(first, "g", "erase", added.contribution.tag)
+        await until_erased(first, "g")
+        assert marked(*data, mark=gone) == []
+        await until_agreed("g", first, second, used=1)
+        for node in (first, second):
+            after = await node.resolve("g", tmp_path / f"after-{node.id.hex()[:8]}.safetensors")
+            assert (after.resolve_key, after.output_digest) == (before.resolve_key, before.output_digest)
+
+
+async def test_an_erasure_without_signatures_has_no_effect(tmp_path: Path) -> None:
+    """SCENARIOS T37, B33."""
+    async with Site(tmp_path).nodes(2) as (first, second):
+        model = save_marked(tmp_path / "model.safetensors")
+        await first.create_group("g", model)
+        await second.until_group("g", lambda info: not info.missing_blobs)
+        added = await first.add("g", model)
+        await until_agreed("g", first, second, used=1)
+        group, tag = first.group("g"), bytes.fromhex(added.contribution.tag)
+        assert group is not None
+        content = bytes.fromhex(added.contribution.content)
+        forged = Erase(contents=(content,), tags=(tag,), reason="mine", nonce=bytes(16))
+        alone = forged.signed_by(second.services.identity.node_key, group)
+        for body in (forged, alone):
+            await second.services.driver.author(group, Kind.ERASE, body.encode(), (tag,))
+        await second.equal("g", first)
+        for node in (first, second):
+            assert (await node.info("g")).used == 1
+            assert (await node.api.group_show("g")).acts == ()
+            assert await node.api.erasure_list("g") == ()
+            assert marked(node.services.config.node.data_dir)
+
+
+async def test_what_one_group_erases_another_may_keep(tmp_path: Path) -> None:
+    """A group is self-contained; its bans and erasures are its own."""
+    async with Site(tmp_path).nodes(1) as (node,):
+        model = save_marked(tmp_path / "model.safetensors", rows=20_000)
+        for name in ("g", "h"):
+            await node.create_group(name, model)
+        added = await node.add("g", model, meta={"about": NOTE})
+        await act(node, "g", "erase", added.contribution.tag)
+        await until_erased(node, "g")
+        data = node.services.config.node.data_dir
+        assert marked(data) == []
+        await node.add("h", model)
+        assert marked(data)
+        assert (await node.info("h")).used == 1
+        with pytest.raises(BannedError):
+            await node.add("g", model)
+        again = await node.create_group("i", base=model)
+        assert again.name == "i"
