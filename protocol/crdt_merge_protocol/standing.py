@@ -69,23 +69,17 @@ class Standing:
         allowed = self._allowed.get(author)
         return allowed is None or operation_id in allowed
 
-    def carry(self, operation_id: bytes, parents: Iterable[bytes], act: Body | None) -> None:
-        """Note what is in the past of an operation.
-
-        Args:
-            operation_id: Its id.
-            parents: What it was made after.
-            act: What it says, if that is an act with an effect.
-        """
+    def carry(self, operation_id: bytes, parents: Iterable[bytes], body: Body | None) -> None:
+        """Note what is in the past of an operation, which was judged if it is an act."""
         if self._genesis.is_open:
             return
         bits = 0
         for parent in parents:
             bits |= self._bits[parent] | self._own_bits.get(parent, 0)
         self._bits[operation_id] = bits
-        if isinstance(act, Admit) and operation_id not in self._own_bits:
+        if isinstance(body, Admit) and operation_id in self.acts and operation_id not in self._own_bits:
             bit = self._own_bits[operation_id] = 1 << len(self._own_bits)
-            self._masks[act.author] = self._masks.get(act.author, 0) | bit
+            self._masks[body.author] = self._masks.get(body.author, 0) | bit
 
     def is_counted(self, operation_id: bytes, author: bytes) -> bool:
         """Tell whether an operation counts whose past was noted."""
