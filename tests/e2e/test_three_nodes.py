@@ -144,7 +144,7 @@ def test_a_policy_change_reaches_all_nodes_and_changes_the_resolve_key(harness: 
 
 
 def test_only_an_administrator_changes_the_policy(harness: Harness) -> None:
-    refused = cli(harness.members[1], "policy", "set", "trio", "--strategy", "ties", status=2)
+    refused = cli(harness.members[1], "policy", "set", "trio", "--strategy", "ties", status=5)
 
     assert "administrator" in refused.stderr
 
