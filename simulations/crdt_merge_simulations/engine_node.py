@@ -14,6 +14,7 @@ from crdt_merge_protocol.events import (
     AttestationMismatch,
     DialPeer,
     Disconnect,
+    DropOperations,
     Effect,
     Event,
     GroupChanged,
@@ -210,6 +211,8 @@ class SimulatedNode:
             match effect:
                 case StoreGroup() | StoreOperations():
                     self._store(effect)
+                case DropOperations():
+                    self._delete(effect)
                 case DialPeer():
                     world.dial(self, effect.dial)
                 case Disconnect():
@@ -277,6 +280,11 @@ class SimulatedNode:
         self.handle(OperationsStored(group=effect.group, ids=ids))
         own = [signed for signed in effect.operations if signed.operation.author == self.id]
         self.world.acknowledged(self, effect.group, own)
+
+    def _delete(self, effect: DropOperations) -> None:
+        """Delete what a REVOKE dropped, at once: whatever is stored next comes later."""
+        dropped = set(effect.ids)
+        self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
 
     def _write(self, effect: StoreGroup | StoreOperations) -> None:
         now = self.world.now
