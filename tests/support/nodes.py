@@ -222,6 +222,7 @@ class FakeNode:
         self.failure: BaseException | None = None
         self.status_answer = STATUS
         self.why_answer = WHY
+        self.policy_answer = dataclasses.replace(POLICY, version=1, strategy="linear")
         self.peer_answer = DETAIL
         self.events_answer: tuple[LogEvent | EventsMissed, ...] = EVENTS
         self.report_answer: dict[str, Any] = {}
@@ -331,7 +332,7 @@ class FakeNode:
 
     async def policy_set(self, group: str, changes: PolicyChanges) -> AsyncIterator[Progress | PolicyInfo]:
         self._note("policy_set", group=group, changes=changes)
-        yield dataclasses.replace(POLICY, version=1, strategy="linear")
+        yield self.policy_answer
 
     async def contribution_add(
         self, group: str, *, path: str, slot: str, weight: int, **kwargs: Any

@@ -208,7 +208,7 @@ async def _found(
 async def change_policy(
     services: Services, group_name: str, changes: PolicyChanges
 ) -> AsyncGenerator[Progress | PolicyInfo]:
-    """Sign and announce the next version of a policy."""
+    """Sign and announce the next version of a policy; yield the one in force then."""
     group = find_group(services, group_name)
     genesis = services.engine.replicas[group].state.genesis
     if services.engine.node not in genesis.admins:
@@ -271,8 +271,10 @@ def _next_policy(
 async def _author_policy(
     services: Services, group: bytes, following: Policy, model: ModelImport | None = None
 ) -> None:
-    """Sign a policy, store and announce it."""
+    """Sign a policy, store and announce it, unless it says what is in force already."""
     view = services.engine.replicas[group].state.view
+    if following == view.policy.next():
+        return
     nonce = services.rng.bytes(16)
     act = act_digest(group, Kind.POLICY, following.encode(), nonce)
     signatures = (sign_act(services.identity.node_key, act),)

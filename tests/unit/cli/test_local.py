@@ -149,6 +149,15 @@ def test_the_banner_says_who_where_and_warns_of_an_address_nobody_can_dial() -> 
     assert "warning: only this machine can dial 127.0.0.1:7946" in text
 
 
+@pytest.mark.parametrize(
+    ("address", "is_warned"), [("127.0.0.1", False), ("[::1]", False), ("10.0.0.1", True)]
+)
+def test_the_banner_warns_of_a_dashboard_that_other_machines_can_read(address: str, is_warned: bool) -> None:
+    text = banner({"dashboard": f"http://{address}:7947/"})
+
+    assert ("other machines can read the dashboard" in text) == is_warned
+
+
 def test_a_weight_is_rounded_to_the_nearest_unit() -> None:
     assert parse_weight("1") == 1 << 32
     assert parse_weight("0.5") == 1 << 31
