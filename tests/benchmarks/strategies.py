@@ -7,6 +7,11 @@ what is compared: it is what a busy host does not spoil. Memory is what comes on
 reads every input once and writes the output once at the bandwidth of a copy in memory. Ours is measured by
 numpy and by compiled loops, which merges of 50 million elements and more use, 30 where a strategy draws;
 compiling them, once per user, and loading them, about 0.05 s a process, are not in the figures.
+
+Whoever takes longer than the limit is ended, and its ratio is a bound. Where the published method is made of
+products of matrices, systems and decompositions, naive is that by ``np.linalg`` in float64
+(``naive_algebra.py``), and the row says if the reference looks at no matrix: found out by merging a part of a
+small one, and its elements in one row.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from crdt_merge_protocol.tensorfile import layout
 
 from tests.oracles.environments import ROOT, python_of
 
-from . import naive
+from . import naive, naive_algebra
 from .arithmetic import needs_base
 from .measure import MIB, Options, Row, best_s, copy_bytes_per_s, durable_copy, ms, run_command, times
 
@@ -42,6 +47,13 @@ SIDE = 1024
 COUNTS = (2, 4, 8)
 WHOLE_COUNT = 4
 """Models in the rows of whole commands."""
+LIMIT_S = 120
+"""Seconds of CPU after which a merge is ended."""
+BLIND = {
+    "elements": "each element for itself, no matrix",
+    "tensors": "the same for any shape, no matrix",
+}
+"""What the reference does instead, by what it looks at."""
 LOOK_S = 0.1
 START_S = 3
 """What reading the arrays and making artefacts may take besides, in seconds of CPU."""
@@ -71,6 +83,8 @@ class Field:
     """Measure with compiled loops, too."""
     reference: dict[str, str]
     """The reference's names by ours; empty if it is not there."""
+    looks: dict[str, str]
+    """What the reference looks at, by our names."""
 
     def floor_s(self, strategy: str, count: int) -> float:
         """Return the floor of a merge of so many models."""
@@ -80,18 +94,19 @@ class Field:
 
 def measure(options: Options) -> Iterator[Row]:
     """Yield a summary per number of models, then a row per strategy; ``--full`` adds 64M elements."""
-    reference, about = _reference()
+    looks, reference, about = _reference()
     for matrices in (4, 64) if options.is_full else (4,):
         with tempfile.TemporaryDirectory(prefix="cmn-bench-") as directory:
             field = Field(
                 directory=Path(directory),
                 matrices=matrices,
                 counts=COUNTS if matrices == 4 and options.is_full else (4,),
-                limit_s=60 if options.is_full else 5,
+                limit_s=LIMIT_S,
                 repeats=options.repeats,
                 bandwidth=copy_bytes_per_s(clock=time.process_time),
                 has_compiled=not compile_loops(),
                 reference=reference,
+                looks=looks,
             )
             _write_arrays(field)
             contests = []
@@ -106,14 +121,16 @@ def measure(options: Options) -> Iterator[Row]:
                 yield from _whole_commands(field)
 
 
-def _reference() -> tuple[dict[str, str], str]:
-    """Return the reference's names by ours, and what it is."""
+def _reference() -> tuple[dict[str, str], dict[str, str], str]:
+    """Return what the reference looks at and its names, by ours, and what it is."""
     try:
         done = _side("reference", [])
     except (subprocess.CalledProcessError, OSError) as error:
-        return {}, f"{PACKAGE} could not be installed ({type(error).__name__})"
+        return {}, {}, f"{PACKAGE} could not be installed ({type(error).__name__})"
     about = json.loads(done.stdout)
-    return {get(name).id: name for name in about["strategies"]}, f"{PACKAGE} {about['version']}"
+    found = {get(name).id: name for name in about["strategies"]}
+    looks = {ours: about["strategies"][theirs] for ours, theirs in found.items()}
+    return looks, found, f"{PACKAGE} {about['version']}"
 
 
 def _side(side: str, arguments: Sequence[str], limit_s: float = 600) -> subprocess.CompletedProcess[str]:
@@ -174,11 +191,14 @@ class Contest:
 
     def ratios(self, field: Field, ours: Sequence[Lap]) -> list[float]:
         """Return how many times as much CPU the reference takes: at least so many where it was ended."""
-        limit = float(field.limit_s)
-        return [
-            (limit if theirs.missing else theirs.cpu) / (limit if mine.missing else max(mine.cpu, 1e-6))
-            for mine, theirs in zip(ours, self.reference, strict=False)
-        ]
+        return _ratios(field, ours, self.reference)
+
+    def instead(self, field: Field) -> str:
+        """Return what the reference does instead of the published method on matrices, in brackets."""
+        if self.strategy not in naive_algebra.FORMULAS:
+            return ""
+        instead = BLIND.get(field.looks.get(self.strategy, ""))
+        return f" ({instead})" if instead else ""
 
     def row(self, field: Field) -> Row:
         """Return all of it as a line of the table."""
@@ -190,8 +210,9 @@ class Contest:
             ratio += f", compiled {_shares(floors, self.compiled)}"
         if self.naive:
             against += f"; naive {_said(self.naive)}"
+            ratio += f"; {_joined(times(ratio) for ratio in _ratios(field, self.ours, self.naive))} naive"
         if self.reference:
-            against += f"; reference {_said(self.reference)}"
+            against += f"; reference {_said(self.reference)}{self.instead(field)}"
             ratio += f"; {self._against_reference(field, self.ours)} the reference"
         if self.reference and self.compiled:
             ratio += f", compiled {self._against_reference(field, self.compiled)}"
@@ -219,16 +240,20 @@ def _contest(field: Field, strategy: str) -> Contest:
         strategy=strategy,
         ours=laps("ours", strategy),
         compiled=laps("ours", f"compiled:{strategy}", takes_part=field.has_compiled),
-        naive=laps("ours", f"naive:{strategy}", takes_part=hasattr(naive, strategy)),
+        naive=laps("ours", f"naive:{strategy}", takes_part=_has_naive(strategy)),
         reference=laps("reference", rival, takes_part=bool(rival)),
     )
+
+
+def _has_naive(strategy: str) -> bool:
+    return strategy in naive_algebra.FORMULAS or hasattr(naive, strategy)
 
 
 def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
     arguments = [str(field.directory), strategy, str(count), str(field.repeats)]
     done = _side(side, arguments, field.limit_s + START_S)
     if done.returncode < 0:
-        return Lap(missing=f"> {field.limit_s} s")
+        return Lap(missing=f">= {field.limit_s} s, ended")
     lines = done.stdout.splitlines()
     if done.returncode:
         return Lap(missing="-" if lines else "fails")
@@ -243,7 +268,10 @@ def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterato
     for loops in ("numpy", "compiled")[: 1 + field.has_compiled]:
         for place, count in enumerate(field.counts):
             found = sorted(
-                (race.ratios(field, race.ours if loops == "numpy" else race.compiled)[place], race.strategy)
+                (
+                    race.ratios(field, race.ours if loops == "numpy" else race.compiled)[place],
+                    f"{race.strategy}{race.instead(field)}",
+                )
                 for race in races
             )
             slower = [f"; {name} {ratio:.2g}x" for ratio, name in found if ratio <= 1]
@@ -254,6 +282,14 @@ def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterato
                 ratio=f"median {times(statistics.median(ratio for ratio, _ in found))}",
                 target="faster on all 26, >= 10x on the median (B6)",
             )
+
+
+def _ratios(field: Field, ours: Sequence[Lap], theirs: Sequence[Lap]) -> list[float]:
+    limit = float(field.limit_s)
+    return [
+        (limit if rival.missing else rival.cpu) / (limit if mine.missing else max(mine.cpu, 1e-6))
+        for mine, rival in zip(ours, theirs, strict=False)
+    ]
 
 
 def _whole_commands(field: Field) -> Iterator[Row]:
