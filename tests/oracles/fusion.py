@@ -165,7 +165,7 @@ def _spectral_cases(
 def _dop_cases(rng: np.random.Generator) -> Iterator[Case]:
     """Yield pairs that their optimiser follows to the minimum, which we compute; well-conditioned ones.
 
-    Adam goes on in steps of up to its rate there: of ten pairs one ends 2e-4 off. scipy solves for the minimum.
+    Adam goes on in steps of up to its rate there: one of six pairs ended 2e-4 off. scipy finds the minimum.
     """
     for number in range(2):
         taus = [np.eye(5, 6) + 0.2 * rng.standard_normal((5, 6)) for _ in range(2)]
