@@ -14,10 +14,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.daemons import CLI
+from support.daemons import CLI, TIMEOUT_S
 from support.whole_nodes import Site
 
-TIMEOUT_S = 60.0
 SOCKETS = 96
 DESCRIPTORS = 64
 
