@@ -75,7 +75,9 @@ async def test_a_peer_that_comes_and_goes_is_not_said_each_time(tmp_path: Path) 
     """What is left out is counted, not lost: it comes in one line when the minute is over."""
     async with Site(tmp_path).nodes(2) as (one, other):
         driver = one.services.driver
-        for _ in range(2 * SAID_MAX):  # Twice as many cuts as are needed: a connection dialled beside it hides a cut.
+        for _ in range(
+            2 * SAID_MAX
+        ):  # Twice as many cuts as are needed: a connection dialled beside it hides a cut.
             present = driver.connections[other.id]
             present.abort("cut by the test")
             await one.until(lambda present=present: driver.connections.get(other.id) not in (None, present))

@@ -8,7 +8,7 @@ import structlog
 from crdt_merge_node.transport.connection import Lane
 from crdt_merge_protocol.events import MessageReceived
 from crdt_merge_protocol.messages.gossip import Attest, Gossip
-from support.whole_nodes import Site, WholeNode, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 async def _closed(node: WholeNode, peer: WholeNode) -> str:
     """Return why the connection to a peer ended."""
     connection = node.services.driver.connections[peer.id]
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(TIMEOUT_S):
         return await asyncio.shield(connection.closed)
 
 
@@ -78,10 +78,10 @@ async def test_who_breaks_the_protocol_is_cut_and_nothing_else_happens(tmp_path:
         ended = asyncio.ensure_future(_closed(nodes[0], nodes[1]))
         await asyncio.sleep(0)
         hostile = nodes[1].services.driver.connections[nodes[0].id]
+        now = nodes[0].services.clock.monotonic()
         with structlog.testing.capture_logs() as lines:
             hostile.send(Gossip(group=group, operations=(b"garbage",)), Lane.OPERATIONS)
             reason = await ended
-        now = nodes[0].services.clock.monotonic()
         refusal = nodes[0].services.engine.overlay.refusal(nodes[1].id, now=now)  # It lasts a second.
         refused = [line for line in lines if line["event"] == "peer.refused"]
         added = await nodes[2].add("g", tmp_path / "model")
