@@ -102,7 +102,7 @@ def masks(models, rng, origin="base"):
 
 
 def coefficients(models, rng):
-    """Return DAM's: one of the matrices is stored [in, out], a bias has one number, a gain as many as itself."""
+    """Return DAM's: one matrix is stored [in, out], a bias has one number, a gain as many as itself."""
     sizes = {
         name: shape[:1] if name == "l.tall" else shape[1:2] if len(shape) > 1 else shape
         for name, shape in SHAPES.items()
