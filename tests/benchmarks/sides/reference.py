@@ -39,7 +39,7 @@ def _looks_at(strategy: str) -> str:
 
     def merged(view) -> np.ndarray:
         found = merge.merge([{"t": view(model)} for model in models], base_model={"t": view(base)})
-        return np.asarray(found["t"])
+        return np.asarray(found.tensor["t"])
 
     whole = merged(lambda array: array)
     if np.allclose(merged(lambda array: array[:, :4].copy()), whole[:, :4], rtol=1e-9):
