@@ -263,7 +263,7 @@ def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
 def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterator[Row]:
     races = [contest for contest in contests if contest.reference]
     if not races:
-        yield Row(what="the reference", measured=about)
+        yield Row(what="the reference", measured=about, is_missing=True)
         return
     for loops in ("numpy", "compiled")[: 1 + field.has_compiled]:
         for place, count in enumerate(field.counts):
