@@ -155,7 +155,7 @@ def write_model(
     account: Account,
 ) -> Written:
     """Write the base with the differences added, in the element type of the base unless told otherwise."""
-    _require_modules(found, base)
+    require_modules(found, base)
     changed = {weight_name(module) for module in found.modules} | found.others.keys()
     kinds = {name: target.dtype if name in changed else "" for name in base.specs}
     specs = [
@@ -198,7 +198,13 @@ def _copy(sink: Sink, base: BaseModel, names: Iterable[str]) -> None:
         reader.close()
 
 
-def _require_modules(found: AdapterSet, base: BaseModel) -> None:
+def require_modules(found: AdapterSet, base: BaseModel) -> None:
+    """Raise unless a base has everything that adapters change.
+
+    Raises:
+        ParameterError: It lacks a tensor.
+        ShapeMismatchError: One has another shape.
+    """
     shapes = {spec.name: spec.shape for spec in delta_specs(found, ELEMENT).values()}
     shapes |= {name: spec.shape for name, spec in found.others.items()}
     for name, shape in shapes.items():

@@ -10,18 +10,18 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import InvalidRequestError
 from crdt_merge_node.lora import merge_adapters
-from crdt_merge_node.lora.collection import read_set
+from crdt_merge_node.lora.collection import read_members, set_of, weights_of
 from crdt_merge_node.lora.dense import DenseRecipe
 from crdt_merge_node.lora.merging import Merge, merge_set
 from crdt_merge_node.lora.sinks import Target
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import ResolveCancelledError
+from crdt_merge_node.resolve.job import ResolveCancelledError
 from crdt_merge_protocol.errors import NonFiniteError
 from support.adapters import save_adapter, save_base
 
 
 def merge(paths: list[Path], strategy: str, output: str) -> Merge:
-    found = read_set(paths, None, SystemFs())
+    found = set_of(read_members(paths, weights_of(paths, None), SystemFs()))
     dense = DenseRecipe(strategy=strategy, params={}, group_mode=True)
     return Merge(found=found, dense=dense, output=output, rank="auto", base_name="")
 
