@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from crdt_merge_node import repeats
 from crdt_merge_node.transport.connection import Lane
 from crdt_merge_protocol.events import MessageReceived
 from crdt_merge_protocol.messages.gossip import Attest, Gossip
@@ -122,8 +123,11 @@ async def test_a_bug_that_a_message_meets_ends_its_connection_and_not_the_node(
         assert (await nodes[0].api.status()).is_healthy
 
 
-async def test_a_blocked_peer_is_refused_once_in_words(tmp_path: Path) -> None:
+async def test_a_blocked_peer_is_refused_once_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It dials again and again; the log does not say so again and again (STYLE 4.5)."""
+    monkeypatch.setattr(repeats, "INTERVAL_S", 3600.0)  # However long a minute's worth of dials takes here.
     async with Site(tmp_path).nodes(2) as nodes:
         blocker, blocked = nodes
         with structlog.testing.capture_logs() as lines:
