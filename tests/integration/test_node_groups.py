@@ -185,3 +185,17 @@ async def test_a_policy_that_is_in_force_already_is_not_written_again(tmp_path: 
 
         assert unchanged.version + 1 == changed.version
         assert (await node.info("g")).operations == operations + 1
+
+
+async def test_a_group_of_quantised_models_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    save_file({"l.qweight": np.zeros((2, 2), np.int32), "l.scales": np.ones(2)}, tmp_path / "codes")
+    async with Site(tmp_path).nodes(1) as [node]:
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.create_group("like", tmp_path / "codes")
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.create_group("base", base=tmp_path / "codes", strategy="task_arithmetic")
+        await node.create_group("g", base=save_model(tmp_path / "base", 1.0), strategy="task_arithmetic")
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.set_policy("g", PolicyChanges(base_path=str(tmp_path / "codes")))
+
+        assert [group.name for group in await node.api.group_list()] == ["g"]

@@ -22,6 +22,7 @@ from crdt_merge_protocol.policy import (
     sign_act,
     sorted_params,
 )
+from crdt_merge_protocol.quantised import require_plain
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
@@ -158,6 +159,8 @@ async def create_group(
             hint="Name a safetensors file: --base FILE (the common base model) or --like FILE (schema only).",
         )
     refuse_adapter(services, base_path)
+    if base_path is not None:
+        await _schema_of(services, base_path)  # Whatever its headers tell is told before it is copied.
     like = None if like_path is None else await _schema_of(services, like_path)
     params = dict(params) | implied_rules(services, params, like_path)
     chosen, params = _check_strategy(strategy, params, has_base=base_path is not None, dtype=dtype)
@@ -222,6 +225,8 @@ async def change_policy(
             hint="This release cannot collect signatures of several nodes.",
         )
     refuse_adapter(services, changes.base_path)
+    if changes.base_path is not None:
+        await _schema_of(services, changes.base_path)
     _next_policy(services, group, changes, has_base=changes.base_path is not None)
     if changes.base_path is None:
         await _author_policy(services, group, _next_policy(services, group, changes))
@@ -337,4 +342,6 @@ async def _schema_of(services: Services, path: str) -> Schema:
         file = await asyncio.to_thread(read_adapter_file, Path(path), services.fs)
         return Schema.of(schema_specs(file.layout, file.header.fan_in_fan_out))
     header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
-    return Schema.of(entry.spec for entry in header.entries)
+    schema = Schema.of(entry.spec for entry in header.entries)
+    require_plain(schema.specs, who=path)
+    return schema

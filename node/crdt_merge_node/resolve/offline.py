@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crdt_merge_protocol.blobs import ANY_FLOAT, FLOAT_DTYPES, Manifest, ManifestEntry, Schema, TensorSpec
+from crdt_merge_protocol.blobs import (
+    ANY_FLOAT,
+    FLOAT_DTYPES,
+    OUTPUT_DTYPES,
+    Manifest,
+    ManifestEntry,
+    Schema,
+    TensorSpec,
+)
 from crdt_merge_protocol.errors import EmptySetError, ParameterError
 from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
 from crdt_merge_protocol.policy import Policy, sorted_params
+from crdt_merge_protocol.quantised import require_plain
 from crdt_merge_protocol.quarantine import require_schema
 from crdt_merge_protocol.strategies.artefacts import Artefact
 from crdt_merge_protocol.strategies.choosing import (
@@ -88,10 +97,10 @@ def read_inputs(
     weights = _check_weights(files, weights)
     if not files:
         raise EmptySetError("There are no files, hence nothing to merge.", hint="Name one at least.")
-    if dtype and dtype not in FLOAT_DTYPES:
+    if dtype and dtype not in OUTPUT_DTYPES:
         raise ParameterError(
             f"Element type {dtype!r} is none of those of an output.",
-            hint=f"Known: {', '.join(sorted(FLOAT_DTYPES))}.",
+            hint=f"Known: {', '.join(sorted(OUTPUT_DTYPES))}.",
         )
     recipe = get(strategy)
     normalised = recipe.normalise(InputNames(files, weights).stood_for(params or {}))
@@ -284,6 +293,8 @@ def _common_schema(models: Sequence[Checkpoint], *, has_base: bool) -> tuple[Sch
     the files does not matter.
     """
     model = models[-1 if has_base else 0]
+    for each in models:
+        require_plain((entry.spec for entry in each.entries), who=str(each.path))
     schema = Schema.of(entry.spec for entry in model.entries)
     found = [Schema.of(entry.spec for entry in other.entries) for other in models]
     for other, theirs in zip(models, found, strict=True):
