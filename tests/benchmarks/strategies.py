@@ -8,15 +8,16 @@ reads every input once and writes the output once at the bandwidth of a copy in 
 numpy and by compiled loops, which merges of 50 million elements and more use, 30 where a strategy draws;
 compiling them, once per user, and loading them, about 0.05 s a process, are not in the figures.
 
-Whoever takes longer than the limit is ended, and its ratio is a bound. Where the published method is made of
-products of matrices, systems and decompositions, naive is that by ``np.linalg`` in float64
-(``naive_algebra.py``), and the row says if the reference looks at no matrix: found out by merging a part of a
-small one, and its elements in one row.
+Who takes two minutes, or thirty times as long as ours, is ended, and its ratio is a bound. Where the
+published method is made of products of matrices, systems and decompositions, naive is that by ``np.linalg``
+in float64 (``naive_algebra.py``), and the row says if the reference looks at no matrix: found out by merging
+a part of a small one, and its elements in one row.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -49,6 +50,8 @@ WHOLE_COUNT = 4
 """Models in the rows of whole commands."""
 LIMIT_S = 120
 """Seconds of CPU after which a merge is ended."""
+HOPELESS, HOPELESS_S = 30, 10
+"""A rival is ended as soon as it has taken so many times as long as ours, and so many seconds."""
 BLIND = {
     "elements": "each element for itself, no matrix",
     "tensors": "the same for any shape, no matrix",
@@ -67,6 +70,7 @@ class Lap:
     cpu: float = 0.0
     extra: int = 0
     missing: str = ""
+    """``cpu`` is a bound if it was ended, else infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +193,6 @@ class Contest:
     naive: Sequence[Lap]
     reference: Sequence[Lap]
 
-    def ratios(self, field: Field, ours: Sequence[Lap]) -> list[float]:
-        """Return how many times as much CPU the reference takes: at least so many where it was ended."""
-        return _ratios(field, ours, self.reference)
-
     def instead(self, field: Field) -> str:
         """Return what the reference does instead of the published method on matrices, in brackets."""
         if self.strategy not in naive_algebra.FORMULAS:
@@ -210,12 +210,12 @@ class Contest:
             ratio += f", compiled {_shares(floors, self.compiled)}"
         if self.naive:
             against += f"; naive {_said(self.naive)}"
-            ratio += f"; {_joined(times(ratio) for ratio in _ratios(field, self.ours, self.naive))} naive"
+            ratio += f"; {_joined(times(ratio) for ratio in _ratios(self.ours, self.naive))} naive"
         if self.reference:
             against += f"; reference {_said(self.reference)}{self.instead(field)}"
-            ratio += f"; {self._against_reference(field, self.ours)} the reference"
+            ratio += f"; {self._against_reference(self.ours)} the reference"
         if self.reference and self.compiled:
-            ratio += f", compiled {self._against_reference(field, self.compiled)}"
+            ratio += f", compiled {self._against_reference(self.compiled)}"
         return Row(
             what=f"{self.strategy}, k = {_joined(map(str, field.counts))}, {_size(field)}",
             measured=measured,
@@ -224,21 +224,29 @@ class Contest:
             target="faster (B6)" if self.reference else "",
         )
 
-    def _against_reference(self, field: Field, ours: Sequence[Lap]) -> str:
+    def _against_reference(self, ours: Sequence[Lap]) -> str:
         return _joined(
             f"{'>= ' if theirs.missing else ''}{times(ratio)}"
-            for ratio, theirs in zip(self.ratios(field, ours), self.reference, strict=True)
+            for ratio, theirs in zip(_ratios(ours, self.reference), self.reference, strict=True)
         )
 
 
 def _contest(field: Field, strategy: str) -> Contest:
     def laps(side: str, name: str, *, takes_part: bool = True) -> list[Lap]:
-        return [_lap(field, side, name, count) for count in field.counts] if takes_part else []
+        if not takes_part:
+            return []
+        return [
+            _lap(field, side, name, count, limit_s)
+            for count, limit_s in zip(field.counts, limits, strict=True)
+        ]
 
+    limits = [float(field.limit_s)] * len(field.counts)
+    ours = laps("ours", strategy)
+    limits = [min(field.limit_s, max(HOPELESS * lap.cpu, HOPELESS_S)) for lap in ours]
     rival = field.reference.get(strategy, "")
     return Contest(
         strategy=strategy,
-        ours=laps("ours", strategy),
+        ours=ours,
         compiled=laps("ours", f"compiled:{strategy}", takes_part=field.has_compiled),
         naive=laps("ours", f"naive:{strategy}", takes_part=_has_naive(strategy)),
         reference=laps("reference", rival, takes_part=bool(rival)),
@@ -249,14 +257,14 @@ def _has_naive(strategy: str) -> bool:
     return strategy in naive_algebra.FORMULAS or hasattr(naive, strategy)
 
 
-def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
+def _lap(field: Field, side: str, strategy: str, count: int, limit_s: float) -> Lap:
     arguments = [str(field.directory), strategy, str(count), str(field.repeats)]
-    done = _side(side, arguments, field.limit_s + START_S)
+    done = _side(side, arguments, limit_s + START_S)
     if done.returncode < 0:
-        return Lap(missing=f">= {field.limit_s} s, ended")
+        return Lap(cpu=limit_s, missing=f">= {limit_s:.0f} s, ended")
     lines = done.stdout.splitlines()
     if done.returncode:
-        return Lap(missing="-" if lines else "fails")
+        return Lap(cpu=math.inf, missing="-" if lines else "fails")
     return Lap(**json.loads(lines[-1]))
 
 
@@ -269,7 +277,7 @@ def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterato
         for place, count in enumerate(field.counts):
             found = sorted(
                 (
-                    race.ratios(field, race.ours if loops == "numpy" else race.compiled)[place],
+                    _ratios(race.ours if loops == "numpy" else race.compiled, race.reference)[place],
                     f"{race.strategy}{race.instead(field)}",
                 )
                 for race in races
@@ -284,12 +292,9 @@ def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterato
             )
 
 
-def _ratios(field: Field, ours: Sequence[Lap], theirs: Sequence[Lap]) -> list[float]:
-    limit = float(field.limit_s)
-    return [
-        (limit if rival.missing else rival.cpu) / (limit if mine.missing else max(mine.cpu, 1e-6))
-        for mine, rival in zip(ours, theirs, strict=False)
-    ]
+def _ratios(ours: Sequence[Lap], theirs: Sequence[Lap]) -> list[float]:
+    """Return how many times as much CPU a rival takes: at least so many where it was ended."""
+    return [rival.cpu / max(mine.cpu, 1e-6) for mine, rival in zip(ours, theirs, strict=False)]
 
 
 def _whole_commands(field: Field) -> Iterator[Row]:
