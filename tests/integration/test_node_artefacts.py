@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.control.model import ContributionInfo
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactStaleError, EmptySetError
 from crdt_merge_protocol.strategies.artefacts import encode_header

@@ -15,7 +15,7 @@ from crdt_merge_node.control.model import Placement
 from crdt_merge_node.errors import CorruptError, InvalidRequestError, NotFoundError
 from crdt_merge_node.imports import ImportCancelledError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol.blobs import payload_id
 from crdt_merge_protocol.errors import (
     MalformedCheckpointError,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import run_job
 from crdt_merge_node.resolve.files import read_header, read_tensor
+from crdt_merge_node.resolve.run import run_job
 from hypothesis import given
 from hypothesis import strategies as st
 from support.attacks import NUMPY, Attack, attack

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
-from crdt_merge_node.resolve import TensorSource, UsedModel, build_job
-from crdt_merge_node.resolve.job import UsedArtefact
+from crdt_merge_node.resolve.job import TensorSource, UsedArtefact, UsedModel
+from crdt_merge_node.resolve.plan import build_job
 from crdt_merge_protocol.blobs import (
     Manifest,
     ManifestEntry,

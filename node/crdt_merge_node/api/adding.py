@@ -34,7 +34,8 @@ from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_m
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
 from crdt_merge_node.lora.files import WEIGHTS, is_adapter_directory
-from crdt_merge_node.resolve import describe_file, read_artefact_file
+from crdt_merge_node.resolve.artefact_files import read_artefact_file
+from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_node.services import Services
 
 from .adapters import check_adapter, other_kind

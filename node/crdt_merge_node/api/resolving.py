@@ -24,16 +24,11 @@ from crdt_merge_node.lora.group import run_adapter_job
 from crdt_merge_node.ports import available_memory_bytes
 from crdt_merge_node.report.kept import is_cheap, keep
 from crdt_merge_node.report.writing import measure_layers, write_card, write_reports
-from crdt_merge_node.resolve import (
-    KeptTensor,
-    ResolveJob,
-    ResolveResult,
-    estimate_job,
-    find_finished,
-    recall,
-    remember,
-    run_job,
-)
+from crdt_merge_node.resolve.estimate import estimate_job
+from crdt_merge_node.resolve.job import KeptTensor, ResolveJob, ResolveResult
+from crdt_merge_node.resolve.remembered import recall, remember
+from crdt_merge_node.resolve.reuse import find_finished
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 

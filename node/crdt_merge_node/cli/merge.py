@@ -191,7 +191,7 @@ def _read_config(path: str) -> Recipe:
     from crdt_merge_node.checkpoints.reading import read_checkpoint
     from crdt_merge_node.ports import SystemFs
     from crdt_merge_node.recipes.mergekit import read_mergekit
-    from crdt_merge_node.resolve import describe_file
+    from crdt_merge_node.resolve.describe import describe_file
 
     config = read_mergekit(read_text(path))
     for name in (*config.models, *([config.base] if config.base else [])):

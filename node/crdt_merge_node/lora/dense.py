@@ -19,7 +19,6 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
 from crdt_merge_node.ports import Fs, Rng
-from crdt_merge_node.resolve import run_job
 from crdt_merge_node.resolve.files import read_header
 from crdt_merge_node.resolve.job import (
     DEFAULT_MEMORY_BYTES,
@@ -30,6 +29,7 @@ from crdt_merge_node.resolve.job import (
     ResolveResult,
     TensorSource,
 )
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_node.tensor_writer import TensorWriter
 
 from .adapter import read_array

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from crdt_merge_node.artefacts.files import write_artefact
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import describe_file, worker
+from crdt_merge_node.resolve import worker
 from crdt_merge_node.resolve.accelerate import install_compiled
+from crdt_merge_node.resolve.describe import describe_file
 from support.synthetic import NAMES, Case, case_of
 
 from tests.benchmarks import naive, naive_algebra

@@ -282,7 +282,7 @@ def test_a_merge_plan_says_what_it_costs_and_reads_no_tensor(models: list[str], 
 
 
 def test_every_field_of_an_estimate_is_documented() -> None:
-    from crdt_merge_node.resolve import Estimate
+    from crdt_merge_node.resolve.estimate import Estimate
 
     document = Path(crdt_merge_node.cli.__file__).with_name("JSON.md").read_text()
     section = document.partition("## Estimate")[2]

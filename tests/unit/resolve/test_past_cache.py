@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crdt_merge_node.ports import File, SystemFs
-from crdt_merge_node.resolve import merge_files, output, past_cache
+from crdt_merge_node.resolve import output, past_cache
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_node.resolve.past_cache import PAGE_BYTES, PastCache, beside
 from hypothesis import given
 from hypothesis import strategies as st
