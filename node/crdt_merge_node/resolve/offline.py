@@ -127,6 +127,7 @@ def job_of(
     task: str,
     memory_bytes: int,
     workers: int | None,
+    is_lenient: bool = False,
 ) -> ResolveJob:
     """Return the job that merges files whose bytes have been named.
 
@@ -136,6 +137,7 @@ def job_of(
         task: One of the files, or its digest; empty: the common model.
         memory_bytes: Budget over all processes.
         workers: As in :class:`ResolveJob`.
+        is_lenient: Go on where a group does.
     """
     models = described[: len(inputs.files)]
     inputs = _with_digests(inputs, [file.digest for file in models])
@@ -153,7 +155,7 @@ def job_of(
         inputs.schema,
         [file.used for file in models],
         base.used if base else None,
-        group_mode=False,
+        group_mode=is_lenient,
         artefacts=[
             UsedArtefact(
                 artefact, artefacts[artefact.digest][1].manifest, artefacts[artefact.digest][1].sources

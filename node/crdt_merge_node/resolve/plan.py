@@ -381,7 +381,7 @@ def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> 
     if not job.group_mode:
         raise IntegerTensorDiffersError(
             f"Tensor {spec.name} ({spec.dtype}) is not the same in all inputs, and such are never merged.",
-            hint="Make them equal first, for instance by copying them from one of the files.",
+            hint="Make them equal first, or keep those of the base, else the most frequent: --as-group.",
         )
     if base is not None:
         warnings.append(f"{spec.name} ({spec.dtype}) differs between inputs; the base's was kept.")
