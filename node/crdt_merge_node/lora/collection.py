@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from crdt_merge_node.ports import Fs
 from crdt_merge_node.resolve.describe import describe_file
 
 from .adapter import Adapter
-from .factors import delta
+from .factors import Part, delta, row_ranges
 from .files import WEIGHTS, AdapterFile, read_adapter_file
 
 
@@ -204,15 +205,16 @@ def linear_sums(
     return sums
 
 
-def products(
-    found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]]
-) -> Iterator[tuple[str, Float64Array]]:
-    """Yield each module's merged difference in the shape of its weight."""
-    for module, parts in sums.items():
-        total = np.zeros(found.shape(module))
-        for i, coefficient in parts:
-            total += coefficient * delta(found.adapters[i].factors(module))
-        yield module, total
+def products(found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[Part]:
+    """Yield each module's merged difference, some rows at a time."""
+    for module, terms in sums.items():
+        shape = found.shape(module)
+        factors = [(coefficient, found.adapters[i].factors(module)) for i, coefficient in terms]
+        for start, stop in row_ranges(shape):
+            total = np.zeros((stop - start, *shape[1:]))
+            for coefficient, each in factors:
+                total += coefficient * delta(each, start, stop)
+            yield Part(module, start * math.prod(shape[1:]), total.reshape(-1))
 
 
 def delta_specs(found: AdapterSet, dtype: str) -> dict[str, TensorSpec]:

@@ -18,13 +18,13 @@ from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_node.resolve.job import TensorSource
 
 from .adapter import Adapter, read_array
-from .factors import delta
+from .factors import Part, delta
 from .files import AdapterFile
 from .writing import BaseModel
 
 
-def differences(file: AdapterFile, adapter: Adapter, base: BaseModel) -> Iterator[tuple[str, Float64Array]]:
-    """Yield what each module's weight changes by, in its shape, in the order of the modules.
+def differences(file: AdapterFile, adapter: Adapter, base: BaseModel) -> Iterator[Part]:
+    """Yield what each module's weight changes by, in the order of the modules: all of it, for its lengths.
 
     Args:
         file: Of the adapter, with its magnitudes.
@@ -48,7 +48,7 @@ def differences(file: AdapterFile, adapter: Adapter, base: BaseModel) -> Iterato
             if not lengths.all():
                 raise ParameterError(f"{file.path}: an output of {module} is zero, so it has no direction.")
             changed *= _magnitudes(file, adapter, module, lengths.shape) / lengths
-        yield module, changed - weight
+        yield Part(module, 0, (changed - weight).reshape(-1))
 
 
 def _magnitudes(file: AdapterFile, adapter: Adapter, module: str, shape: tuple[int, ...]) -> Float64Array:
