@@ -7,14 +7,16 @@ holds them to ours, so that both are known to do the same work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from crdt_merge_protocol.strategies.artefact_fields import row_of
-from support.synthetic import Case
 
 from . import naive
+
+if TYPE_CHECKING:  # A benchmark does without the tests' own path.
+    from support.synthetic import Case
 
 Array = npt.NDArray[np.float64]
 Merged = dict[str, npt.NDArray[Any]]
