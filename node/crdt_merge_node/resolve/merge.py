@@ -18,6 +18,7 @@ from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
+from .artefact_files import remedy
 from .describe import MODEL, DescribedFile, describe_files
 from .earlier import read_earlier, telling_what_changed
 from .estimate import Estimate, estimate_job, seconds_per_byte
@@ -216,7 +217,8 @@ def _require_finite(files: Sequence[DescribedFile]) -> None:
             names = ", ".join(file.not_finite[:_NAMED_MAX])
             if file.kind != MODEL:
                 raise ArtefactInvalidError(
-                    f"{file.path}: no {file.kind} holds such values as are in {', '.join(file.not_finite)}."
+                    f"{file.path}: no {file.kind} holds such values as are in {', '.join(file.not_finite)}.",
+                    hint=remedy(file.path),
                 )
             raise NonFiniteError(
                 f"{file.path}: {len(file.not_finite)} tensors hold NaN, infinity or an impossible boolean: "

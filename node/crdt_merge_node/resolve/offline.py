@@ -257,9 +257,18 @@ def _choose(
             unfit[artefact.digest] = Unfit(f"{inputs.strategy.id} does not work with a {artefact.type}")
         elif unfit.get(artefact.digest) == NEWER and (artefact.type, artefact.subject) in purposes:
             raise ParameterError(
-                f"Two of the artefacts are a {artefact.type} of the same.", hint="Give one of them."
+                f"Two of the artefacts are a {artefact.type} of the same: {_both(inputs, artefact)}.",
+                hint="Give one of them.",
             )
     return Choice(models=choice.models, artefacts=choice.artefacts, lacking=choice.lacking, unfit=unfit)
+
+
+def _both(inputs: Inputs, artefact: Artefact) -> str:
+    """Return the files of artefacts that are for the same purpose as this one."""
+    same = (artefact.type, artefact.subject, artefact.set_root)
+    return " and ".join(
+        str(path) for path, other in inputs.artefacts if (other.type, other.subject, other.set_root) == same
+    )
 
 
 def _task(models: Sequence[DescribedFile], text: str) -> bytes:
