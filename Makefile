@@ -43,8 +43,8 @@ check: $(STAMP) ## Lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## Ratios against a floor or a rival, measured in one run
-	$(BIN)/python -m tests.benchmarks
+bench: $(STAMP) ## Ratios against a floor or a rival, measured in one run (PART="names" picks some)
+	$(BIN)/python -m tests.benchmarks $(PART)
 
 nightly: $(STAMP) ## Full counts, in resumable stages (STAGE=name picks one)
 	$(BIN)/python -m tests.nightly $(STAGE)

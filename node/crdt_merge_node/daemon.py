@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from typing import Final
 
 from crdt_merge_protocol.errors import CrdtMergeError
 
@@ -21,6 +22,8 @@ from .telemetry.logging import configure_logging, get_logger
 from .world import World
 
 log = get_logger()
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(config: Config, *, on_ready: Callable[[Facts], None] = lambda _facts: None) -> int:
@@ -37,9 +40,10 @@ async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
     stop: asyncio.Future[None] = loop.create_future()
     manager = ServiceManager(os.environ)
     stop.add_done_callback(lambda _: manager.stopping())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup leaves SIGHUP.
-            loop.add_signal_handler(number, _resolve, stop)
+    # One that is ignored stays so, as nohup leaves SIGHUP.
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in heard:
+        loop.add_signal_handler(number, _resolve, stop)
 
     def tell(node: RunningNode) -> None:
         spare_what_stays()
@@ -47,7 +51,13 @@ async def _main(config: Config, on_ready: Callable[[Facts], None]) -> int:
         manager.ready(f"node {facts['node'][:12]} listens on {facts['listen']}")
         on_ready(facts)
 
-    return await serve(config, World(), stop=stop, on_ready=tell)
+    try:
+        return await serve(config, World(), stop=stop, on_ready=tell)
+    finally:
+        if stop.done():  # Said again, it must not kill what has ended in good order and is about to exit.
+            for number in heard:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _resolve(stop: asyncio.Future[None]) -> None:

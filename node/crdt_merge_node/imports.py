@@ -30,7 +30,7 @@ from .judging import is_artefact, scan_artefact
 from .keeper import ContentKeeper
 from .lora.files import AdapterFile, header_entry, read_adapter_file
 from .ports import Fs
-from .resolve import scan_finite
+from .resolve.finite import scan_finite
 from .storage import BlobStore, Kept, RangeReader
 
 if TYPE_CHECKING:

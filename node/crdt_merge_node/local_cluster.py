@@ -25,8 +25,8 @@ from .control.client import AsyncClient
 from .control.socket_path import control_socket
 from .errors import ControlError, DaemonNotRunningError
 
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
 _LOG_TAIL_BYTES = 2000
 
@@ -206,7 +206,7 @@ class LocalCluster:
 
         await asyncio.gather(*(join(member) for member in others))
 
-    async def connected(self, *, timeout_s: float = 30.0) -> float:
+    async def connected(self, *, timeout_s: float = READY_TIMEOUT_S) -> float:
         """Wait until every daemon is connected to every other; return the seconds it took."""
         return await self.until(self._is_mesh, timeout_s=timeout_s, what="the full mesh")
 

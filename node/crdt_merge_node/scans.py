@@ -18,7 +18,7 @@ from crdt_merge_protocol.limits import CHUNK_BYTES
 from .contents import MODEL
 from .errors import CorruptError, StorageError, StoreFailedError
 from .judging import is_artefact, scan_artefact
-from .resolve import scan_finite
+from .resolve.finite import scan_finite
 from .storage import Store
 from .stored_ids import read_id
 from .telemetry.logging import get_logger

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from crdt_merge_protocol.blobs import TensorSpec
+from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
 from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.dtypes import encode_array
 from crdt_merge_protocol.tensorfile import layout
@@ -39,7 +39,7 @@ class TensorWriter:
                 self._discard()
                 raise
 
-    def put(self, name: str, values: Float64Array) -> int:
+    def put(self, name: str, values: Float64Array, start: int = 0) -> int:
         """Write a floating point tensor, rounded to its element type; too large values become the largest.
 
         Returns:
@@ -47,12 +47,13 @@ class TensorWriter:
 
         Args:
             name: One of the specs'.
-            values: float64 of any shape, as many elements as the tensor has.
+            values: float64 of any shape, as many elements as the tensor has from ``start`` on, or fewer.
+            start: Flat index of the first element.
         """
         spec = self._specs[name]
-        assert values.size == spec.numel, f"{name} has {values.size} elements, {spec.numel} are declared"
+        assert start + values.size <= spec.numel, f"{name} has {spec.numel} elements, not so many"
         stored, misfits = encode_array(spec.dtype, values.reshape(-1), "saturate")
-        self.put_bytes(name, 0, stored.tobytes())
+        self.put_bytes(name, start * DTYPE_BYTES[spec.dtype], stored.tobytes())
         return misfits
 
     def put_bytes(self, name: str, position: int, data: bytes | memoryview) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .adapter_rules import AdapterRules
-from .blobs import FLOAT_DTYPES, Schema, TensorSpec
+from .blobs import OUTPUT_DTYPES, Schema, TensorSpec
 from .errors import DTypeMismatchError, ParameterError, ResolveError, ShapeMismatchError
 from .limits import ADAPTER_HEADER_BYTES_MAX
 from .quarantine import weight_problem
@@ -164,7 +164,7 @@ def read_layout(specs: Iterable[TensorSpec]) -> AdapterLayout:
         bare = spec.name.removeprefix(PREFIX)
         if bare == spec.name or canonical_name(spec.name) != spec.name:
             raise ParameterError(f"tensor {spec.name} has no name of an adapter's.")
-        if spec.dtype not in FLOAT_DTYPES:
+        if spec.dtype not in OUTPUT_DTYPES:
             raise DTypeMismatchError(f"tensor {spec.name} has element type {spec.dtype}.")
         factor = _FACTOR.fullmatch(bare)
         if factor is None:

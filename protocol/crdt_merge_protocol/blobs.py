@@ -28,18 +28,21 @@ from .limits import (
 )
 
 DTYPE_BYTES: Final = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Element types of contributions, under their safetensors names, with their size in bytes."""
-FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+OUTPUT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Those that merged values are written in."""
+FLOAT_DTYPES: Final = OUTPUT_DTYPES | {"F8_E4M3", "F8_E5M2"}
+"""Those that are merged. The narrowest are only read: their steps are too coarse for a result."""
 ANY_FLOAT: Final = "any"
 """In a policy, before the output type: contributions may have float types other than the schema's."""
 POLICY_DTYPES: Final = (
     "",
-    *sorted(FLOAT_DTYPES),
+    *sorted(OUTPUT_DTYPES),
     ANY_FLOAT,
-    *(f"{ANY_FLOAT}:{t}" for t in sorted(FLOAT_DTYPES)),
+    *(f"{ANY_FLOAT}:{t}" for t in sorted(OUTPUT_DTYPES)),
 )
 """What a policy may say of element types."""
 

@@ -21,7 +21,8 @@ PROBLEMS_MAX: Final = 16
 
 _REMEDIES: Final[Mapping[type[ResolveError], str]] = {
     TensorMissingError: "Models are merged tensor by tensor: all need the same ones.",
-    ShapeMismatchError: "Nothing is cut or padded: the models need one architecture and one vocabulary.",
+    ShapeMismatchError: "Nothing is cut or padded: the models need one architecture and one vocabulary. "
+    "Where only tokens differ, `vocabulary MODEL --to OTHER` gives one the tokens of the other.",
     DTypeMismatchError: "Convert them to one element type first.",
 }
 

@@ -209,10 +209,8 @@ class SimulatedNode:
                     world.send(line, effect.message)
                 continue
             match effect:
-                case StoreGroup() | StoreOperations():
+                case StoreGroup() | StoreOperations() | DropOperations():
                     self._store(effect)
-                case DropOperations():
-                    self._delete(effect)
                 case DialPeer():
                     world.dial(self, effect.dial)
                 case Disconnect():
@@ -251,8 +249,12 @@ class SimulatedNode:
 
     # --- the disk -------------------------------------------------------------------------------------------
 
-    def _store(self, effect: StoreGroup | StoreOperations) -> None:
+    def _store(self, effect: StoreGroup | StoreOperations | DropOperations) -> None:
         world = self.world
+        if isinstance(effect, DropOperations):  # At once: whatever is stored next comes later.
+            dropped = set(effect.ids)
+            self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
+            return
         delay_s = self.disk_rng.uniform(*STORE_S) * self.slowness
         self._committed_at = max(self._committed_at, world.now + delay_s)
         self.pending.append(effect)
@@ -280,11 +282,6 @@ class SimulatedNode:
         self.handle(OperationsStored(group=effect.group, ids=ids))
         own = [signed for signed in effect.operations if signed.operation.author == self.id]
         self.world.acknowledged(self, effect.group, own)
-
-    def _delete(self, effect: DropOperations) -> None:
-        """Delete what a REVOKE dropped, at once: whatever is stored next comes later."""
-        dropped = set(effect.ids)
-        self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
 
     def _write(self, effect: StoreGroup | StoreOperations) -> None:
         now = self.world.now

@@ -343,8 +343,14 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             _unwind(task)
 
     def bury(self) -> None:
-        """Drop all that is left, with closed eyes: destructors of the dead may complain."""
+        """Drop all that is left, with closed eyes: destructors of the dead may complain.
+
+        What the dead begin on their way out is begun on this loop, which is over. On another that this
+        thread may have, it would wait until that one ends, or even run.
+        """
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        running = events._get_running_loop()  # noqa: SLF001  (for what the dead begin)
+        events._set_running_loop(self)  # noqa: SLF001
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -353,7 +359,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                 self._ready.clear()
                 self._timers.clear()
                 gc.collect()
+                self._unwind()
         finally:
+            events._set_running_loop(running)  # noqa: SLF001
             sys.unraisablehook = hook
 
 

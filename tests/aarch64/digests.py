@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol import canonical
 from crdt_merge_protocol.blobs import TensorSpec, blob_digest_of
 from crdt_merge_protocol.errors import ResolveError

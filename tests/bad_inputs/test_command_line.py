@@ -196,7 +196,7 @@ def test_an_environment_that_is_none(place: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_bytes_that_are_no_text_reach_no_traceback(place: Path, arguments: list[bytes]) -> None:
     """A real process: what a shell passes on is bytes, and stdout is strict about what it encodes."""
-    done = subprocess.run([os.fsencode(BIN), *arguments], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([os.fsencode(BIN), *arguments], capture_output=True, timeout=300, check=False)
 
     _judge(done.returncode, (done.stdout + done.stderr).decode())
     assert done.returncode != 0
@@ -218,6 +218,6 @@ def test_what_a_shell_asks_for_to_complete_is_not_trusted_either(place: Path) ->
     ):
         asked = {"_CRDT_MERGE_NODE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": number}
         done = subprocess.run(
-            [BIN], env={**os.environ, **asked}, capture_output=True, timeout=60, check=False
+            [BIN], env={**os.environ, **asked}, capture_output=True, timeout=300, check=False
         )
         assert b"Traceback" not in done.stderr, done.stderr

@@ -70,7 +70,7 @@ def test_b65_a_file_that_is_no_configuration_is_refused_with_what_is_wrong(case,
     assert caught.value.exit_code == 78
     assert all(problem.strip() for problem in caught.value.problems)
     assert len(str(caught.value)) < 10_000, "whatever is wrong is said in a few lines"
-    assert time.process_time() - began < 10
+    assert time.process_time() - began < 60
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "endless device", "loop", "dangling link", "socket"])

@@ -15,9 +15,7 @@ from crdt_merge_node.cloning import CloneAlarm, Instances, instance_in, new_inst
 from crdt_merge_protocol.errors import BadSignatureError
 from crdt_merge_protocol.identity import check_public_key
 from support.bulk import LoopClock, run
-from support.whole_nodes import Site, WholeNode, save_model
-
-TIMEOUT_S = 60.0
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, save_model
 
 
 def alarmed(node: WholeNode) -> list[str]:

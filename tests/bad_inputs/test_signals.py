@@ -8,16 +8,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from support.daemons import CLI
+from support.daemons import CLI, TIMEOUT_S
 from support.whole_nodes import Site
 
-TIMEOUT_S = 60.0
 SOCKETS = 96
 DESCRIPTORS = 64
 
@@ -112,6 +111,20 @@ def test_b70_a_storm_of_signals_ends_the_node_once_and_in_good_order(home: Path)
     assert "Traceback" not in log
     with daemon(home) as again:  # Whatever was under way, the directory is as good as ever.
         assert again.facts["node"] == running.facts["node"]
+
+
+def test_b70_who_tells_it_again_until_it_has_ended_kills_nothing_that_ended_in_good_order(home: Path):
+    """Between its last line and its exit it once had no handlers any more, and died of the second signal."""
+    rng = Random(71)
+    with daemon(home) as running:
+        while running.process.returncode is None:
+            running.process.send_signal(rng.choice(STOPPING))
+            with suppress(subprocess.TimeoutExpired):
+                running.process.wait(0.001)
+        status, log = running.ends()
+
+    assert status == 0, log
+    assert "node.stopped" in log
 
 
 def test_b70_a_daemon_that_was_told_to_ignore_hangups_ignores_them(home: Path):

@@ -73,7 +73,7 @@ async def test_b55_a_number_that_is_none_is_found_before_anything_is_signed(
 
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16", "BOOL"])
 async def test_b55_b51_every_element_type_has_its_own_numbers_that_are_none(siege: Siege, dtype, tmp_path):
-    from crdt_merge_node.resolve import scan_finite
+    from crdt_merge_node.resolve.finite import scan_finite
 
     poison = {
         "F64": b"\x01" + bytes(5) + b"\xf0\x7f",

@@ -1,8 +1,11 @@
 """``python -m tests.benchmarks [PART...]``: measure, print a table, and write it to ``RESULTS.md``.
 
 Every part has a section there and replaces only its own. Run it on a machine that does nothing else; the load
-before each part is written down with its results. ``--full`` takes sizes and rivals as the targets name them:
-half an hour and more.
+before each part is written down with its results. A part that fails, or whose rival cannot be had, is named
+at the end and the rest goes on; one that failed leaves the table that was there. ``--missing`` goes on after
+a run that was cut off. ``--full`` takes sizes and rivals as the targets name them: half an hour and more.
+
+Exit status: 0 all was measured, 1 something was not.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 import time
 import traceback
@@ -56,25 +60,38 @@ def main() -> int:
         is_full=arguments.full,
     )
     configure_logging(level="error", form="console")
-    failed = 0
+    lacking = []
     for name in arguments.parts or PARTS:
-        console.print(f"[dim]{name} …[/dim]")
-        facts, rows = _facts(), []
-        began = time.monotonic()
-        try:
-            rows += importlib.import_module(f".{name}", __package__).measure(options)
-        except Exception:  # noqa: BLE001 - the other figures are still worth having.
-            console.print(traceback.format_exc(), markup=False)
-            rows.append(Row(what=name, measured="could not be measured"))
-            failed += 1
-        facts["took"] = f"{time.monotonic() - began:.0f} s"
-        Console(width=max(console.width, TABLE_COLUMNS_MIN)).print(_table(name, rows))
-        if not arguments.dry:
-            before = RESULTS.read_text() if RESULTS.exists() else ""
-            RESULTS.write_text(with_section(before, name, section(rows, facts)))
+        if arguments.missing and is_measured(_results(), name, version := _version()):
+            console.print(f"[dim]{name}: measured at {version} already[/dim]")
+            continue
+        lacking += _run_part(name, options, is_dry=arguments.dry)
     if not arguments.dry:
         console.print(f"written to {RESULTS}")
-    return 1 if failed else 0
+    for text in lacking:
+        console.print(f"not measured: {text}", markup=False)
+    return 1 if lacking else 0
+
+
+def _run_part(name: str, options: Options, *, is_dry: bool) -> list[str]:
+    """Measure a part and write its table; return what could not be measured."""
+    console.print(f"[dim]{name} …[/dim]")
+    facts, rows, lacking = _facts(), [], []
+    began = time.monotonic()
+    try:
+        rows += importlib.import_module(f".{name}", __package__).measure(options)
+    except Exception as error:  # noqa: BLE001 - the other figures are still worth having.
+        console.print(traceback.format_exc(), markup=False)
+        lacking.append(f"{name} ({type(error).__name__}); its last table stays")
+    facts["took"] = f"{time.monotonic() - began:.0f} s"
+    Console(width=max(console.width, TABLE_COLUMNS_MIN)).print(_table(name, rows))
+    if not lacking and not is_dry:
+        RESULTS.write_text(with_section(_results(), name, section(rows, facts)))
+    return lacking + [f"{name}: {row.what} {row.measured}" for row in rows if row.is_missing]
+
+
+def _results() -> str:
+    return RESULTS.read_text() if RESULTS.exists() else ""
 
 
 def _parse() -> argparse.Namespace:
@@ -88,6 +105,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--operations", type=int, default=4000, help="to ingest (default 4000)")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts (default 3)")
     parser.add_argument("--full", action="store_true", help="the targets' sizes, and no hurry")
+    parser.add_argument("--missing", action="store_true", help="only parts not yet measured at this version")
     parser.add_argument("--dry", action="store_true", help="do not write RESULTS.md")
     arguments = parser.parse_args()
     unknown = sorted({*arguments.parts} - {*PARTS})
@@ -105,9 +123,23 @@ def _facts() -> dict[str, str]:
         "host": f"{cpu}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {platform.system()} "
         f"{platform.release()} {platform.machine()}",
         "software": f"Python {platform.python_version()}, numpy {np.__version__}",
+        "version": _version(),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "command": shlex.join(["python", "-m", "tests.benchmarks", *sys.argv[1:]]),
     }
+
+
+def _version() -> str:
+    """Return the commit, with a plus if more than the results differ from it; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(RESULTS.parent), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changes = git("diff", "--name-only", "HEAD", "--", ":/", f":(exclude,top)tests/benchmarks/{RESULTS.name}")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changes else "")
 
 
 def _table(name: str, rows: list[Row]) -> Table:
@@ -128,6 +160,13 @@ def section(rows: list[Row], facts: dict[str, str]) -> str:
         for row in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_measured(document: str, name: str, version: str) -> bool:
+    """Tell whether the results have a part's table of a version that is a commit."""
+    found = re.search(rf"^## {name}\n\n(.*?)(?=^## |\Z)", document, re.MULTILINE | re.DOTALL)
+    is_commit = bool(version) and not version.endswith("+")
+    return is_commit and found is not None and f"- version: {version}\n" in found[1]
 
 
 def with_section(document: str, name: str, text: str) -> str:

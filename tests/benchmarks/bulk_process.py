@@ -1,12 +1,13 @@
 """Two processes of a bulk transfer: one that has a blob, and one that fetches it and may be killed.
 
     python -m tests.benchmarks.bulk_process source DIRECTORY MIB
-    python -m tests.benchmarks.bulk_process fetch DIRECTORY STORE FACTS
+    python -m tests.benchmarks.bulk_process fetch DIRECTORY STORE FACTS [STOP_AT]
 
 ``source`` prints its facts as JSON, then answers each line on its standard input with the number of chunks
 that it was asked for, until the input ends. ``fetch`` prints how many bytes it has landed whenever there are
-more, the first time after at most a millisecond, and ends when the blob is durable. Both run on uvloop and
-keep large buffers, as daemons do.
+more, the first time after at most a millisecond, and ends when the blob is durable. Once STOP_AT bytes have
+landed it stops itself (SIGSTOP), so that whoever kills it finds it in the middle, however late. Both run on
+uvloop and keep large buffers, as daemons do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -211,7 +213,7 @@ class _Source:
             await self._server.close()
 
 
-async def _fetch(directory: Path, store_dir: Path, facts: dict[str, Any]) -> None:
+async def _fetch(directory: Path, store_dir: Path, facts: dict[str, Any], stop_at: int) -> None:
     async with open_node(directory / "target", store_dir) as (endpoint, store):
         node = Identity.load(directory / "target", SystemFs()).node
         fetcher = open_fetcher(endpoint, store, node, facts)
@@ -222,6 +224,8 @@ async def _fetch(directory: Path, store_dir: Path, facts: dict[str, Any]) -> Non
             if (now := fetcher.progress().fetched_bytes) > landed:
                 landed = now
                 tell(landed)
+                if landed >= stop_at:
+                    os.kill(os.getpid(), signal.SIGSTOP)
         await fetch
         await fetcher.close()
 
@@ -242,7 +246,8 @@ def main(role: str, directory: str, *rest: str) -> None:
     if role == "source":
         uvloop.run(_Source(Path(directory), int(rest[0])).run())
     else:
-        uvloop.run(_fetch(Path(directory), Path(rest[0]), json.loads(rest[1])))
+        stop_at = int(rest[2]) if len(rest) > 2 else sys.maxsize
+        uvloop.run(_fetch(Path(directory), Path(rest[0]), json.loads(rest[1]), stop_at))
 
 
 if __name__ == "__main__":

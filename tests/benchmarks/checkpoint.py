@@ -87,7 +87,9 @@ def measure(options: Options) -> Iterator[Row]:
     try:
         rival = python_of("mergekit").with_name("mergekit-yaml")
     except (subprocess.CalledProcessError, OSError) as error:
-        yield Row(what="mergekit", measured=f"could not be installed ({type(error).__name__})")
+        yield Row(
+            what="mergekit", measured=f"could not be installed ({type(error).__name__})", is_missing=True
+        )
         rival = None
     for mib in FULL_MIB if options.is_full else (options.checkpoint_mib,):
         with tempfile.TemporaryDirectory(prefix="cmn-bench-") as name:

@@ -44,6 +44,8 @@ class Row:
     """The floor or rival, measured in the same run."""
     ratio: str = ""
     target: str = ""
+    is_missing: bool = False
+    """Something that was to be measured, or measured against, could not be had."""
 
 
 def best_s(

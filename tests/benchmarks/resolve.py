@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from crdt_merge_node.resolve import build_job, describe_file, run_job
 from crdt_merge_node.resolve.accelerate import install_compiled
+from crdt_merge_node.resolve.describe import describe_file
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.strategies.acceleration import Bytes, StoredRows, current, install

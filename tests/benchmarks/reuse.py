@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import DescribedFile, build_job, describe_file, run_job
+from crdt_merge_node.resolve.describe import DescribedFile, describe_file
 from crdt_merge_node.resolve.earlier import read_earlier
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.policy import Policy, sorted_params
 from crdt_merge_protocol.strategies.registry import get

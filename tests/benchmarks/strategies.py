@@ -7,11 +7,17 @@ what is compared: it is what a busy host does not spoil. Memory is what comes on
 reads every input once and writes the output once at the bandwidth of a copy in memory. Ours is measured by
 numpy and by compiled loops, which merges of 50 million elements and more use, 30 where a strategy draws;
 compiling them, once per user, and loading them, about 0.05 s a process, are not in the figures.
+
+Who takes two minutes, or thirty times as long as ours, is ended, and its ratio is a bound. Where the
+published method is made of products of matrices, systems and decompositions, naive is that by ``np.linalg``
+in float64 (``naive_algebra.py``), and the row says if the reference looks at no matrix: found out by merging
+a part of a small one, and its elements in one row.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -31,7 +37,7 @@ from crdt_merge_protocol.tensorfile import layout
 
 from tests.oracles.environments import ROOT, python_of
 
-from . import naive
+from . import naive, naive_algebra
 from .arithmetic import needs_base
 from .measure import MIB, Options, Row, best_s, copy_bytes_per_s, durable_copy, ms, run_command, times
 
@@ -42,6 +48,15 @@ SIDE = 1024
 COUNTS = (2, 4, 8)
 WHOLE_COUNT = 4
 """Models in the rows of whole commands."""
+LIMIT_S = 120
+"""Seconds of CPU after which a merge is ended."""
+HOPELESS, HOPELESS_S = 30, 10
+"""A rival is ended as soon as it has taken so many times as long as ours, and so many seconds."""
+BLIND = {
+    "elements": "each element for itself, no matrix",
+    "tensors": "the same for any shape, no matrix",
+}
+"""What the reference does instead, by what it looks at."""
 LOOK_S = 0.1
 START_S = 3
 """What reading the arrays and making artefacts may take besides, in seconds of CPU."""
@@ -55,6 +70,7 @@ class Lap:
     cpu: float = 0.0
     extra: int = 0
     missing: str = ""
+    """``cpu`` is a bound if it was ended, else infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +87,8 @@ class Field:
     """Measure with compiled loops, too."""
     reference: dict[str, str]
     """The reference's names by ours; empty if it is not there."""
+    looks: dict[str, str]
+    """What the reference looks at, by our names."""
 
     def floor_s(self, strategy: str, count: int) -> float:
         """Return the floor of a merge of so many models."""
@@ -80,18 +98,19 @@ class Field:
 
 def measure(options: Options) -> Iterator[Row]:
     """Yield a summary per number of models, then a row per strategy; ``--full`` adds 64M elements."""
-    reference, about = _reference()
+    looks, reference, about = _reference()
     for matrices in (4, 64) if options.is_full else (4,):
         with tempfile.TemporaryDirectory(prefix="cmn-bench-") as directory:
             field = Field(
                 directory=Path(directory),
                 matrices=matrices,
                 counts=COUNTS if matrices == 4 and options.is_full else (4,),
-                limit_s=60 if options.is_full else 5,
+                limit_s=LIMIT_S,
                 repeats=options.repeats,
                 bandwidth=copy_bytes_per_s(clock=time.process_time),
                 has_compiled=not compile_loops(),
                 reference=reference,
+                looks=looks,
             )
             _write_arrays(field)
             contests = []
@@ -106,14 +125,16 @@ def measure(options: Options) -> Iterator[Row]:
                 yield from _whole_commands(field)
 
 
-def _reference() -> tuple[dict[str, str], str]:
-    """Return the reference's names by ours, and what it is."""
+def _reference() -> tuple[dict[str, str], dict[str, str], str]:
+    """Return what the reference looks at and its names, by ours, and what it is."""
     try:
         done = _side("reference", [])
     except (subprocess.CalledProcessError, OSError) as error:
-        return {}, f"{PACKAGE} could not be installed ({type(error).__name__})"
+        return {}, {}, f"{PACKAGE} could not be installed ({type(error).__name__})"
     about = json.loads(done.stdout)
-    return {get(name).id: name for name in about["strategies"]}, f"{PACKAGE} {about['version']}"
+    found = {get(name).id: name for name in about["strategies"]}
+    looks = {ours: about["strategies"][theirs] for ours, theirs in found.items()}
+    return looks, found, f"{PACKAGE} {about['version']}"
 
 
 def _side(side: str, arguments: Sequence[str], limit_s: float = 600) -> subprocess.CompletedProcess[str]:
@@ -172,13 +193,12 @@ class Contest:
     naive: Sequence[Lap]
     reference: Sequence[Lap]
 
-    def ratios(self, field: Field, ours: Sequence[Lap]) -> list[float]:
-        """Return how many times as much CPU the reference takes: at least so many where it was ended."""
-        limit = float(field.limit_s)
-        return [
-            (limit if theirs.missing else theirs.cpu) / (limit if mine.missing else max(mine.cpu, 1e-6))
-            for mine, theirs in zip(ours, self.reference, strict=False)
-        ]
+    def instead(self, field: Field) -> str:
+        """Return what the reference does instead of the published method on matrices, in brackets."""
+        if self.strategy not in naive_algebra.FORMULAS:
+            return ""
+        instead = BLIND.get(field.looks.get(self.strategy, ""))
+        return f" ({instead})" if instead else ""
 
     def row(self, field: Field) -> Row:
         """Return all of it as a line of the table."""
@@ -190,11 +210,12 @@ class Contest:
             ratio += f", compiled {_shares(floors, self.compiled)}"
         if self.naive:
             against += f"; naive {_said(self.naive)}"
+            ratio += f"; {_joined(times(ratio) for ratio in _ratios(self.ours, self.naive))} naive"
         if self.reference:
-            against += f"; reference {_said(self.reference)}"
-            ratio += f"; {self._against_reference(field, self.ours)} the reference"
+            against += f"; reference {_said(self.reference)}{self.instead(field)}"
+            ratio += f"; {self._against_reference(self.ours)} the reference"
         if self.reference and self.compiled:
-            ratio += f", compiled {self._against_reference(field, self.compiled)}"
+            ratio += f", compiled {self._against_reference(self.compiled)}"
         return Row(
             what=f"{self.strategy}, k = {_joined(map(str, field.counts))}, {_size(field)}",
             measured=measured,
@@ -203,47 +224,62 @@ class Contest:
             target="faster (B6)" if self.reference else "",
         )
 
-    def _against_reference(self, field: Field, ours: Sequence[Lap]) -> str:
+    def _against_reference(self, ours: Sequence[Lap]) -> str:
         return _joined(
             f"{'>= ' if theirs.missing else ''}{times(ratio)}"
-            for ratio, theirs in zip(self.ratios(field, ours), self.reference, strict=True)
+            for ratio, theirs in zip(_ratios(ours, self.reference), self.reference, strict=True)
         )
 
 
 def _contest(field: Field, strategy: str) -> Contest:
     def laps(side: str, name: str, *, takes_part: bool = True) -> list[Lap]:
-        return [_lap(field, side, name, count) for count in field.counts] if takes_part else []
+        if not takes_part:
+            return []
+        return [
+            _lap(field, side, name, count, limit_s)
+            for count, limit_s in zip(field.counts, limits, strict=True)
+        ]
 
+    limits = [float(field.limit_s)] * len(field.counts)
+    ours = laps("ours", strategy)
+    limits = [min(field.limit_s, max(HOPELESS * lap.cpu, HOPELESS_S)) for lap in ours]
     rival = field.reference.get(strategy, "")
     return Contest(
         strategy=strategy,
-        ours=laps("ours", strategy),
+        ours=ours,
         compiled=laps("ours", f"compiled:{strategy}", takes_part=field.has_compiled),
-        naive=laps("ours", f"naive:{strategy}", takes_part=hasattr(naive, strategy)),
+        naive=laps("ours", f"naive:{strategy}", takes_part=_has_naive(strategy)),
         reference=laps("reference", rival, takes_part=bool(rival)),
     )
 
 
-def _lap(field: Field, side: str, strategy: str, count: int) -> Lap:
+def _has_naive(strategy: str) -> bool:
+    return strategy in naive_algebra.FORMULAS or hasattr(naive, strategy)
+
+
+def _lap(field: Field, side: str, strategy: str, count: int, limit_s: float) -> Lap:
     arguments = [str(field.directory), strategy, str(count), str(field.repeats)]
-    done = _side(side, arguments, field.limit_s + START_S)
+    done = _side(side, arguments, limit_s + START_S)
     if done.returncode < 0:
-        return Lap(missing=f"> {field.limit_s} s")
+        return Lap(cpu=limit_s, missing=f">= {limit_s:.0f} s, ended")
     lines = done.stdout.splitlines()
     if done.returncode:
-        return Lap(missing="-" if lines else "fails")
+        return Lap(cpu=math.inf, missing="-" if lines else "fails")
     return Lap(**json.loads(lines[-1]))
 
 
 def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterator[Row]:
     races = [contest for contest in contests if contest.reference]
     if not races:
-        yield Row(what="the reference", measured=about)
+        yield Row(what="the reference", measured=about, is_missing=True)
         return
     for loops in ("numpy", "compiled")[: 1 + field.has_compiled]:
         for place, count in enumerate(field.counts):
             found = sorted(
-                (race.ratios(field, race.ours if loops == "numpy" else race.compiled)[place], race.strategy)
+                (
+                    _ratios(race.ours if loops == "numpy" else race.compiled, race.reference)[place],
+                    f"{race.strategy}{race.instead(field)}",
+                )
                 for race in races
             )
             slower = [f"; {name} {ratio:.2g}x" for ratio, name in found if ratio <= 1]
@@ -254,6 +290,11 @@ def _summaries(field: Field, about: str, contests: Sequence[Contest]) -> Iterato
                 ratio=f"median {times(statistics.median(ratio for ratio, _ in found))}",
                 target="faster on all 26, >= 10x on the median (B6)",
             )
+
+
+def _ratios(ours: Sequence[Lap], theirs: Sequence[Lap]) -> list[float]:
+    """Return how many times as much CPU a rival takes: at least so many where it was ended."""
+    return [rival.cpu / max(mine.cpu, 1e-6) for mine, rival in zip(ours, theirs, strict=False)]
 
 
 def _whole_commands(field: Field) -> Iterator[Row]:

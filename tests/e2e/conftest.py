@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.local_cluster import LocalCluster
-from support.daemons import Harness
+from support.daemons import Harness, with_ports
 
 
 @pytest.fixture(scope="module")
 def harness() -> Iterator[Harness]:
     """Three daemons, joined by token, for all tests of a module."""
     with tempfile.TemporaryDirectory(prefix="cmn-") as directory, asyncio.Runner() as runner:
-        cluster = LocalCluster(3, directory=Path(directory))
+        cluster = with_ports(LocalCluster(3, directory=Path(directory)))
         runner.run(cluster.__aenter__())
         try:
             runner.run(cluster.connected())

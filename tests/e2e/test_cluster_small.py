@@ -17,7 +17,7 @@ from crdt_merge_simulations.result import Result
 from crdt_merge_simulations.scenario_file import find
 
 SEED = 3
-DYING_S_MAX = 30.0
+DYING_S_MAX = 50.0
 """A handle of a process (pidfd) becomes readable when it ends; a survivor would run for a minute."""
 
 LONG_RUN = """
@@ -33,16 +33,17 @@ def _plan() -> Plan:
     return make_plan(find("processes-5"), SEED)
 
 
-def _daemons() -> set[int]:
-    """Process ids of daemons that some run has started, and of their nurseries."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _daemons(directory: Path) -> set[int]:
+    """Return daemons, and their nurseries, that a run with this place for its files has started."""
+    found, mark = set(), f"TMPDIR={directory}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            environment = (path / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if "crdt_merge_simulations.process_nursery" in words:
-            found.add(int(path.parent.name))
+        if b"crdt_merge_simulations.process_nursery" in words and mark in environment:
+            found.add(int(path.name))
     return found
 
 
@@ -98,7 +99,6 @@ def test_a_run_without_namespaces_cuts_by_blocking() -> None:
 
 def test_nothing_survives_a_command_that_is_killed(tmp_path: Path) -> None:
     """SIGKILL leaves it no chance to clean up; the kernel does."""
-    before = _daemons()
     command = subprocess.Popen(
         [sys.executable, "-c", LONG_RUN],
         stdout=subprocess.DEVNULL,
@@ -110,7 +110,7 @@ def test_nothing_survives_a_command_that_is_killed(tmp_path: Path) -> None:
     for line in command.stderr:
         if "know" in line:
             break
-    running = sorted(_daemons() - before)
+    running = sorted(_daemons(tmp_path))
     handles = [os.pidfd_open(pid) for pid in running]
 
     command.kill()

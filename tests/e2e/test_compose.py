@@ -6,7 +6,6 @@ Only what an engine would provide is replaced: volumes by directories, names of 
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,16 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.ports import free_port
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "docker" / "compose.yaml"
 INSTALLED = Path(sys.executable).parent
-READY_S_MAX = 60.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+READY_S_MAX = 300.0
 
 
 def _here(text: str, volume: Path, port: int) -> str:
@@ -62,7 +56,7 @@ def _container(
             yield
         finally:
             process.terminate()
-            status = process.wait(timeout=60)
+            status = process.wait(timeout=READY_S_MAX)
     assert status == 0
 
 
@@ -80,7 +74,7 @@ def test_the_services_become_a_cluster(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     nodes = {name: service for name, service in services.items() if name in {"node1", "node2"}}
-    ports = {name: _free_port() for name in nodes}
+    ports = {name: free_port() for name in nodes}
     environments = {name: _environment(tmp_path / name, port) for name, port in ports.items()}
     for environment in environments.values():
         environment["CRDT_MERGE_NODE_PEERS__SEEDS"] = ",".join(f"127.0.0.1:{port}" for port in ports.values())

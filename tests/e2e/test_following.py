@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 from crdt_merge_node.local_cluster import Member
 from support.daemons import CLI, cli
+from support.ports import free_port
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[tuple[Member, asyncio.Runner]]:
     """One node, alone, for all tests of the module."""
     with tempfile.TemporaryDirectory(prefix="cmn-") as directory, asyncio.Runner() as runner:
-        member = Member("solo", Path(directory) / "solo")
+        member = Member("solo", Path(directory) / "solo", port=free_port())
         cli(member, "init")
         try:
             yield member, runner

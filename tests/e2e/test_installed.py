@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemons import save_model
+from support.daemons import TIMEOUT_S, save_model
 from support.sandbox import reason_to_skip
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def _live(command: Path, state: Path, *confined: str | Path) -> None:
         status = json.loads(_run(command, "status", "--json", env=environment))
     finally:
         daemon.send_signal(signal.SIGTERM)
-        _, errors = daemon.communicate(timeout=60)
+        _, errors = daemon.communicate(timeout=TIMEOUT_S)
 
     assert daemon.returncode == 0, errors
     assert output.stat().st_size > 0

@@ -12,18 +12,18 @@ def test_a_well_node_is_ok_for_a_monitor_and_a_lonely_one_is_critical(harness: H
     member = harness.members[0]
     harness.run(harness.cluster.connected())
 
-    line = cli(member, "check", "--peers-min", "2").stdout
+    line = cli(member, "check", "--timeout-s", "300", "--peers-min", "2").stdout
 
     assert line.startswith("CRDT-MERGE OK - 2 live peers; ")
     assert "certificate=" in line
     assert (
         "CRITICAL - 2 live peers, at least 3 wanted"
-        in cli(member, "check", "--peers-min", "3", status=2).stdout
+        in cli(member, "check", "--timeout-s", "300", "--peers-min", "3", status=2).stdout
     )
 
 
 def test_the_doctor_finds_no_problem_in_three_daemons_that_work(harness: Harness) -> None:
-    answer = json.loads(cli(harness.members[1], "doctor", "--json").stdout)
+    answer = json.loads(cli(harness.members[1], "doctor", "--timeout-s", "60", "--json").stdout)
 
     by_check: dict[str, list[str]] = {}
     for finding in answer["findings"]:
@@ -38,7 +38,7 @@ def test_a_probe_of_the_doctor_disturbs_no_connection(harness: Harness) -> None:
     harness.run(harness.cluster.connected())
     before = _since(harness.members[0])
 
-    cli(harness.members[1], "doctor")
+    cli(harness.members[1], "doctor", "--timeout-s", "60")
 
     assert _since(harness.members[0]) == before
 

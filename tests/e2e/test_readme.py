@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from pathlib import Path
 from crdt_merge_node.control.client import AsyncClient
 from crdt_merge_node.control.socket_path import control_socket
 from crdt_merge_node.local_cluster import LocalCluster
-from support.daemons import save_model
+from support.daemons import TIMEOUT_S, save_model
+from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -34,14 +34,11 @@ class Machine:
         self.home = home
         self.data_dir = home / "data"
         self._daemon: subprocess.Popen[str] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         self._environment = os.environ | {
             "PATH": f"{INSTALLED}:{os.environ['PATH']}",
             "CRDT_MERGE_NODE_DATA_DIR": str(self.data_dir),
             "CRDT_MERGE_NODE_LISTEN__HOST": "127.0.0.1",
-            "CRDT_MERGE_NODE_LISTEN__PORT": str(port),
+            "CRDT_MERGE_NODE_LISTEN__PORT": str(free_port()),
             "CRDT_MERGE_NODE_HTTP__PORT": "0",
         }
 
@@ -53,7 +50,7 @@ class Machine:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=TIMEOUT_S,
             check=False,
         )
         assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -78,7 +75,7 @@ class Machine:
         if self._daemon is None:
             return 0
         self._daemon.terminate()
-        self._daemon.communicate(timeout=60)
+        self._daemon.communicate(timeout=TIMEOUT_S)
         return self._daemon.returncode
 
 
@@ -128,7 +125,7 @@ def agree(pair: tuple[Machine, Machine], used: int) -> None:
             )
 
         try:
-            await LocalCluster.until(is_so, timeout_s=20.0, what=f"agreement on {used} contributions")
+            await LocalCluster.until(is_so, timeout_s=TIMEOUT_S, what=f"agreement on {used} contributions")
         finally:
             for client in clients:
                 await client.close()
@@ -195,7 +192,7 @@ def test_the_readmes_dev_cluster_leaves_nothing_behind(tmp_path: Path) -> None:
     assert all(control_socket(Path(node["data_dir"])).exists() for node in ready["nodes"])
 
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []

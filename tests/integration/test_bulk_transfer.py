@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.bulk import Chunk, WantChunks
 from support.bulk import until
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 class Node:
@@ -146,6 +147,17 @@ def give(data: bytes, *nodes: Node) -> bytes:
     return {node.put(data) for node in nodes}.pop()
 
 
+def give_way(node: Node, first: threading.Event) -> None:
+    """Let a node answer nothing before something else has happened."""
+    read_chunk = node.store.blobs.read_chunk
+
+    def patient(digest: bytes, index: int) -> bytes | None:
+        assert first.wait(TIMEOUT_S)
+        return read_chunk(digest, index)
+
+    node.store.blobs.read_chunk = patient  # type: ignore[method-assign]
+
+
 def content(nbytes: int, seed: int = 0) -> bytes:
     return Random(seed).randbytes(nbytes)
 
@@ -190,8 +202,11 @@ def test_an_object_arrives_and_is_durable(identities: list[Identity], tmp_path: 
 def test_one_of_three_providers_sends_wrong_chunks_and_the_fetch_completes_without_it(
     identities: list[Identity], tmp_path: Path
 ) -> None:
+    has_lied = threading.Event()
+
     def wrong(message: Message) -> Message:
         if isinstance(message, Chunk):
+            has_lied.set()
             data = message.data[:-1] + bytes([message.data[-1] ^ 0x80])
             return Chunk(blob=message.blob, nbytes=message.nbytes, index=message.index, data=data)
         return message
@@ -201,8 +216,11 @@ def test_one_of_three_providers_sends_wrong_chunks_and_the_fetch_completes_witho
             data = content(24 * MIB)
             blob = give(data, a, b, liar)
             liar.change = wrong
+            for honest in (a, b):
+                give_way(honest, has_lied)
             me.knows(a, b, liar)
             await me.fetcher.want_blob(blob, len(data))
+            await until(liar.incoming[0].closed.done)
             asked_of_liar = len(liar.asked)
             second = give(content(3 * MIB, seed=2), a, liar)
             await me.fetcher.want_blob(second, 3 * MIB)

@@ -17,19 +17,13 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import StorageError
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import (
-    ResolveCancelledError,
-    TensorSource,
-    UsedModel,
-    build_job,
-    describe_file,
-    merge_files,
-    run_job,
-)
+from crdt_merge_node.resolve.describe import describe_file
+from crdt_merge_node.resolve.job import ResolveCancelledError, TensorSource, UsedModel
 from crdt_merge_node.resolve.memory import with_blocks
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_node.resolve.output import open_output
-from crdt_merge_node.resolve.plan import make_plan
-from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
+from crdt_merge_node.resolve.plan import build_job, make_plan
+from crdt_merge_node.resolve.run import Run, open_pool, run_job, say_nothing, ticker
 from crdt_merge_node.resolve.single import ONE_THREAD
 from crdt_merge_protocol.blobs import Manifest, Schema, contribution_digest
 from crdt_merge_protocol.errors import (
@@ -340,7 +334,7 @@ from pathlib import Path
 from crdt_merge_node.resolve.single import be_single
 if sys.argv.pop(1) == "copies":
     be_single()
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 
 def progress(done, total, step):
     if step == "merging":
@@ -438,7 +432,7 @@ def test_settings_of_numeric_libraries_change_no_bit(models, tmp_path: Path):
     """S13, through whole merges in fresh processes."""
     base, files = models["BF16"]
     script = (
-        "import sys; from pathlib import Path; from crdt_merge_node.resolve import merge_files; "
+        "import sys; from pathlib import Path; from crdt_merge_node.resolve.merge import merge_files; "
         "merge_files([Path(p) for p in sys.argv[3:]], Path(sys.argv[1]), strategy='slerp', "
         "base=Path(sys.argv[2]))"
     )

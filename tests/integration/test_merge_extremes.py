@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from crdt_merge_node.resolve import build_job, describe_file, run_job
+from crdt_merge_node.resolve.describe import describe_file
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.policy import Policy
 from crdt_merge_protocol.strategies.registry import get, plain_names
 

@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from crdt_merge_node.resolve import run_job
 from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_node.resolve.plan import build_job
-from crdt_merge_protocol.errors import DTypeMismatchError, OverflowRefusedError
+from crdt_merge_node.resolve.run import run_job
+from crdt_merge_protocol.blobs import TensorSpec
+from crdt_merge_protocol.errors import DTypeMismatchError, OverflowRefusedError, ParameterError
 from crdt_merge_protocol.policy import Policy
+from crdt_merge_protocol.tensorfile import layout
 
 TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 SHAPES = {"a.weight": (530, 1000), "b.weight": (30, 7), "c.bias": (17,), "d.scale": (), "e.none": (0, 3)}
@@ -170,3 +172,68 @@ def test_a_tensor_is_taken_over_only_from_inputs_stored_alike(mixed, tmp_path: P
 
     assert (first.reused_tensors, again.file_sha256) == (0, first.file_sha256)
     assert again.reused_tensors == len(SHAPES)
+
+
+EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+
+
+def save_eight_bits(path: Path, seed: int, dtype: str, *, wide: str = "") -> Path:
+    """A model of eight bits, or its numbers in a wider type."""
+    rng = np.random.default_rng(seed)
+    specs, data = [], []
+    for name, shape in sorted(SHAPES.items()):
+        values = np.asarray(rng.standard_normal(shape)).astype(EIGHT_BITS[dtype])
+        stored = values.astype(TYPES[wide]) if wide else values
+        specs.append(TensorSpec(name=name, dtype=wide or dtype, shape=shape))
+        data.append(np.ascontiguousarray(stored).tobytes())
+    header, _ = layout(specs)
+    path.write_bytes(b"".join([header, *data]))
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("strategy", ["weight_average", "ties", "dare", "slerp", "regmean"])
+def test_eight_bits_are_merged_as_the_numbers_that_they_are(tmp_path: Path, strategy: str, workers: int):
+    """STRATEGIES 1.3: read-only. One of two: which of three is first decides the order of a sum."""
+    params = {"fallback": "linear"} if strategy == "regmean" else {}
+    base = [save_eight_bits(tmp_path / f"base{w}", 9, "F8_E4M3", wide=w) for w in ("", "F32")]
+    files = [
+        [
+            save_eight_bits(tmp_path / f"{dtype}{w}", seed, dtype, wide=w)
+            for seed, dtype in enumerate(EIGHT_BITS)
+        ]
+        for w in ("", "F32")
+    ]
+    options = {"strategy": strategy, "params": params, "workers": workers}
+    if strategy == "dare":
+        options["params"] = {"density": "1"}  # Masks follow from digests.
+
+    narrow = merge_files(files[0], tmp_path / "narrow", base=base[0], **options)
+    merge_files(files[1], tmp_path / "wide", base=base[1], dtype="BF16", **options)
+
+    found, expected = loaded(tmp_path / "narrow"), loaded(tmp_path / "wide")
+    assert {name: values.dtype for name, values in found.items()} == dict.fromkeys(SHAPES, "bfloat16")
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in SHAPES)
+    assert narrow.warnings == () or strategy == "regmean"
+
+
+def test_a_group_may_hold_eight_bits_and_never_writes_them(tmp_path: Path):
+    files = [describe_file(save_eight_bits(tmp_path / f"{seed}", seed, "F8_E5M2")) for seed in range(2)]
+    schema = files[0].manifest.schema
+    policy = Policy(strategy="weight_average", strategy_version=1, schema=schema.id)
+    job = build_job(policy, schema, [file.used for file in files], None, group_mode=True)
+
+    run_job(job, tmp_path / "out")
+
+    assert {str(values.dtype) for values in loaded(tmp_path / "out").values()} == {"bfloat16"}
+    with pytest.raises(ParameterError, match="none of those of an output"):
+        merge_files([tmp_path / "0"], tmp_path / "out", strategy="linear", dtype="F8_E5M2")
+
+
+def test_codes_with_scales_are_refused_by_name(tmp_path: Path):
+    """Averages of codes times averages of scales are no averages of weights."""
+    codes = {"l.qweight": np.zeros((2, 2), np.int32), "l.scales": np.ones((1, 2), np.float16)}
+    safetensors.numpy.save_file(codes, tmp_path / "q")
+
+    with pytest.raises(DTypeMismatchError, match=r"/q is quantised \(GPTQ or AWQ; it has l\.qweight\)"):
+        merge_files([tmp_path / "q", tmp_path / "q"], tmp_path / "out", strategy="linear")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from safetensors.numpy import save_file
 
 TENSORS = 5
@@ -73,7 +73,7 @@ def test_workers_notice_that_the_output_has_changed(models: list[Path], newer: P
 SCRIPT = """
 import sys
 from pathlib import Path
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 
 def progress(done, total, step):
     if step == "merging" and done > total // 2:

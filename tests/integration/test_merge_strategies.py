@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from crdt_merge_node.resolve import ResolveResult, describe_file, merge_files
-from crdt_merge_node.resolve.merge import plan_files
+from crdt_merge_node.resolve.describe import describe_file
+from crdt_merge_node.resolve.job import ResolveResult
+from crdt_merge_node.resolve.merge import merge_files, plan_files
 from crdt_merge_protocol.errors import (
     ArtefactInvalidError,
     ArtefactMissingError,

@@ -17,7 +17,7 @@ from crdt_merge_protocol.adapters import AdapterHeader
 from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import ParameterError
 from support.adapters import PREFIX, SHAPES, dense, save_adapter, save_base
-from support.whole_nodes import ONE, Site, WholeNode, last, save_model, until_agreed
+from support.whole_nodes import ONE, TIMEOUT_S, Site, WholeNode, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 ADAPTERS = {"lora.rank": "auto"}
@@ -43,7 +43,9 @@ async def test_two_nodes_write_the_same_adapter_as_offline_merge_does(tmp_path: 
         await nodes[1].add("g", second, weight=3 * ONE)
         await until_agreed("g", *nodes, used=2)
         group = await nodes[1].info("g")
-        reports = [await node.resolve("g", tmp_path / f"out{i}", wait_s=30) for i, node in enumerate(nodes)]
+        reports = [await nodes[0].resolve("g", tmp_path / "out0")]
+        await nodes[1].attested("g", group.resolve_key, nodes[0])
+        reports.append(await nodes[1].resolve("g", tmp_path / "out1"))
         again = await nodes[0].resolve("g", tmp_path / "out0")
     merge_adapters([second, first], tmp_path / "offline", weights=[3 * ONE, ONE])
 
@@ -120,7 +122,9 @@ async def test_a_base_in_the_policy_makes_a_whole_model(tmp_path: Path, strategy
             await nodes[number].until_group("g", lambda info: info.missing_blobs == 0)
             await nodes[number].add("g", path)
         await until_agreed("g", *nodes, used=2)
-        reports = [await node.resolve("g", tmp_path / f"out{i}", wait_s=30) for i, node in enumerate(nodes)]
+        reports = [
+            await node.resolve("g", tmp_path / f"out{i}", wait_s=TIMEOUT_S) for i, node in enumerate(nodes)
+        ]
     merge_adapters(
         paths,
         tmp_path / "offline",
@@ -190,7 +194,7 @@ async def test_models_and_adapters_do_not_mix(tmp_path: Path) -> None:
             await one.until_state(name, tag, "quarantined")
             for name, tag in zip(("adapters", "models"), strayed, strict=True)
         ]
-        report = await one.resolve("adapters", tmp_path / "out", wait_s=30)
+        report = await one.resolve("adapters", tmp_path / "out", wait_s=TIMEOUT_S)
 
     assert [item.reason for item in aside] == [
         "it is a whole model, and the group merges adapters",
@@ -257,7 +261,7 @@ async def test_bad_adapters_of_a_peer_are_set_aside_and_stop_nobody(tmp_path: Pa
             for number, (more, _) in enumerate(BAD)
         ]
         aside = [[await node.until_state("g", tag, "quarantined") for tag in tags] for node in (one, two)]
-        report = await one.resolve("g", tmp_path / "out", wait_s=30)
+        report = await one.resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
 
     for found, (_, reason) in zip(aside[0], BAD, strict=True):
         assert reason in found.reason

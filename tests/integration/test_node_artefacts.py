@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.control.model import ContributionInfo
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol.blobs import Manifest
 from crdt_merge_protocol.errors import ArtefactInvalidError, ArtefactStaleError, EmptySetError
 from crdt_merge_protocol.strategies.artefacts import encode_header
-from support.whole_nodes import Site, WholeNode, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 FISHER: dict[str, Any] = {"strategy": "fisher_merge", "params": {"normalize": "none"}}
@@ -56,7 +56,9 @@ async def test_a_group_merges_by_fisher_information_as_offline_merge_does(tmp_pa
         await add_with_fisher(nodes[0], tmp_path, "one", 1.0, 3.0)
         await add_with_fisher(nodes[1], tmp_path, "two", 5.0, 1.0)
         await until_agreed("g", *nodes, used=2)
-        reports = [await node.resolve("g", tmp_path / f"out{i}", wait_s=30) for i, node in enumerate(nodes)]
+        reports = [
+            await node.resolve("g", tmp_path / f"out{i}", wait_s=TIMEOUT_S) for i, node in enumerate(nodes)
+        ]
         shown = await infos(nodes[1])
         group = await nodes[1].info("g")
     offline = merge_files(
@@ -90,11 +92,11 @@ async def test_a_contribution_without_its_artefact_is_set_aside_until_it_comes(t
         lacking = await nodes[1].add("g", save_model(tmp_path / "two", 5.0))
         await until_agreed("g", *nodes, used=1)
         aside = await nodes[0].until_state("g", lacking.contribution.tag, "quarantined")
-        without = await nodes[0].resolve("g", tmp_path / "without", wait_s=30)
+        without = await nodes[0].resolve("g", tmp_path / "without", wait_s=TIMEOUT_S)
         file = save_fisher(tmp_path / "late", lacking.contribution.digest, 1.0)
         await nodes[1].add("g", file, type="fisher_diag")
         await until_agreed("g", *nodes, used=2)
-        later = await nodes[0].resolve("g", tmp_path / "with", wait_s=30)
+        later = await nodes[0].resolve("g", tmp_path / "with", wait_s=TIMEOUT_S)
 
     assert "no fisher_diag" in aside.reason
     assert "no fisher_diag" in next(info.reason for info in without.excluded)
@@ -108,7 +110,7 @@ async def test_a_group_that_has_nothing_to_merge_says_what_is_lacking(tmp_path: 
         await node.create_group("g", save_model(tmp_path / "like", 1.0), **FISHER)
         await node.add("g", save_model(tmp_path / "one", 1.0))
         with pytest.raises(EmptySetError, match="it has no fisher_diag"):
-            await node.resolve("g", tmp_path / "out", wait_s=30)
+            await node.resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
 
 
 async def test_the_newest_artefact_counts_and_a_strangers_never(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ async def test_the_newest_artefact_counts_and_a_strangers_never(tmp_path: Path) 
         manifest = Manifest.of(nodes[1].put_tensors(fisher_tensors(model.digest, 9.0)))
         foreign = await nodes[1].contribute_raw("g", manifest, slot="foreign", type="fisher_diag")
         aside = await nodes[0].until_contribution("g", foreign, lambda info: "author did" in info.reason)
-        report = await nodes[0].resolve("g", tmp_path / "out", wait_s=30)
+        report = await nodes[0].resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
         shown = await infos(nodes[0])
 
     assert aside.state == "hidden"
@@ -154,7 +156,7 @@ async def test_a_bad_artefact_is_set_aside_on_every_node(tmp_path: Path, tensors
         entries = nodes[0].put_tensors({name: a for name, a in changed.items() if a is not None})
         bad = await nodes[0].contribute_raw("g", Manifest.of(entries), slot="bad", type="fisher_diag")
         shown = [await node.until_state("g", bad, "quarantined") for node in nodes]
-        report = await nodes[1].resolve("g", tmp_path / "out", wait_s=30)
+        report = await nodes[1].resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
         assert not any(node.running.failed.done() for node in nodes)
 
     assert all(reason in info.reason for info in shown)

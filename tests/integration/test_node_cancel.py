@@ -13,7 +13,7 @@ from crdt_merge_node.ports import SystemFs
 from crdt_merge_node.world import World
 from crdt_merge_protocol.errors import NonFiniteError
 from safetensors.numpy import save_file
-from support.whole_nodes import ONE, Site, WholeNode, last, save_model
+from support.whole_nodes import ONE, TIMEOUT_S, Site, WholeNode, last, save_model
 
 pytestmark = pytest.mark.asyncio
 
@@ -33,7 +33,7 @@ class GateFs(SystemFs):
             self.countdown -= 1
             if self.countdown == 0:
                 self._loop.call_soon_threadsafe(self.reached.set)
-                assert self.gate.wait(10.0)
+                assert self.gate.wait(TIMEOUT_S)
         return super().create(path, **kwargs)
 
 
@@ -46,7 +46,7 @@ def save_large(path: Path, value: float) -> Path:
 async def close_while_waiting(stream: Any, fs: GateFs) -> None:
     """Read a stream until its work waits at the gate, close it, and only then let the work go on."""
     reading = asyncio.ensure_future(last(stream))
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(TIMEOUT_S):
         await fs.reached.wait()
         reading.cancel()
         await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from crdt_merge_node.control.model import Placement
 from crdt_merge_node.errors import CorruptError, InvalidRequestError, NotFoundError
 from crdt_merge_node.imports import ImportCancelledError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol.blobs import payload_id
 from crdt_merge_protocol.errors import (
     MalformedCheckpointError,
@@ -85,14 +85,15 @@ async def test_how_inputs_and_outputs_are_sharded_changes_no_tensor(tmp_path: Pa
         await nodes[0].add("g", models[0])
         await nodes[1].add("g", tmp_path / "single-2")
         await until_agreed("g", *nodes, used=2)
-        reports = [
-            await nodes[0].resolve("g", tmp_path / "file"),
+        reports = [await nodes[0].resolve("g", tmp_path / "file")]
+        await nodes[1].attested("g", reports[0].resolve_key, nodes[0])
+        reports.append(
             await last(
                 nodes[1].api.resolve(
                     "g", output_path=str(tmp_path / "shards"), wait_s=0.0, without=(), shard_bytes=80_100
                 )
-            ),
-        ]
+            )
+        )
         again = await last(
             nodes[1].api.resolve(
                 "g", output_path=str(tmp_path / "shards"), wait_s=0.0, without=(), shard_bytes=80_100

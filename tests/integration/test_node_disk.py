@@ -15,7 +15,7 @@ from crdt_merge_node.runtime import RunningNode
 from crdt_merge_node.world import World
 from crdt_merge_protocol import intake
 from safetensors.numpy import save_file
-from support.whole_nodes import Site, WholeNode, config_of, last, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, config_of, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -141,7 +141,7 @@ async def test_a_damaged_blob_is_never_merged_and_is_fetched_again(tmp_path: Pat
         path.write_bytes(b"\x01" + path.read_bytes()[1:])
         with pytest.raises(CorruptError, match=blob.hex()[:12]) as raised:
             await damaged.resolve("g", tmp_path / "out")
-        report = await damaged.resolve("g", tmp_path / "out", wait_s=10.0)
+        report = await damaged.resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
 
         assert "fetched again" in raised.value.hint
         assert report.file_sha256 == control.file_sha256

@@ -47,10 +47,13 @@ async def test_nodes_of_one_process_do_not_hear_each_other(tmp_path: Path) -> No
 
 
 async def test_who_follows_a_node_has_the_end_of_its_story(tmp_path: Path) -> None:
-    async with Site(tmp_path).nodes(2) as nodes:
-        following = nodes[0].api.events(follow=True)
-        seen = asyncio.create_task(_all(following))
-        await nodes[0].create_group("g", save_model(tmp_path / "like", 1.0))
+    site = Site(tmp_path)
+    async with site.running(site.make()) as one:
+        seen = asyncio.create_task(_all(one.api.events(follow=True)))
+        async with site.running(site.make(), one.address) as other:
+            await one.connected(other)
+            await one.create_group("g", save_model(tmp_path / "like", 1.0))
+        await one.until(lambda: not one.services.driver.connections)
 
     assert [event.event for event in await seen][-2:] == ["group.created", "peer.left"]
 

@@ -172,3 +172,30 @@ async def test_what_is_no_element_type_of_a_policy_is_refused(tmp_path: Path, dt
     async with Site(tmp_path).nodes(1) as nodes:
         with pytest.raises(ParameterError, match="no element type"):
             await nodes[0].create_group("g", save_model(tmp_path / "model", 1.0), dtype=dtype)
+
+
+async def test_a_policy_that_is_in_force_already_is_not_written_again(tmp_path: Path) -> None:
+    async with Site(tmp_path).nodes(1) as [node]:
+        base = save_model(tmp_path / "base", 1.0)
+        await node.create_group("g", base=base, strategy="ties")
+        operations = (await node.info("g")).operations
+        same = PolicyChanges(strategy="ties", params={"density": ""}, base_path=str(base), holders=0)
+        unchanged = await node.set_policy("g", same)
+        changed = await node.set_policy("g", PolicyChanges(params={"density": "0.5"}))
+
+        assert unchanged.version + 1 == changed.version
+        assert (await node.info("g")).operations == operations + 1
+
+
+async def test_a_group_of_quantised_models_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    save_file({"l.qweight": np.zeros((2, 2), np.int32), "l.scales": np.ones(2)}, tmp_path / "codes")
+    async with Site(tmp_path).nodes(1) as [node]:
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.create_group("like", tmp_path / "codes")
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.create_group("base", base=tmp_path / "codes", strategy="task_arithmetic")
+        await node.create_group("g", base=save_model(tmp_path / "base", 1.0), strategy="task_arithmetic")
+        with pytest.raises(DTypeMismatchError, match="quantised"):
+            await node.set_policy("g", PolicyChanges(base_path=str(tmp_path / "codes")))
+
+        assert [group.name for group in await node.api.group_list()] == ["g"]

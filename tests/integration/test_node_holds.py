@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 from support.whole_nodes import Site, WholeNode, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio

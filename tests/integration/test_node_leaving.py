@@ -12,7 +12,7 @@ from crdt_merge_node.control.model import LeavePlan, LeaveReport
 from crdt_merge_node.errors import ConfigError, InvalidRequestError, NotReadyError, TimedOutError
 from crdt_merge_node.leaving import come_back, has_left
 from crdt_merge_node.ports import SystemFs
-from support.whole_nodes import Site, WholeNode, last, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -38,6 +38,8 @@ async def test_a_node_whose_everything_others_hold_leaves_at_once_and_is_not_mis
             for node in (a, b):
                 await _held(node, "g")
             await leaver.equal("g", a, b)
+            await a.equal("g", b)
+            await b.equal("g", a)
             events = [event async for event in _leave(leaver)]
 
             assert isinstance(events[0], LeavePlan)
@@ -92,7 +94,7 @@ async def test_it_waits_until_others_hold_everything(tmp_path: Path) -> None:
         await node.equal("g", other)
         with pytest.raises(TimedOutError):
             await last(_leave(node, wait_s=0.1))
-        events = _leave(node, wait_s=60.0)
+        events = _leave(node, wait_s=TIMEOUT_S)
         plan = await anext(events)
         assert [item.holders for item in plan.items] == [0]
         await other.api.group_follow("g", follow=True)
@@ -120,7 +122,7 @@ async def test_after_it_came_back_it_is_a_member_like_before(tmp_path: Path) -> 
             await first.create_group("g", save_model(tmp_path / "model", 1.0))
             await second.until_group("g", lambda info: info.missing_blobs == 0)
             await last(_leave(second))
-        invite = await first.api.invite(expires_s=60.0)
+        invite = await first.api.invite(expires_s=3600.0)
         line = ["--data-dir", str(second_dir), "init", "--join", invite.token]
         refused = await asyncio.to_thread(CliRunner().invoke, root, line)
         joined = await asyncio.to_thread(CliRunner().invoke, root, [*line, "--force"])

@@ -107,8 +107,9 @@ async def test_what_one_node_sends_the_other_receives(tmp_path: Path) -> None:
         a, b = nodes
         await _work(nodes, tmp_path)
         one, other = a.services.endpoint.traffic, b.services.endpoint.traffic
-        await b.until(lambda: told(one.sent) == told(other.received))
-        await a.until(lambda: told(other.sent) == told(one.received))
+        await b.until(
+            lambda: told(one.sent) == told(other.received) and told(other.sent) == told(one.received)
+        )
 
         assert value(a, "messages_total", direction="out", kind="gossip") >= 1
         sent = value(a, "messages_total", direction="out", kind="roots")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from crdt_merge_node import wishes
 from crdt_merge_protocol.errors import MissingBlobError
-from support.whole_nodes import Site, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -67,7 +67,7 @@ async def test_a_resolve_waits_for_bytes_and_ends_with_them(tmp_path: Path) -> N
         await first.create_group("g", model)
         await first.add("g", model)
         await second.until(lambda: second.root("g") == first.root("g"))
-        report = await second.resolve("g", tmp_path / "out", wait_s=10.0)
+        report = await second.resolve("g", tmp_path / "out", wait_s=TIMEOUT_S)
 
         assert report.nbytes > 1 << 22
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import structlog
+from crdt_merge_node import repeats
 from crdt_merge_node.transport.connection import Lane
 from crdt_merge_protocol.events import MessageReceived
 from crdt_merge_protocol.messages.gossip import Attest, Gossip
-from support.whole_nodes import Site, WholeNode, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 async def _closed(node: WholeNode, peer: WholeNode) -> str:
     """Return why the connection to a peer ended."""
     connection = node.services.driver.connections[peer.id]
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(TIMEOUT_S):
         return await asyncio.shield(connection.closed)
 
 
@@ -78,10 +79,10 @@ async def test_who_breaks_the_protocol_is_cut_and_nothing_else_happens(tmp_path:
         ended = asyncio.ensure_future(_closed(nodes[0], nodes[1]))
         await asyncio.sleep(0)
         hostile = nodes[1].services.driver.connections[nodes[0].id]
+        now = nodes[0].services.clock.monotonic()
         with structlog.testing.capture_logs() as lines:
             hostile.send(Gossip(group=group, operations=(b"garbage",)), Lane.OPERATIONS)
             reason = await ended
-        now = nodes[0].services.clock.monotonic()
         refusal = nodes[0].services.engine.overlay.refusal(nodes[1].id, now=now)  # It lasts a second.
         refused = [line for line in lines if line["event"] == "peer.refused"]
         added = await nodes[2].add("g", tmp_path / "model")
@@ -122,8 +123,11 @@ async def test_a_bug_that_a_message_meets_ends_its_connection_and_not_the_node(
         assert (await nodes[0].api.status()).is_healthy
 
 
-async def test_a_blocked_peer_is_refused_once_in_words(tmp_path: Path) -> None:
+async def test_a_blocked_peer_is_refused_once_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It dials again and again; the log does not say so again and again (STYLE 4.5)."""
+    monkeypatch.setattr(repeats, "INTERVAL_S", 3600.0)  # However long a minute's worth of dials takes here.
     async with Site(tmp_path).nodes(2) as nodes:
         blocker, blocked = nodes
         with structlog.testing.capture_logs() as lines:

@@ -119,6 +119,20 @@ async def test_no_blob_of_a_contribution_that_breaks_the_schema_is_fetched(tmp_p
         assert (await nodes[1].info("g")).missing_blobs == 0
 
 
+async def test_why_says_of_a_converged_group_that_nothing_in_it_can_be_merged(tmp_path: Path) -> None:
+    async with Site(tmp_path).nodes(1) as [node]:
+        await node.create_group("g", save_model(tmp_path / "model", 1.0))
+        tag = await wrong_shape(node)
+        await node.until_state("g", tag, "quarantined")
+        [group] = (await node.api.why("g")).groups
+        [reason] = group.reasons
+
+        assert group.is_converged
+        assert reason.lacks.startswith("1 of 1 contributions for a resolve")
+        assert reason.missing == (tag,)
+        assert REASONS[wrong_shape] in reason.waiting
+
+
 @pytest.mark.parametrize("part", ["schema", "base"])
 async def test_a_group_whose_policy_names_garbage_breaks_no_node(tmp_path: Path, part: str) -> None:
     """Its maker serves bytes that hash right and mean nothing."""
@@ -136,7 +150,10 @@ async def test_a_group_whose_policy_names_garbage_breaks_no_node(tmp_path: Path,
             await nodes[1].resolve("rotten", tmp_path / "out")
         added = await nodes[1].add("sound", tmp_path / "model")
 
+        [reason] = (await nodes[1].api.why("rotten")).groups[0].reasons
+
         assert group.resolve_key == ""
+        assert "unreadable" in reason.waiting
         assert "another policy" in raised.value.hint
         assert added.contribution.state == "used"
         assert not any(node.running.failed.done() for node in nodes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from crdt_merge_node.control.model import ResolveReport
-from support.whole_nodes import Site, save_model
+from support.whole_nodes import TIMEOUT_S, Site, save_model
 
 pytestmark = pytest.mark.asyncio
 
@@ -22,7 +22,7 @@ async def test_a_resolve_writes_its_report_and_its_card(tmp_path: Path) -> None:
             async for event in nodes[0].api.resolve(
                 "g",
                 output_path=str(tmp_path / "out"),
-                wait_s=30.0,
+                wait_s=TIMEOUT_S,
                 without=(),
                 report_paths=(str(tmp_path / "layers.json"), str(tmp_path / "layers.html")),
                 card_path=str(tmp_path / "README.md"),

@@ -11,17 +11,17 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.control.model import PolicyChanges
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_protocol.errors import ParameterError
 from crdt_merge_protocol.resolve_key import used_root
 from crdt_merge_protocol.strategies.artefacts import encode_header
-from support.whole_nodes import Site, WholeNode, last, save_model, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, last, save_model, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
 
 async def resolve(node: WholeNode, output: Path, **options: Any) -> Any:
-    settings: dict[str, Any] = {"output_path": str(output), "wait_s": 30.0, "without": ()}
+    settings: dict[str, Any] = {"output_path": str(output), "wait_s": TIMEOUT_S, "without": ()}
     return await last(node.api.resolve("g", **settings | options))
 
 

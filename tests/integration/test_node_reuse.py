@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from crdt_merge_node.control.model import PolicyChanges, ResolvePlan
 from safetensors.numpy import load_file, save_file
-from support.whole_nodes import Site, WholeNode, last, until_agreed
+from support.whole_nodes import TIMEOUT_S, Site, WholeNode, last, until_agreed
 
 pytestmark = pytest.mark.asyncio
 
@@ -28,7 +28,7 @@ def save(path: Path, seed: int, **changed: int) -> Path:
 
 
 async def resolve(node: WholeNode, output: Path, **options: Any) -> Any:
-    settings: dict[str, Any] = {"output_path": str(output), "wait_s": 30.0, "without": ()}
+    settings: dict[str, Any] = {"output_path": str(output), "wait_s": TIMEOUT_S, "without": ()}
     return await last(node.api.resolve("g", **settings | options))
 
 

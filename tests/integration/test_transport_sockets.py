@@ -45,7 +45,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def runner(scenario: Coroutine[Any, Any, Any]) -> Any:
         async def limited() -> Any:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(300):
                 return await scenario
 
         with asyncio.Runner(loop_factory=factory) as asyncio_runner:

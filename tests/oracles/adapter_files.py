@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from crdt_merge_node.lora import merge_adapters
+from crdt_merge_node.lora import expand_adapter, merge_adapters
 
 from .asking import ask
 
@@ -25,8 +25,9 @@ def compare(seed: int) -> tuple[list[str], str]:
         paths = [place / f"a{number}" for number in range(ADAPTERS)]
         merge_adapters(paths, place / "merged", strategy="task_arithmetic")
         merge_adapters(paths, place / "whole", strategy="task_arithmetic", base=place / "base.safetensors")
+        expand_adapter(place / "adora", place / "dora", base=place / "base.safetensors")
         loaded = _ask(place, seed, load="merged")
-        whole = safetensors.numpy.load_file(place / "whole")
+        whole, dora = (safetensors.numpy.load_file(place / name) for name in ("whole", "dora"))
     problems, worst = [], 0.0
     for tensor in sorted(loaded):
         base = made[f"base/{tensor}"]
@@ -35,6 +36,7 @@ def compare(seed: int) -> tuple[list[str], str]:
         is_whole = tensor.startswith("score") or tensor.endswith("bias")
         expected = base + (changes[0] if is_whole else sum(changes))
         gap = max(float(np.abs(each[tensor] - expected).max()) for each in (loaded, whole))
+        gap = max(gap, float(np.abs(dora[tensor] - made[f"dora/{tensor}"]).max()))
         worst = max(worst, gap)
         if not gap <= TOLERANCE:
             problems.append(f"peft files {tensor}: {gap:.3g} apart, {TOLERANCE:.1g} allowed")

@@ -26,6 +26,7 @@ CONFIGS = (
     {"r": 3, "lora_alpha": 5, "target_modules": ["q", "conv"], "use_rslora": True},
     {"r": 2, "lora_alpha": 2, "target_modules": "all-linear", "exclude_modules": ["score"]},
 )
+DORA = {"r": 3, "lora_alpha": 5, "target_modules": ["q", "embed", "conv"], "use_dora": True}
 
 
 class Block(torch.nn.Module):
@@ -60,13 +61,16 @@ def main() -> None:
         return
     found = {f"base/{name}": values for name, values in weights(base).items()}
     save_file(base.state_dict(), place / "base.safetensors")
-    for number, config in enumerate(CONFIGS):
+    for number, config in [*enumerate(CONFIGS), ("dora", DORA)]:
         model = get_peft_model(copy.deepcopy(base), LoraConfig(**config))
         for name, parameter in model.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 torch.nn.init.normal_(parameter)
-        model.save_pretrained(str(place / f"a{number}"))
-        alone = PeftModel.from_pretrained(copy.deepcopy(base), str(place / f"a{number}")).merge_and_unload()
+            if "magnitude" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 2.0)
+        saved = str(place / f"a{number}")
+        model.save_pretrained(saved)
+        alone = PeftModel.from_pretrained(copy.deepcopy(base), saved).merge_and_unload()
         found |= {f"{number}/{name}": values for name, values in weights(alone).items()}
     np.savez(sys.argv[2], **found)
 

@@ -1,6 +1,7 @@
 """The loop of the simulator: time that jumps, processes that die without a last word, order that repeats."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
@@ -85,6 +86,37 @@ def test_a_killed_process_runs_no_finally_block(loop):
     loop.run_until_complete(asyncio.sleep(20))
 
     assert said == []
+
+
+def test_what_the_dead_begin_when_they_are_buried_is_begun_on_no_other_loop():
+    """Else it is on the loop that some test before left to this thread, and complains when that one ends."""
+    begun = []
+
+    async def close():
+        begun.append("closing")
+
+    async def live():
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await asyncio.gather(close(), close())
+
+    def bury():
+        other = asyncio.new_event_loop()
+        asyncio.set_event_loop(other)
+        with simulated_loop() as loop:
+            victim = process()
+            loop.create_task(live(), context=victim.context)
+            loop.call_at(1.0, loop.kill, victim, context=OUTSIDE)
+            loop.run_until_complete(asyncio.sleep(2))
+        left = asyncio.all_tasks(other)
+        other.run_until_complete(asyncio.sleep(0))
+        other.close()
+        return left
+
+    with ThreadPoolExecutor(1) as thread:  # Each thread has a loop of its own.
+        assert thread.submit(bury).result() == set()
+    assert begun == []
 
 
 def test_a_killed_process_does_what_its_kernel_does_for_it(loop):

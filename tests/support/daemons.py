@@ -13,7 +13,11 @@ from crdt_merge_node.control.model import GroupInfo
 from crdt_merge_node.local_cluster import LocalCluster, Member
 from safetensors.numpy import save_file
 
+from .ports import free_port
+
 T = TypeVar("T")
+TIMEOUT_S = 300.0
+"""Nothing takes a hundredth of it, but on a machine that does other things."""
 CLI = Path(sys.executable).with_name("crdt-merge-node")
 
 
@@ -24,7 +28,7 @@ def cli(member: Member | Path, *arguments: str, status: int = 0) -> subprocess.C
         [CLI, "--data-dir", str(data_dir), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -51,6 +55,13 @@ def save_model(path: Path, seed: int, *, elements: int = 600) -> Path:
     return path
 
 
+def with_ports(cluster: LocalCluster) -> LocalCluster:
+    """Give each daemon a port that is still free when it comes back after a kill."""
+    for member in cluster.members:
+        member.port = free_port()
+    return cluster
+
+
 class Harness:
     """A running cluster and the loop that its clients live on."""
 
@@ -68,9 +79,9 @@ class Harness:
 
         return self._runner.run(main())
 
-    def until(self, condition: Callable[[], Awaitable[bool]], what: str, *, timeout_s: float = 30.0) -> None:
+    def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         """Poll until a condition holds."""
-        self.run(LocalCluster.until(condition, timeout_s=timeout_s, what=what))
+        self.run(LocalCluster.until(condition, timeout_s=TIMEOUT_S, what=what))
 
     def until_groups(self, group: str, check: Callable[[GroupInfo], bool]) -> None:
         """Wait until a condition holds of the group on every node."""
@@ -90,7 +101,7 @@ class Harness:
         listings = await asyncio.gather(*(member.client.group_list() for member in running))
         return [info for listing in listings for info in listing if info.name == group]
 
-    def until_agreed(self, group: str, *, used: int, timeout_s: float = 30.0) -> None:
+    def until_agreed(self, group: str, *, used: int) -> None:
         """Wait until all nodes use ``used`` contributions under one resolve key."""
 
         async def is_agreed() -> bool:
@@ -103,4 +114,4 @@ class Harness:
             )
 
         what = f"agreement on {used} contributions to {group}"
-        self.run(LocalCluster.until(is_agreed, timeout_s=timeout_s, what=what))
+        self.run(LocalCluster.until(is_agreed, timeout_s=TIMEOUT_S, what=what))

@@ -19,7 +19,7 @@ from crdt_merge_node.services import Services
 
 from .whole_nodes import Site, WholeNode
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)

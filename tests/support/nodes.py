@@ -245,6 +245,7 @@ class FakeNode:
         self.failure: BaseException | None = None
         self.status_answer = STATUS
         self.why_answer = WHY
+        self.policy_answer = dataclasses.replace(POLICY, version=1, strategy="linear")
         self.peer_answer = DETAIL
         self.events_answer: tuple[LogEvent | EventsMissed, ...] = EVENTS
         self.report_answer: dict[str, Any] = {}
@@ -363,7 +364,7 @@ class FakeNode:
     ) -> AsyncIterator[Progress | PolicyInfo | Act]:
         self._note("policy_set", group=group, changes=changes, **kwargs)
         is_proposed = kwargs.get("propose", False)
-        yield ACT if is_proposed else dataclasses.replace(POLICY, version=1, strategy="linear")
+        yield ACT if is_proposed else self.policy_answer
 
     async def act_propose(self, group: str, act: ActRequest) -> Act:
         self._note("act_propose", group=group, act=act)

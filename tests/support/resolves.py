@@ -9,8 +9,10 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from crdt_merge_node.resolve import TensorSource, UsedModel, build_job, run_job
 from crdt_merge_node.resolve.earlier import read_earlier
+from crdt_merge_node.resolve.job import TensorSource, UsedModel
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import (
     Manifest,
     ManifestEntry,

@@ -38,7 +38,7 @@ from .whole_nodes import Site, WholeNode, save_model
 
 GROUP_NAME = "besieged"
 MEMORY_BYTES_MAX = 8 * MIB
-PATIENCE_S = 20.0
+PATIENCE_S = 300.0
 """Nothing takes a hundredth of it, but on a machine that does other things."""
 PROBE_KIND = 200
 """A kind that no release knows: it is stored and relayed, and changes no view."""

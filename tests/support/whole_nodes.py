@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 T = TypeVar("T")
 ONE = 1 << 32
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 """Nothing takes a hundredth of it, but on a machine that does other things."""
 
 
@@ -152,6 +152,15 @@ class WholeNode:
                     if info.tag == tag and check(info):
                         return info
                 await self.services.keeper.beyond(group, generation)
+
+    async def attested(self, name: str, resolve_key: str, *others: WholeNode) -> None:
+        """Wait until this node knows that these have an output for a resolve key."""
+        writers = self.services.engine.attestations.writers
+        group = self.group(name)
+        assert group is not None
+        await self.until(
+            lambda: {other.id for other in others} <= writers(group, bytes.fromhex(resolve_key)).keys()
+        )
 
     async def create_group(
         self, name: str, like: Path | None = None, *, base: Path | None = None, **changes: Any

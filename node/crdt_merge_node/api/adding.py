@@ -34,7 +34,8 @@ from crdt_merge_node.errors import InvalidRequestError, NotFoundError, did_you_m
 from crdt_merge_node.imports import ModelImport
 from crdt_merge_node.judging import is_artefact
 from crdt_merge_node.lora.files import WEIGHTS, is_adapter_directory
-from crdt_merge_node.resolve import describe_file, read_artefact_file
+from crdt_merge_node.resolve.artefact_files import read_artefact_file
+from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_node.services import Services
 
 from .act_words import banned_check
@@ -136,15 +137,43 @@ async def _plan(
     weight: int,
     kind: str,
 ) -> ContributionPlan:
-    name, policy = services.engine.replicas[group].state.genesis.name, contents.view.policy
+    """Check what is offered, headers only, and say what adding it means."""
+    name = services.engine.replicas[group].state.genesis.name
+    _check_words(contents, name, slot=slot, weight=weight, kind=kind)
+    header = await _read_header(services, contents, name, path=path, weight=weight, kind=kind)
+    replaced = [
+        item.visible.tag.hex()
+        for item in contents.items.values()
+        if item.visible.author == services.engine.node
+        and (item.visible.type, item.visible.slot) == (kind, slot)
+    ]
+    nbytes = sum(entry.spec.nbytes for entry in header.entries)
+    return ContributionPlan(
+        group=group.hex(),
+        group_name=name,
+        path=path,
+        slot=slot,
+        type=kind,
+        weight=weight,
+        tensors=len(header.entries),
+        nbytes=nbytes,
+        new_bytes=nbytes,
+        free_bytes=services.fs.disk_space(services.config.node.data_dir).free_bytes,
+        fetching_peers=len(services.driver.connections),
+        replaces=replaced[0] if replaced else "",
+    )
+
+
+def _check_words(contents: GroupContents, name: str, *, slot: str, weight: int, kind: str) -> None:
+    """Refuse a slot, weight or type that no contribution can have."""
     if not is_name(slot):
         raise InvalidRequestError(
             f"{quoted(slot)} is no name of a slot.",
             hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
         )
-    if not 0 < weight <= policy.weight_cap:
+    if not 0 < weight <= (cap := contents.view.policy.weight_cap):
         raise ParameterError(
-            f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {policy.weight_cap / WEIGHT_ONE:g},"
+            f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {cap / WEIGHT_ONE:g},"
             f' the cap of group "{name}".',
             hint="Weights only count relative to each other; an administrator can raise --weight-cap.",
         )
@@ -154,6 +183,12 @@ async def _plan(
             f'"{kind}" is no type of contribution.',
             hint=did_you_mean(kind, known) or f"Known: {', '.join(known)}.",
         )
+
+
+async def _read_header(
+    services: Services, contents: GroupContents, name: str, *, path: str, weight: int, kind: str
+) -> Checkpoint:
+    """Return the header of what is offered, or refuse what every node would set aside."""
     if contents.schema is None:
         raise MissingBlobError(
             f'the schema of group "{name}" is not here yet.', hint=f"See: crdt-merge-node why {name}"
@@ -161,38 +196,17 @@ async def _plan(
     if kind in MERGED and kind != contents.kind:
         raise other_kind(path, name, is_adapter=kind == ADAPTER)
     if kind == ADAPTER:
-        header = await asyncio.to_thread(check_adapter, services, contents, path, weight)
-    else:
-        header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
-        header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
-    specs = [entry.spec for entry in header.entries]
+        return await asyncio.to_thread(check_adapter, services, contents, path, weight)
+    header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
+    header.packing.encode()  # Refused before a byte is copied if it is too long to be kept.
     if kind == MODEL:
+        specs = [entry.spec for entry in header.entries]
         problems = schema_problems(contents.schema, specs, any_float=contents.view.policy.takes_any_float)
         if problems:
             raise _schema_error(problems, path=path, group_name=name)
-    elif kind != ADAPTER:
+    else:
         await _check_artefact(services, contents, header, kind=kind)
-    replaced = [
-        item.visible.tag.hex()
-        for item in contents.items.values()
-        if item.visible.author == services.engine.node
-        and (item.visible.type, item.visible.slot) == (kind, slot)
-    ]
-    nbytes = sum(spec.nbytes for spec in specs)
-    return ContributionPlan(
-        group=group.hex(),
-        group_name=name,
-        path=path,
-        slot=slot,
-        type=kind,
-        weight=weight,
-        tensors=len(specs),
-        nbytes=nbytes,
-        new_bytes=nbytes,
-        free_bytes=services.fs.disk_space(services.config.node.data_dir).free_bytes,
-        fetching_peers=len(services.driver.connections),
-        replaces=replaced[0] if replaced else "",
-    )
+    return header
 
 
 def _placed(services: Services, plan: ContributionPlan, *, may_link: bool) -> ContributionPlan:

@@ -18,6 +18,7 @@ from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.limits import POLICY_SIGNATURES_MAX
 from crdt_merge_protocol.operations import PolicyAct
 from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP, NONCE_BYTES, Policy, sorted_params
+from crdt_merge_protocol.quantised import require_plain
 from crdt_merge_protocol.strategies import registry
 from crdt_merge_protocol.strategies.choosing import named_strategies, needs_stand_in
 from crdt_merge_protocol.strategies.contract import Strategy
@@ -178,6 +179,8 @@ async def create_group(
             hint="Name a safetensors file: --base FILE (the common base model) or --like FILE (schema only).",
         )
     refuse_adapter(services, base_path)
+    if base_path is not None:
+        await _schema_of(services, base_path)  # Whatever its headers tell is told before it is copied.
     like = None if like_path is None else await _schema_of(services, like_path)
     params = dict(params) | implied_rules(services, params, like_path)
     chosen, params = _check_strategy(strategy, params, has_base=base_path is not None, dtype=dtype)
@@ -242,7 +245,7 @@ async def _found(
 async def change_policy(
     services: Services, group_name: str, changes: PolicyChanges, *, is_proposed: bool = False
 ) -> AsyncGenerator[Progress | PolicyInfo | Act]:
-    """Sign the next version of a policy, and announce it unless it is only proposed."""
+    """Sign the next version of a policy; yield the one in force then, or the act if it is only proposed."""
     group = find_group(services, group_name)
     genesis = acts.require_admin(services, group)
     if genesis.quorum > 1 and not is_proposed:
@@ -251,6 +254,8 @@ async def change_policy(
             hint="Let others sign it: --act FILE writes it; `act sign` and `act submit` do the rest.",
         )
     refuse_adapter(services, changes.base_path)
+    if changes.base_path is not None:
+        await _schema_of(services, changes.base_path)
     _next_policy(services, group, changes, has_base=changes.base_path is not None)
     if changes.base_path is None:
         act = await _act(services, group, _next_policy(services, group, changes), is_proposed=is_proposed)
@@ -305,12 +310,12 @@ async def _act(
     *,
     is_proposed: bool,
 ) -> Act:
-    """Sign a policy, and store and announce it unless it is only proposed."""
+    """Sign a policy, and store and announce it unless it is only proposed or in force already."""
     body = PolicyAct(policy=following, nonce=services.rng.bytes(NONCE_BYTES))
     signed = acts.sign_for(services, group, body)
     if is_proposed:
         _keep(model)  # Its bytes are needed once the others have signed.
-    else:
+    elif following != services.engine.replicas[group].state.view.policy.next():
         await finish(acts.submit(services, signed.text), then=lambda _: _keep(model))
     return signed
 
@@ -369,4 +374,6 @@ async def _schema_of(services: Services, path: str) -> Schema:
         file = await asyncio.to_thread(read_adapter_file, Path(path), services.fs)
         return Schema.of(schema_specs(file.layout, file.header.fan_in_fan_out))
     header = await asyncio.to_thread(read_checkpoint, services.fs, Path(path))
-    return Schema.of(entry.spec for entry in header.entries)
+    schema = Schema.of(entry.spec for entry in header.entries)
+    require_plain(schema.specs, who=path)
+    return schema

@@ -10,7 +10,8 @@ from crdt_merge_protocol.limits import WEIGHT_ONE
 
 from crdt_merge_node.contents import GroupContents, Item, Selection
 from crdt_merge_node.lora.group import UsedAdapter, build_adapter_job
-from crdt_merge_node.resolve import ResolveJob, TensorSource, UsedArtefact, UsedModel, build_job
+from crdt_merge_node.resolve.job import ResolveJob, TensorSource, UsedArtefact, UsedModel
+from crdt_merge_node.resolve.plan import build_job
 from crdt_merge_node.services import Services
 
 from .contributions import idle_items

@@ -5,6 +5,7 @@ from __future__ import annotations
 from crdt_merge_protocol.limits import PING_IDLE_S
 
 from crdt_merge_node.control.model import (
+    ContributionState,
     PeerInfo,
     PeerState,
     Reason,
@@ -19,10 +20,12 @@ from crdt_merge_node.services import Services
 from crdt_merge_node.storage.health import RESERVE_SHARE
 from crdt_merge_node.version import VERSION
 
+from .contributions import shown_contributions
 from .groups import group_info
 
 SUSPECT_S = 2 * PING_IDLE_S
 MISSING_NAMED_MAX = 32
+REASONS_MAX = 4
 
 
 def peer_info(services: Services, peer: bytes) -> PeerInfo:
@@ -114,6 +117,7 @@ async def why(services: Services, groups: list[bytes]) -> WhyReport:
 async def _why_group(services: Services, group: bytes) -> WhyGroup:
     info = await group_info(services, group)
     reasons = _peer_reasons(services, group) + await _own_reasons(services, group)
+    unusable = await _unusable(services, group)
     return WhyGroup(
         group=info.id,
         name=info.name,
@@ -121,7 +125,7 @@ async def _why_group(services: Services, group: bytes) -> WhyGroup:
         sync_root=info.sync_root,
         converged_peers=info.converged_peers,
         live_peers=info.live_peers,
-        reasons=tuple(reasons),
+        reasons=(*reasons, *unusable),
     )
 
 
@@ -217,10 +221,32 @@ async def _own_reasons(services: Services, group: bytes) -> list[Reason]:
             lacks=f"{services.keeper.remaining(missing)} bytes of {len(missing)} blobs",
             missing=tuple(blob.hex() for blob in sorted(missing)[:MISSING_NAMED_MAX]),
             since=since,
-            waiting="; ".join(steps[:4]) or "in the queue of the fetcher",
+            waiting="; ".join(steps[:REASONS_MAX]) or "in the queue of the fetcher",
             remedy=f"connect to a node that has them, such as {', '.join(holders)}"
             if holders
             else "nothing to do",
+        )
+    ]
+
+
+async def _unusable(services: Services, group: bytes) -> list[Reason]:
+    """Return what keeps contributions out of every resolve on every node, converged or not."""
+    contents = await services.keeper.current(group)
+    shown = list(shown_contributions(services, group, contents))
+    aside = [info for info in shown if info.state == ContributionState.QUARANTINED]
+    if not aside and not contents.problem:
+        return []
+    why = dict.fromkeys(info.reason for info in aside)
+    return [
+        Reason(
+            subject=services.engine.node.hex(),
+            subject_name=services.config.node.name,
+            lacks=f"{len(aside)} of {len(shown)} contributions for a resolve: every node quarantines them"
+            if aside
+            else "a policy by which anything can be merged",
+            missing=tuple(info.tag for info in aside[:MISSING_NAMED_MAX]),
+            waiting=contents.problem or "; ".join([*why][:REASONS_MAX]),
+            remedy="policy set, on a node of an admin" if contents.problem else "contribute anew what fits",
         )
     ]
 

@@ -24,16 +24,11 @@ from crdt_merge_node.lora.group import run_adapter_job
 from crdt_merge_node.ports import available_memory_bytes
 from crdt_merge_node.report.kept import is_cheap, keep
 from crdt_merge_node.report.writing import measure_layers, write_card, write_reports
-from crdt_merge_node.resolve import (
-    KeptTensor,
-    ResolveJob,
-    ResolveResult,
-    estimate_job,
-    find_finished,
-    recall,
-    remember,
-    run_job,
-)
+from crdt_merge_node.resolve.estimate import estimate_job
+from crdt_merge_node.resolve.job import KeptTensor, ResolveJob, ResolveResult
+from crdt_merge_node.resolve.remembered import recall, remember
+from crdt_merge_node.resolve.reuse import find_finished
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_node.services import Services
 from crdt_merge_node.telemetry.logging import get_logger
 
@@ -84,28 +79,20 @@ async def resolve_group(
         EmptySetError: Nothing in the group can be used.
         ResolveError, StorageError: As of ``run_job``.
     """
-    wait_s = 0.0 if request.is_plan_only else request.wait_s
     group = find_group(services, group_name)
     name = services.engine.replicas[group].state.genesis.name
     contents = await services.keeper.current(group)
     left_out = frozenset(find_tag(text, contents.items, group_name=name) for text in request.without)
-    deadline = services.clock.monotonic() + wait_s
-    while not contents.is_ready(left_out):
-        generation = services.keeper.generation(group)
-        needed = contents.needed(left_out)
-        refuse_if_late(services, group, contents, left_out, deadline, wait_s=wait_s)
-        remaining = services.keeper.remaining(needed)
-        yield Progress(step="waiting for blobs", detail=f"{len(needed)} missing, {remaining} bytes")
-        await beyond(services, group, generation, deadline)
-        contents = await services.keeper.current(group)
+    wait_s = 0.0 if request.is_plan_only else request.wait_s
+    async with aclosing(_wait_for_bytes(services, group, contents, left_out, wait_s)) as waiting:
+        async for found in waiting:
+            if isinstance(found, Done):
+                contents = found.value
+            else:
+                yield found
     selection = contents.select(left_out)
     if not selection.models:
-        reasons = sorted({i.reason for i in shown_contributions(services, group, contents) if i.reason})
-        why = f": {'; '.join(reasons[:REASONS_MAX])}" if reasons else ""
-        raise EmptySetError(
-            f'group "{name}" has no usable contribution{why}.',
-            hint=f"See: crdt-merge-node contribution list {name}",
-        )
+        raise _nothing_usable(services, group, contents)
     job = job_of(services, group, contents, selection, task=_task(selection, name, request.task))
     refuse_unfit(job, request)
     earlier = {} if request.is_fresh else await asyncio.to_thread(_earlier, services, job)
@@ -133,6 +120,32 @@ async def resolve_group(
     report = _report(services, group, contents, plan, result)
     await _keep(services, report, layers)
     yield report
+
+
+async def _wait_for_bytes(
+    services: Services, group: bytes, contents: GroupContents, left_out: frozenset[bytes], wait_s: float
+) -> AsyncGenerator[Progress | Done[GroupContents]]:
+    """Wait until a resolve that leaves these tags out can begin; yield how it goes, and last the contents."""
+    deadline = services.clock.monotonic() + wait_s
+    while not contents.is_ready(left_out):
+        generation = services.keeper.generation(group)
+        needed = contents.needed(left_out)
+        refuse_if_late(services, group, contents, left_out, deadline, wait_s=wait_s)
+        remaining = services.keeper.remaining(needed)
+        yield Progress(step="waiting for blobs", detail=f"{len(needed)} missing, {remaining} bytes")
+        await beyond(services, group, generation, deadline)
+        contents = await services.keeper.current(group)
+    yield Done(contents)
+
+
+def _nothing_usable(services: Services, group: bytes, contents: GroupContents) -> EmptySetError:
+    name = services.engine.replicas[group].state.genesis.name
+    reasons = sorted({i.reason for i in shown_contributions(services, group, contents) if i.reason})
+    why = f": {'; '.join(reasons[:REASONS_MAX])}" if reasons else ""
+    return EmptySetError(
+        f'group "{name}" has no usable contribution{why}.',
+        hint=f"See: crdt-merge-node contribution list {name}",
+    )
 
 
 async def _write_extras(

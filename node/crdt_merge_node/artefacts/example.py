@@ -23,7 +23,7 @@ from crdt_merge_protocol.strategies.reference import ArtefactArrays, merge_array
 from safetensors.numpy import load_file, save_file
 
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 
 from .files import read_artefact, write_artefact
 from .fisher import fisher_tensors

@@ -25,7 +25,7 @@ from crdt_merge_protocol.tensorfile import LENGTH_BYTES, TensorFile, header_byte
 from crdt_merge_node.ports import Fs
 from crdt_merge_node.resolve.files import naming
 
-_HINT: Final = "Only safetensors files with F64, F32, F16, BF16, integer and BOOL tensors are read."
+_HINT: Final = "Only safetensors files of F64, F32, F16, BF16, F8, integer and BOOL tensors are read."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

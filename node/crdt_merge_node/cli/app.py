@@ -43,6 +43,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "resolve": f"{_CLI}.resolve:resolve",
     "merge": f"{_CLI}.merge:merge",
     "lora": f"{_CLI}.lora:lora",
+    "vocabulary": f"{_CLI}.vocabulary:vocabulary",
     "strategy": f"{_CLI}.strategy:strategy",
     "dev": f"{_CLI}.dev:dev",
     "demo": f"{_CLI}.demo:demo",

@@ -60,7 +60,7 @@ class Target:
         from crdt_merge_node.artefacts.files import write_artefact
         from crdt_merge_node.artefacts.headers import bound_header
         from crdt_merge_node.ports import SystemFs, SystemRng
-        from crdt_merge_node.resolve import describe_file
+        from crdt_merge_node.resolve.describe import describe_file
 
         header = bound_header(
             type_,
@@ -77,7 +77,7 @@ class Target:
 
     def digests(self) -> list[bytes]:
         """Return the contribution digests, as given or of the files as contributions."""
-        from crdt_merge_node.resolve import describe_file
+        from crdt_merge_node.resolve.describe import describe_file
 
         if bool(self.models) == bool(self.contributions):
             raise click.UsageError("Say which model it is of: either --model FILE or --contribution DIGEST.")

@@ -127,7 +127,8 @@ def merge(
 def expand(invocation: Invocation, adapter: str, output: str, base: str | None, dtype: str) -> None:
     """Write the difference that ADAPTER stands for, or the model that it makes of a base.
 
-    A group of whole models takes the latter as a contribution.
+    A group of whole models takes the latter as a contribution. Adapters of DoRA need --base: what they change
+    depends on it.
     """
     refuse_clashes([output], [adapter, base])
     from crdt_merge_node.lora import expand_adapter

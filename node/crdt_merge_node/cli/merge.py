@@ -57,6 +57,7 @@ DEFAULT_STRATEGY: Final = "weight_average"
 @click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
+@click.option("--as-group", is_flag=True, help="Warn, and go on as a group does, where files disagree.")
 @click.option("--fresh", is_flag=True, help="Compute everything, even what the replaced output holds.")
 @click.option("--memory", type=ByteSize(), default="512MiB", show_default=True, help="Budget.")
 @click.option(
@@ -81,6 +82,7 @@ def merge(
     reports: tuple[str, ...],
     card: str | None,
     verify: str | None,
+    as_group: bool,
     fresh: bool,
     memory: int,
     workers: int | None,
@@ -88,6 +90,9 @@ def merge(
     """Merge models, safetensors files or directories of shards, into one, without a daemon.
 
     The output is byte for byte that of a group that holds these files as contributions under this policy.
+    What a group has a rule for is refused unless --as-group: integers that differ (those of the base, else
+    the most frequent, are kept), values too large for the type of the output (the largest there is), models
+    that cancel out on a sphere (averaged).
     """
     if config is not None:
         if files or strategy or params or base or weights:
@@ -116,6 +121,7 @@ def merge(
     if is_plan:
         _plan(invocation, [Path(file) for file in files], options)
         return
+    options["is_lenient"] = as_group
     inputs = [Path(file) for file in files]
     if verify is not None:
         with beside(verify) as expected:
@@ -191,7 +197,7 @@ def _read_config(path: str) -> Recipe:
     from crdt_merge_node.checkpoints.reading import read_checkpoint
     from crdt_merge_node.ports import SystemFs
     from crdt_merge_node.recipes.mergekit import read_mergekit
-    from crdt_merge_node.resolve import describe_file
+    from crdt_merge_node.resolve.describe import describe_file
 
     config = read_mergekit(read_text(path))
     for name in (*config.models, *([config.base] if config.base else [])):

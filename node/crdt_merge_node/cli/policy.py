@@ -94,10 +94,9 @@ def set_(
         before = client.policy_show(group)
         after: PolicyInfo = watch(invocation, "policy-set/1", client.policy_set(group, changes))
     if invocation.is_json:
-        say_json("policy-set/1", event="result", policy=after)
-        return
-    say(f"policy of group {clean(after.group_name)} is now version {after.version}")
-    say(facts(_differences(before, after)))
+        say_json("policy-set/1", event="result", policy=after, is_changed=_is_changed(before, after))
+    else:
+        _say_changes(before, after)
 
 
 @policy.command("import")
@@ -161,10 +160,10 @@ def import_(
             return
         after: PolicyInfo = watch(invocation, "policy-import/1", client.policy_set(group, changes))
     if invocation.is_json:
-        say_json("policy-import/1", event="result", policy=after, notes=list(recipe.notes))
-        return
-    say(f"policy of group {clean(after.group_name)} is now version {after.version}")
-    say(facts(_differences(before, after)))
+        notes, is_changed = list(recipe.notes), _is_changed(before, after)
+        say_json("policy-import/1", event="result", policy=after, notes=notes, is_changed=is_changed)
+    else:
+        _say_changes(before, after)
 
 
 def _tensor_names(path: str | None) -> list[str]:
@@ -222,9 +221,18 @@ def _adapter_facts(found: PolicyInfo) -> list[tuple[str, str]]:
     return [("contributions", what), ("resolve to", into[rules.output])]
 
 
-def _differences(before: PolicyInfo, after: PolicyInfo) -> list[tuple[str, str]]:
+def _is_changed(before: PolicyInfo, after: PolicyInfo) -> bool:
+    return after.version != before.version
+
+
+def _say_changes(before: PolicyInfo, after: PolicyInfo) -> None:
+    name = clean(after.group_name)
+    if not _is_changed(before, after):
+        say(f"nothing changes: version {after.version} of the policy of group {name} says so already")
+        return
+    say(f"policy of group {name} is now version {after.version}")
     pairs = zip(policy_facts(before), policy_facts(after), strict=True)
-    return [(label, f"{old} -> {new}") for (label, old), (_, new) in pairs if old != new]
+    say(facts([(label, f"{old} -> {new}") for (label, old), (_, new) in pairs if old != new]))
 
 
 def _type_text(dtype: str) -> str:

@@ -103,11 +103,16 @@ def resolve(
         say_json("resolve/1", report, event="result")
     else:
         show_report(report)
+    _exit_unless_agreed(report, peer, verify_with or "")
+
+
+def _exit_unless_agreed(report: ResolveReport, peer: str | None, name: str) -> None:
+    """End with 7 if a node computed another output, with 6 if ``peer`` has announced none."""
     if report.disagreeing:
         raise click.exceptions.Exit(7)
     if peer is not None and peer not in report.agreeing:
         note(
-            f"{clean(verify_with or '')} has announced no output for key {short(report.resolve_key)}: "
+            f"{clean(name)} has announced no output for key {short(report.resolve_key)}: "
             "resolve the group there as well, then ask again."
         )
         raise click.exceptions.Exit(6)

@@ -12,7 +12,8 @@ import click
 from .options import Invocation, command
 from .output import clean, facts, say, say_json, short, size
 
-_LOCAL = ("127.", "localhost", "[::1]", "0.0.0.0", "[::]")  # noqa: S104  Compared with, not bound.
+_LOOPBACK = ("127.", "localhost", "[::1]")
+_LOCAL = (*_LOOPBACK, "0.0.0.0", "[::]")  # noqa: S104  Compared with, not bound.
 
 
 @click.command()
@@ -118,7 +119,7 @@ def banner(found: Mapping[str, Any]) -> str:
                 ("node", f"{text('node')} {text('name')}".strip()),
                 ("cluster", cluster),
                 ("listen", text("listen")),
-                ("advertised", ", ".join(advertised)),
+                ("advertised", ", ".join(advertised) or "the address by which each peer came"),
                 ("tls", text("tls") or "1.3, both sides authenticated"),
                 ("store", store if found.get("data_dir") else ""),
                 ("seeds", ", ".join(str(seed) for seed in found.get("seeds") or ()) or "none"),
@@ -129,11 +130,12 @@ def banner(found: Mapping[str, Any]) -> str:
             )
         ),
     ]
-    if not advertised:
-        lines.append("warning: no address is advertised; set listen.advertise to what peers reach")
     lines += [
         f"warning: only this machine can dial {clean(address)}; set listen.advertise to what peers reach"
         for address in advertised
         if address.startswith(_LOCAL)
     ]
+    dashboard = text("dashboard")
+    if dashboard and not dashboard.removeprefix("http://").startswith(_LOOPBACK):
+        lines.append("warning: other machines can read dashboard and metrics: http.host is not loopback")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from crdt_merge_protocol.strategies.contract import Block, Float64Array, MergeCo
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.ports import Fs
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 
 from .adapter import Adapter
-from .factors import delta
-from .files import WEIGHTS, read_adapter_file
+from .factors import Part, delta, row_ranges
+from .files import WEIGHTS, AdapterFile, read_adapter_file
 
 
 class Member(NamedTuple):
@@ -118,17 +119,6 @@ def weights_of(paths: Sequence[Path], weights: Sequence[int] | None) -> list[int
     return given
 
 
-def read_set(paths: Sequence[Path], weights: Sequence[int] | None, fs: Fs) -> AdapterSet:
-    """Return the adapters in these directories, with weights over 2^32, as a group would name them.
-
-    Raises:
-        EmptySetError: There are none.
-        ParameterError, ShapeMismatchError, NonFiniteError, StorageError, MalformedTensorFileError: As
-            :func:`read_members` and :func:`set_of`.
-    """
-    return set_of(read_members(paths, weights_of(paths, weights), fs))
-
-
 def read_members(paths: Sequence[Path], weights: Sequence[int], fs: Fs) -> list[Member]:
     """Return the adapter in each directory.
 
@@ -136,7 +126,7 @@ def read_members(paths: Sequence[Path], weights: Sequence[int], fs: Fs) -> list[
         NonFiniteError: One holds NaN or infinity.
         StorageError, MalformedTensorFileError: A file cannot be read.
     """
-    return [_member(path, weight, fs) for path, weight in zip(paths, weights, strict=True)]
+    return [member_of(read_adapter_file(path, fs), w, fs) for path, w in zip(paths, weights, strict=True)]
 
 
 def set_of(members: Iterable[Member]) -> AdapterSet:
@@ -162,12 +152,17 @@ def set_of(members: Iterable[Member]) -> AdapterSet:
     return found
 
 
-def _member(path: Path, weight: int, fs: Fs) -> Member:
-    file = read_adapter_file(path, fs)
-    described = describe_file(path / WEIGHTS, fs=fs)
+def member_of(file: AdapterFile, weight: int, fs: Fs) -> Member:
+    """Return an adapter as one of a set, all of its numbers looked at.
+
+    Raises:
+        NonFiniteError: It holds NaN or infinity.
+        StorageError, MalformedTensorFileError: Its file cannot be read.
+    """
+    described = describe_file(file.path / WEIGHTS, fs=fs)
     if not described.is_finite:
         raise NonFiniteError(
-            f"{path}: tensor {described.not_finite[0]} holds NaN or infinity.",
+            f"{file.path}: tensor {described.not_finite[0]} holds NaN or infinity.",
             hint="An adapter with such values is damaged; a group would quarantine it.",
         )
     blobs = {entry.spec.name: entry.blob for entry in described.manifest.entries}
@@ -210,15 +205,16 @@ def linear_sums(
     return sums
 
 
-def products(
-    found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]]
-) -> Iterator[tuple[str, Float64Array]]:
-    """Yield each module's merged difference in the shape of its weight."""
-    for module, parts in sums.items():
-        total = np.zeros(found.shape(module))
-        for i, coefficient in parts:
-            total += coefficient * delta(found.adapters[i].factors(module))
-        yield module, total
+def products(found: AdapterSet, sums: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[Part]:
+    """Yield each module's merged difference, some rows at a time."""
+    for module, terms in sums.items():
+        shape = found.shape(module)
+        factors = [(coefficient, found.adapters[i].factors(module)) for i, coefficient in terms]
+        for start, stop in row_ranges(shape):
+            total = np.zeros((stop - start, *shape[1:]))
+            for coefficient, each in factors:
+                total += coefficient * delta(each, start, stop)
+            yield Part(module, start * math.prod(shape[1:]), total.reshape(-1))
 
 
 def delta_specs(found: AdapterSet, dtype: str) -> dict[str, TensorSpec]:

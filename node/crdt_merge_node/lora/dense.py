@@ -6,21 +6,23 @@ those come the canonical order and everything random, so a group and offline ``l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from crdt_merge_protocol.adapters import weight_name
-from crdt_merge_protocol.blobs import Schema
+from crdt_merge_protocol.blobs import DTYPE_BYTES, Schema, TensorSpec
 from crdt_merge_protocol.resolve_key import seed_of
 from crdt_merge_protocol.strategies.contract import Float64Array
+from crdt_merge_protocol.strategies.dtypes import decode_block
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
 from crdt_merge_node.ports import Fs, Rng
-from crdt_merge_node.resolve import run_job
-from crdt_merge_node.resolve.files import read_header
+from crdt_merge_node.resolve.files import SourceReader, read_header
 from crdt_merge_node.resolve.job import (
     DEFAULT_MEMORY_BYTES,
     IsCancelled,
@@ -30,11 +32,12 @@ from crdt_merge_node.resolve.job import (
     ResolveResult,
     TensorSource,
 )
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_node.tensor_writer import TensorWriter
 
 from .adapter import read_array
 from .collection import AdapterSet, delta_specs
-from .factors import delta
+from .factors import Part, delta, row_ranges
 
 ELEMENT: Final = "F32"
 """Of differences that are written out, and of what a strategy on elements makes of them."""
@@ -104,7 +107,9 @@ def merge_differences(
             for module in adapter.pairs:
                 if cancelled():
                     break  # The merge that follows says so.
-                writer.put(weight_name(module), delta(adapter.factors(module)))
+                factors, width = adapter.factors(module), math.prod(adapter.shape(module)[1:])
+                for start, stop in row_ranges(adapter.shape(module)):
+                    writer.put(weight_name(module), delta(factors, start, stop), start * width)
     if job.base is not None:
         with TensorWriter(directory / "zeros.safetensors", specs, fs=fs, rng=rng):
             pass
@@ -115,11 +120,28 @@ def merge_differences(
 
 def stored(merged: Path, found: AdapterSet, fs: Fs) -> Iterator[tuple[str, Float64Array]]:
     """Yield each module's merged difference in the shape of its weight."""
+    for module, spec, source in _places(merged, found, fs):
+        yield module, read_array(fs, source, spec, str(merged))
+
+
+def stored_parts(merged: Path, found: AdapterSet, fs: Fs) -> Iterator[Part]:
+    """Yield each module's merged difference, some rows at a time."""
+    reader = SourceReader(fs)
+    try:
+        for module, spec, source in _places(merged, found, fs):
+            width, size = math.prod(spec.shape[1:]), DTYPE_BYTES[spec.dtype]
+            for start, stop in row_ranges(spec.shape):
+                raw = reader.read(source, start * width * size, (stop - start) * width * size)
+                yield Part(module, start * width, np.array(decode_block(spec.dtype, raw)))
+    finally:
+        reader.close()
+
+
+def _places(merged: Path, found: AdapterSet, fs: Fs) -> Iterator[tuple[str, TensorSpec, TensorSource]]:
     entries = {entry.spec.name: entry for entry in read_header(fs, merged).entries}
     for module in found.modules:
         entry = entries[weight_name(module)]
-        source = TensorSource(str(merged), entry.begin, entry.end - entry.begin)
-        yield module, read_array(fs, source, entry.spec, str(merged))
+        yield module, entry.spec, TensorSource(str(merged), entry.begin, entry.end - entry.begin)
 
 
 def _file(directory: Path, number: int) -> Path:

@@ -15,7 +15,7 @@ from crdt_merge_node.resolve.estimate import Estimate, estimate_job, seconds_per
 from crdt_merge_node.resolve.job import ResolveJob
 
 from .dense import dense_job
-from .factors import needs_singular_values
+from .factors import PART_ELEMENTS, needs_singular_values
 from .merging import Merge
 
 _PRODUCT_S: Final = 5e-10
@@ -37,13 +37,7 @@ def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
     read_bytes = sum(source.nbytes for model in models for source in model.tensors.values())
     shapes = {module: merge.matrix(module) for module in found.modules}
     totals = {module: sum(found.ranks(module)) for module in found.modules}
-    is_whole = merge.output != "adapter"
-    peak = max(
-        rows * columns
-        if is_whole or not merge.is_linear
-        else min((rows + columns) * totals[m], 2 * rows * columns)
-        for m, (rows, columns) in shapes.items()
-    )
+    peak = max(_elements(merge, rows, columns, totals[m]) for m, (rows, columns) in shapes.items())
     tensors, output_bytes = _output(job, merge, shapes)
     per_byte = seconds_per_byte(clock)
     estimate = Estimate(
@@ -78,6 +72,14 @@ def estimate_adapter_job(job: ResolveJob, *, clock: Clock) -> Estimate:
         peak_memory_bytes=max(estimate.peak_memory_bytes, inner.peak_memory_bytes),
         seconds=estimate.seconds + inner.seconds,
     )
+
+
+def _elements(merge: Merge, rows: int, columns: int, total: int) -> int:
+    """Return how many numbers of a module are in memory in the copies that are made of all of them."""
+    if merge.output != "adapter":
+        # Of the factors there is one copy, of the part of the product that is written the others.
+        return min(rows * columns, PART_ELEMENTS) + (rows + columns) * total // _COPIES
+    return min((rows + columns) * total, 2 * rows * columns) if merge.is_linear else rows * columns
 
 
 def _seconds(merge: Merge, module: str, total: int) -> float:

@@ -9,9 +9,10 @@ would be larger.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final, NamedTuple
 
 import numpy as np
 from crdt_merge_protocol.adapter_rules import RANK_CAP, parse_rank
@@ -19,6 +20,9 @@ from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.linear_algebra import exact_matmul, fits_exact, householder_qr, svd
 
 from .adapter import Factors
+
+PART_ELEMENTS: Final = 1 << 20
+"""Of a difference that are computed, and are in memory, at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,33 @@ def truncate(matrix: Float64Array, target: int | Fraction) -> Reduced:
     return _cut(found.u, found.s, found.vt, target)
 
 
-def delta(factors: Factors) -> Float64Array:
-    """Return the difference that factors stand for, in the shape of the module's weight."""
-    product = exact_matmul(factors.up, factors.down)
+class Part(NamedTuple):
+    """Some rows of a module's difference: ranges along the first axis of its weight, in order."""
+
+    module: str
+    start: int
+    """Flat index of the first element."""
+    values: Float64Array
+    """Flat float64."""
+
+
+def row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of rows that a difference of this shape is computed by: what fits a few megabytes."""
+    step = max(1, PART_ELEMENTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def delta(factors: Factors, start: int = 0, stop: int | None = None) -> Float64Array:
+    """Return the difference that factors stand for, or rows of it, in the shape of the module's weight.
+
+    Rows are the same bits as among all: a product is exact but for one rounding of each element.
+    """
     if factors.is_transposed:
-        product = _transposed(product)
-    return product.reshape(factors.shape)
+        product = _transposed(exact_matmul(factors.up, factors.down[:, start:stop]))
+    else:
+        product = exact_matmul(factors.up[start:stop], factors.down)
+    return product.reshape(-1, *factors.shape[1:])
 
 
 def as_matrix(difference: Float64Array, *, is_transposed: bool) -> Float64Array:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from typing import Any, Final
 from crdt_merge_protocol.adapters import (
     ADAPTER,
     BIASES,
+    PREFIX,
     AdapterHeader,
     AdapterLayout,
     canonical_name,
@@ -38,17 +39,11 @@ from crdt_merge_node.resolve.files import naming
 from crdt_merge_node.resolve.job import TensorSource
 
 from .adapter import Adapter
+from .supported import refuse_unsupported
 
 CONFIG: Final = CONFIG_NAME
 WEIGHTS: Final = "adapter_model.safetensors"
-_REFUSED: Final = {
-    "use_dora": "its difference depends on the base's weights: merge it into the base first",
-    "layer_replication": "it changes the layers of the base",
-    "alora_invocation_tokens": "it is not always active",
-    "target_parameters": "its factors are not of modules",
-    "lora_bias": "it has a bias in its factors",
-    "trainable_token_indices": "it changes single rows of an embedding",
-}
+_MAGNITUDE: Final = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +57,8 @@ class AdapterFile:
     """Of its tensors, under the names that the file gives them."""
     config: bytes
     """The configuration as it stands."""
+    magnitudes: Mapping[str, CheckpointTensor] = field(default_factory=dict)
+    """Of DoRA, by module; empty for all that merge as adapters."""
 
     @property
     def entries(self) -> dict[str, CheckpointTensor]:
@@ -119,16 +116,25 @@ def read_adapter(path: Path, fs: Fs) -> Adapter:
     return read_adapter_file(path, fs).adapter(fs)
 
 
-def read_adapter_file(path: Path, fs: Fs) -> AdapterFile:
-    """Return what the files of an adapter say, its numbers aside; raises as :func:`read_adapter`."""
+def read_adapter_file(path: Path, fs: Fs, *, takes_dora: bool = False) -> AdapterFile:
+    """Return what the files of an adapter say, its numbers aside; raises as :func:`read_adapter`.
+
+    Args:
+        path: Its directory.
+        fs: Where that is.
+        takes_dora: Read one with magnitudes too; those are in ``magnitudes`` and in nothing else.
+    """
     data = _read_config(path, fs)
-    config = _checked(path, data)
+    config = _checked(path, data, takes_dora=takes_dora)
     if fs.stat(path / WEIGHTS) is None and fs.stat(path / "adapter_model.bin") is not None:
         raise ParameterError(
             f"{path} has its tensors in adapter_model.bin, which is not read: it can hold programs.",
             hint="Save it again with save_pretrained(..., safe_serialization=True).",
         )
     checkpoint = read_checkpoint(fs, path / WEIGHTS)
+    magnitudes: dict[str, CheckpointTensor] = {}
+    if takes_dora and config.get("use_dora"):
+        checkpoint, magnitudes = _without_magnitudes(checkpoint)
     names = [canonical_name(entry.spec.name) for entry in checkpoint.entries]
     try:
         if twice := sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []:
@@ -139,7 +145,20 @@ def read_adapter_file(path: Path, fs: Fs) -> AdapterFile:
         header = read_adapter_header(_header(config, layout).encode())
     except ResolveError as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint) from None
-    return AdapterFile(path, header, layout, checkpoint, data)
+    return AdapterFile(path, header, layout, checkpoint, data, magnitudes)
+
+
+def _without_magnitudes(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, CheckpointTensor]]:
+    """Return the tensors but DoRA's magnitudes, and these by module."""
+    rest: list[CheckpointTensor] = []
+    found: dict[str, CheckpointTensor] = {}
+    for entry in checkpoint.entries:
+        bare = entry.spec.name.removeprefix(PREFIX).removesuffix(".weight")
+        if bare.endswith(_MAGNITUDE):
+            found[bare.removesuffix(_MAGNITUDE)] = entry
+        else:
+            rest.append(entry)
+    return replace(checkpoint, entries=tuple(rest)), found
 
 
 def _repeats(names: list[str]) -> bool:
@@ -154,16 +173,14 @@ def _read_config(path: Path, fs: Fs) -> bytes:
     return data
 
 
-def _checked(path: Path, data: bytes) -> dict[str, Any]:
+def _checked(path: Path, data: bytes, *, takes_dora: bool) -> dict[str, Any]:
     try:
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MalformedTensorFileError(f"{path / CONFIG} is not JSON: {error}.") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ParameterError(f"{path / CONFIG} is not of a LoRA adapter.", hint="peft_type has to be LORA.")
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            raise ParameterError(f"{path / CONFIG}: {key} is not supported: {reason}.")
+    refuse_unsupported(config, str(path / CONFIG), takes_dora=takes_dora)
     return config
 
 

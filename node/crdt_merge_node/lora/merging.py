@@ -17,7 +17,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar
 
-from crdt_merge_protocol.strategies.contract import Float64Array
 from crdt_merge_protocol.strategies.linear_algebra import fits_exact
 from crdt_merge_protocol.strategies.registry import get
 
@@ -26,8 +25,9 @@ from crdt_merge_node.resolve.job import IsCancelled, ReportProgress, ResolveCanc
 
 from .adapter import Factors
 from .collection import AdapterSet, linear_sums, products
-from .dense import DenseRecipe, merge_differences, stored
+from .dense import DenseRecipe, merge_differences, stored, stored_parts
 from .factors import (
+    Part,
     Reduced,
     add_up,
     as_matrix,
@@ -40,7 +40,7 @@ from .factors import (
 from .sinks import Target, Written, scratch_directory
 from .writing import Account, BaseModel, Outcome, write_adapter, write_delta, write_model
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", tuple[str, Reduced], Part)
 LINEAR: Final = frozenset({"weight_average", "linear", "task_arithmetic"})
 """Strategies whose result is a fixed sum of the differences."""
 
@@ -136,7 +136,7 @@ def merge_set(
         )
         output.outcome.engine = merged
         output.outcome.warnings += merged.warnings
-        differences = stored(merged.output_path, found, target.fs)
+        differences = stored_parts(merged.output_path, found, target.fs)
         written = output.write(_truncated(merge, merged.output_path, target.fs), differences)
     return written, output.outcome
 
@@ -153,9 +153,7 @@ class _Output:
     directory_file: str
     outcome: Outcome = field(default_factory=Outcome)
 
-    def write(
-        self, factors: Iterator[tuple[str, Reduced]], differences: Iterator[tuple[str, Float64Array]]
-    ) -> Written:
+    def write(self, factors: Iterator[tuple[str, Reduced]], differences: Iterator[Part]) -> Written:
         """Write the result, by its factors or by its whole differences."""
         merge, target, found = self.merge, self.target, self.merge.found
         options: _Options = {"outcome": self.outcome, "account": self.account}
@@ -174,13 +172,13 @@ class _Output:
             known = {module: each.up.shape[1] for module, each in reduced}
         return write_adapter(target, found, known, reduced, base_name=merge.base_name, **options)
 
-    def _steps(self, parts: Iterator[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:
+    def _steps(self, parts: Iterator[_T]) -> Iterator[_T]:
         """Report what is done of the modules, and end when nobody wants the result."""
-        total = len(self.merge.found.modules)
-        for number, part in enumerate(parts):
+        modules = {module: number for number, module in enumerate(self.merge.found.modules)}
+        for part in parts:
             if self.cancelled():
                 raise ResolveCancelledError("The resolve was cancelled. No file has changed.")
-            self.progress(number, total, "merging modules")
+            self.progress(modules[part[0]], len(modules), "merging modules")
             yield part
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.strategies.registry import get
 
 from crdt_merge_node.checkpoints.reading import read_checkpoint
@@ -15,11 +16,14 @@ from crdt_merge_node.resolve.job import DEFAULT_MEMORY_BYTES, ReportProgress, Te
 from crdt_merge_node.resolve.row_names import InputNames
 from crdt_merge_node.resolve.run import say_nothing
 
-from .collection import products, read_members, read_set, set_of, weights_of
+from . import dora
+from .collection import AdapterSet, member_of, products, read_members, set_of, weights_of
 from .dense import DenseRecipe
+from .files import read_adapter_file
 from .merging import Merge, merge_set
 from .sinks import Target, Written
-from .writing import BaseModel, Outcome, write_delta, write_model
+from .supported import quantised_base
+from .writing import BaseModel, Outcome, require_modules, write_delta, write_model
 
 DELTA: Final = "delta.safetensors"
 
@@ -103,6 +107,7 @@ def merge_adapters(
         outcome.warnings.append(
             "The differences are no longer of low rank, so they were written whole; --rank cuts them."
         )
+    outcome.warnings += _doubts(found)
     return _result(merge, output, written, outcome)
 
 
@@ -111,18 +116,25 @@ def expand_adapter(
 ) -> AdapterResult:
     """Write the differences that an adapter stands for, or with ``base`` the model that it makes of it.
 
+    With a base the adapter may be of DoRA, whose differences depend on it.
+
     Raises:
         ParameterError, ShapeMismatchError, StorageError: As :func:`merge_adapters`.
     """
     target = Target(output, dtype, fs or SystemFs(), SystemRng())
-    found = read_set([path], None, target.fs)
+    file = read_adapter_file(path, target.fs, takes_dora=base is not None)
+    found = set_of([member_of(file, WEIGHT_ONE, target.fs)])
     differences = products(found, {module: [(0, 1.0)] for module in found.modules})
     outcome = Outcome()
     if base is not None:
         read = read_base(base, target.fs)
+        require_modules(found, read)
+        if file.magnitudes:
+            differences = dora.differences(file, found.adapters[0], read)
         write_model(target, read, found, differences, outcome=outcome, account=_no_account)
     else:
         write_delta(target, found, differences, outcome=outcome, account=_no_account)
+    outcome.warnings += _doubts(found)
     return AdapterResult(
         paths=(output,), modules=len(found.modules), ranks={}, dropped={}, warnings=tuple(outcome.warnings)
     )
@@ -144,6 +156,14 @@ def read_base(path: Path, fs: Fs) -> BaseModel:
         },
         fs=fs,
     )
+
+
+def _doubts(found: AdapterSet) -> list[str]:
+    """Return what may be wrong with adapters although nothing in them is."""
+    name = found.adapters[0].base_name
+    if not quantised_base(name):
+        return []
+    return [f"The adapters were trained on {name}, which is quantised; they fit another base only nearly."]
 
 
 def _no_account(_written: Written, _outcome: Outcome) -> None:

@@ -82,10 +82,10 @@ class Sink:
             stack.enter_context(writer)
             self._writers |= dict.fromkeys((spec.name for spec in shard.specs), writer)
 
-    def put(self, name: str, values: Float64Array) -> None:
-        """Write a tensor, rounded to its element type."""
-        if misfits := self._writers[name].put(name, values):
-            self.misfits[name] = misfits
+    def put(self, name: str, values: Float64Array, start: int = 0) -> None:
+        """Write a tensor, or a part of it from a flat index on, rounded to its element type."""
+        if misfits := self._writers[name].put(name, values, start):
+            self.misfits[name] = self.misfits.get(name, 0) + misfits
 
     def put_bytes(self, name: str, position: int, data: bytes | memoryview) -> None:
         """Write a range of a tensor as it is."""

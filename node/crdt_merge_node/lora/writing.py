@@ -7,21 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from crdt_merge_protocol.adapters import factor_name, saved_name, weight_name
-from crdt_merge_protocol.blobs import TensorSpec, blob_digest
+from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec, blob_digest
 from crdt_merge_protocol.errors import ParameterError, ShapeMismatchError
 from crdt_merge_protocol.limits import CHUNK_BYTES
-from crdt_merge_protocol.strategies.contract import Float64Array
-from crdt_merge_protocol.strategies.dtypes import output_dtype
+from crdt_merge_protocol.strategies.dtypes import decode_block, output_dtype
 
 from crdt_merge_node.ports import Fs
 from crdt_merge_node.resolve.blocks import ChunkHasher, changed
 from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import ResolveResult, TensorSource
 
-from .adapter import read_array
 from .collection import AdapterSet, delta_specs, others
 from .dense import ELEMENT
-from .factors import Reduced, matrix_shape
+from .factors import Part, Reduced, matrix_shape
 from .files import WEIGHTS, synthetic_config
 from .sinks import Sink, Target, Written, open_sink
 
@@ -117,7 +115,7 @@ def factor_specs(found: AdapterSet, module: str, rank: int, dtype: str) -> tuple
 def write_delta(
     target: Target,
     found: AdapterSet,
-    differences: Iterator[tuple[str, Float64Array]],
+    differences: Iterator[Part],
     *,
     outcome: Outcome,
     account: Account,
@@ -128,7 +126,7 @@ def write_delta(
     Args:
         target: The file, or the directory of shards.
         found: What was merged.
-        differences: By module, in their order.
+        differences: Of all modules.
         outcome: Is filled in.
         account: Of what goes with it.
         directory_file: The target is a directory in which the one file is called so.
@@ -140,8 +138,8 @@ def write_delta(
             f"Tensors that are saved whole are no differences and were left out: {names}."
         )
     with open_sink(target, delta_specs(found, kind).values(), adapter=directory_file) as sink:
-        for module, difference in differences:
-            sink.put(weight_name(module), difference)
+        for part in differences:
+            sink.put(weight_name(part.module), part.values, part.start)
         return _finish(sink, outcome, account)
 
 
@@ -149,13 +147,13 @@ def write_model(
     target: Target,
     base: BaseModel,
     found: AdapterSet,
-    differences: Iterator[tuple[str, Float64Array]],
+    differences: Iterator[Part],
     *,
     outcome: Outcome,
     account: Account,
 ) -> Written:
     """Write the base with the differences added, in the element type of the base unless told otherwise."""
-    _require_modules(found, base)
+    require_modules(found, base)
     changed = {weight_name(module) for module in found.modules} | found.others.keys()
     kinds = {name: target.dtype if name in changed else "" for name in base.specs}
     specs = [
@@ -164,10 +162,7 @@ def write_model(
     ]
     with open_sink(target, specs) as sink:
         _copy(sink, base, base.specs.keys() - changed)
-        for module, difference in differences:
-            name = weight_name(module)
-            values = read_array(base.fs, base.sources[name], base.specs[name], base.origin)
-            sink.put(name, values + difference)
+        _add(sink, base, differences)
         for name, values in others(found):
             sink.put(name, values)
         return _finish(sink, outcome, account)
@@ -180,6 +175,25 @@ def _finish(sink: Sink, outcome: Outcome, account: Account, config: bytes = b"")
     if text is not None:
         sink.account(text)
     return written
+
+
+def _add(sink: Sink, base: BaseModel, differences: Iterator[Part]) -> None:
+    """Write the tensors of the base that differences change, whose parts come in order."""
+    reader, hashers = SourceReader(base.fs), dict[str, ChunkHasher]()
+    try:
+        for part in differences:
+            name = weight_name(part.module)
+            source, dtype = base.sources[name], base.specs[name].dtype
+            size = DTYPE_BYTES[dtype]
+            raw = reader.read(source, part.start * size, part.values.size * size)
+            hasher = hashers.setdefault(name, ChunkHasher())
+            hasher.update(raw)
+            sink.put(name, decode_block(dtype, raw) + part.values, part.start)
+            is_last = (part.start + part.values.size) * size == source.nbytes
+            if is_last and source.blob and blob_digest(source.nbytes, hasher.digests()) != source.blob:
+                raise changed(source, f"tensor {name} of {base.origin}")
+    finally:
+        reader.close()
 
 
 def _copy(sink: Sink, base: BaseModel, names: Iterable[str]) -> None:
@@ -198,7 +212,13 @@ def _copy(sink: Sink, base: BaseModel, names: Iterable[str]) -> None:
         reader.close()
 
 
-def _require_modules(found: AdapterSet, base: BaseModel) -> None:
+def require_modules(found: AdapterSet, base: BaseModel) -> None:
+    """Raise unless a base has everything that adapters change.
+
+    Raises:
+        ParameterError: It lacks a tensor.
+        ShapeMismatchError: One has another shape.
+    """
     shapes = {spec.name: spec.shape for spec in delta_specs(found, ELEMENT).values()}
     shapes |= {name: spec.shape for name, spec in found.others.items()}
     for name, shape in shapes.items():

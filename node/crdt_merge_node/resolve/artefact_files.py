@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from crdt_merge_protocol.blobs import Schema
 from crdt_merge_protocol.errors import ArtefactInvalidError
@@ -37,8 +38,15 @@ def read_artefact_file(fs: Fs, file: Checkpoint, schema: Schema, *, kind: str = 
     try:
         found = read_artefact(kind or type_in(data), b"", data, (each.spec for each in file.entries), schema)
     except ArtefactInvalidError as error:
-        raise ArtefactInvalidError(f"{path}: {error.message}", hint=error.hint) from None
+        raise ArtefactInvalidError(f"{path}: {error.message}", hint=error.hint or remedy(path)) from None
     return found
+
+
+def remedy(path: Path) -> str:
+    """Return what to do about an artefact that is not right."""
+    return (
+        f"`artefact show {path} --like MODEL` tells all that is wrong; protocol/artefacts.md has the formats."
+    )
 
 
 def named(artefact: Artefact, digest: bytes) -> Artefact:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from blake3 import blake3
-from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, blob_digest
+from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, OUTPUT_DTYPES, blob_digest
 from crdt_merge_protocol.errors import ResolveError
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from crdt_merge_protocol.strategies.acceleration import Bytes, StoredRows, current
@@ -254,7 +254,7 @@ def keeps_stored(tensor: TensorPlan) -> bool:
         current() is not None
         and tensor.granularity == "elements"
         and not tensor.dtypes
-        and all(dtype in FLOAT_DTYPES for _, dtype in tensor.streams)
+        and all(dtype in OUTPUT_DTYPES for _, dtype in tensor.streams)
     )
 
 

@@ -193,17 +193,6 @@ def upper(_typing: Any, value: Any) -> Any:
 
 
 @emitted
-def larger(_typing: Any, worst: Any, value: Any) -> Any:
-    """Return the larger of ``worst`` and the exponent of a float32. In numba int32 would become int64."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        exponent = builder.and_(arguments[1], ir.IntType(32)(0x7F800000))
-        return builder.select(builder.icmp_signed(">", exponent, arguments[0]), exponent, arguments[0])
-
-    return types.int32(worst, value), generate
-
-
-@emitted
 def half(_typing: Any, value: Any) -> Any:
     """Return the bits of a float64 rounded to float32, then float16."""
 

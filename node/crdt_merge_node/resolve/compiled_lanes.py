@@ -49,6 +49,10 @@ class _Flags(_Vector):
     """Eight answers."""
 
 
+class _Words(_Vector):
+    """Eight int32."""
+
+
 def _kind(class_: Any, vector: ir.VectorType) -> Any:
     """Return a type of numba's that is kept as a vector of LLVM's."""
 
@@ -63,6 +67,7 @@ def _kind(class_: Any, vector: ir.VectorType) -> Any:
 DOUBLES: Final = _kind(_Doubles, _DOUBLES)
 LONGS: Final = _kind(_Longs, _LONGS)
 FLAGS: Final = _kind(_Flags, _FLAGS)
+WORDS: Final = _kind(_Words, _WORDS)
 
 
 def _emit(result: Any, count: int, generate: Callable[..., Any]) -> Any:
@@ -184,6 +189,69 @@ def _reduce(builder: Any, value: Any) -> Any:
 
 sum_of_longs = _emit(types.int64, 1, _reduce)
 """Returns the sum of the lanes."""
+
+
+def _put_as(vector: ir.VectorType, align: int, narrow: Callable[[Any, Any], Any]) -> Any:
+    """Return a function of (address, index, lanes) that narrows eight lanes and writes them."""
+
+    def generate(builder: Any, address: Any, index: Any, value: Any) -> Any:
+        builder.store(narrow(builder, value), _pointer(builder, address, index, vector), align=align)
+        return _LONG(0)
+
+    return _emit(types.int64, 3, generate)
+
+
+def _all_words(value: int) -> Any:
+    return ir.Constant(_WORDS, [value] * WIDTH)
+
+
+def _brains(builder: Any, words: Any) -> Any:
+    last = builder.and_(builder.lshr(words, _all_words(16)), _all_words(1))
+    rounded = builder.add(builder.add(words, _all_words(0x7FFF)), last)
+    return builder.trunc(builder.lshr(rounded, _all_words(16)), _SHORTS)
+
+
+def _halves(builder: Any, words: Any) -> Any:
+    return builder.bitcast(builder.fptrunc(builder.bitcast(words, _SINGLES), _HALVES), _SHORTS)
+
+
+singles_of = _emit(WORDS, 1, lambda b, x: b.bitcast(b.fptrunc(x, _SINGLES), _WORDS))
+"""Returns float64, rounded to float32, as bits."""
+put_singles = _put_as(_WORDS, 4, lambda _, x: x)
+"""Writes float32, given as bits, to (address, index)."""
+put_brains = _put_as(_SHORTS, 2, _brains)
+"""Writes float32, given as bits, to (address, index), rounded to bfloat16; NaN becomes anything."""
+put_halves = _put_as(_SHORTS, 2, _halves)
+"""Writes float32, given as bits, to (address, index), rounded to float16."""
+singles_of_halves = _emit(
+    WORDS,
+    1,
+    lambda b, x: b.bitcast(b.fpext(b.fptrunc(b.bitcast(x, _SINGLES), _HALVES), _SINGLES), _WORDS),
+)
+"""Returns float32, given as bits, rounded to float16, as bits of float32."""
+
+
+def _larger(builder: Any, worst: Any, words: Any) -> Any:
+    magnitude = builder.and_(words, _all_words(0x7FFFFFFF))
+    return builder.select(builder.icmp_signed(">", magnitude, worst), magnitude, worst)
+
+
+larger_words = _emit(WORDS, 2, _larger)
+"""Returns the larger of what was the largest so far and the magnitudes of float32, given as bits."""
+spread_word = _emit(WORDS, 1, lambda b, x: _spread(b, b.trunc(x, _WORD), _WORDS))
+"""Returns the low half of an int64 in all lanes."""
+
+
+def _largest(builder: Any, value: Any) -> Any:
+    found = builder.extract_element(value, _WORD(0))
+    for lane in range(1, WIDTH):
+        other = builder.extract_element(value, _WORD(lane))
+        found = builder.select(builder.icmp_signed(">", other, found), other, found)
+    return builder.sext(found, _LONG)
+
+
+largest_word = _emit(types.int64, 1, _largest)
+"""Returns the largest lane."""
 
 
 def _interleave(places: list[int]) -> Any:

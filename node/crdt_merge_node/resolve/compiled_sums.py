@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import llvmlite.binding as llvm
-import numpy as np
 
 from .compiled_emitted import (
     CHUNK,
@@ -20,7 +19,6 @@ from .compiled_emitted import (
     entry_for,
     halves,
     integers,
-    larger,
     load_bf16,
     load_f16,
     load_f32,
@@ -30,7 +28,22 @@ from .compiled_emitted import (
     upper,
     words,
 )
-from .compiled_lanes import lanes_bf16, lanes_f16, lanes_f32, lanes_f64, put, spread
+from .compiled_lanes import (
+    lanes_bf16,
+    lanes_f16,
+    lanes_f32,
+    lanes_f64,
+    larger_words,
+    largest_word,
+    put,
+    put_brains,
+    put_halves,
+    put_singles,
+    singles_of,
+    singles_of_halves,
+    spread,
+    spread_word,
+)
 
 AS_F64, AS_F32, AS_BF16, AS_F16 = 0, 1, 2, 3
 HAS_HALF: Final = llvm.get_default_triple().startswith("aarch64") or bool(
@@ -53,72 +66,100 @@ each takes five seconds to compile."""
 LEAF: Final = 65_536
 
 
-@compiled
-def round_to_single(values: Array, start: int, size: int, out: Array) -> bool:
-    """Write ``values[:size]``, rounded to float32, as bits to ``out[start:]``; tell if all is finite."""
-    target = out[start : start + size]  # Indices that start at zero need no check for negative ones.
-    worst = np.int32(0)
-    for i in range(size):
-        found = single(values[i])
-        worst = larger(worst, found)
-        target[i] = found
-    return bool(worst != 0x7F800000)
+FINITE: Final = 0x7F800000
+"""Bits of float32 infinity: magnitudes below are finite."""
+FINITE_BRAIN: Final = 0x7F7F8000
+"""Bits of the least float32 that is infinite when it is rounded to bfloat16."""
+
+
+def _make_round(limit: int, seen: Any, put_lanes: Any, round_one: Any) -> Callable[..., bool]:
+    """Return the loop that rounds float64 at an address to elements of a type, and tells if all is finite.
+
+    Args:
+        limit: The least magnitude, as bits of float32, that is not finite.
+        seen: Makes the float32, as bits, that magnitude is looked at of, of the float32 that is written.
+        put_lanes: Writes eight.
+        round_one: Writes one: (value, address, index, elements at the address), and returns its magnitude.
+    """
+
+    @compiled
+    def round_all(values: int, start: int, size: int, out: int, total: int) -> bool:
+        whole, worst = size - size % 8, spread_word(0)
+        for i in range(0, whole, 8):
+            found = singles_of(lanes_f64(values, i))
+            worst = larger_words(worst, seen(found))
+            put_lanes(out, start + i, found)
+        is_finite = largest_word(worst) < limit
+        for i in range(whole, size):
+            is_finite &= round_one(load_f64(values, i), out, start + i, total) < limit
+        return bool(is_finite)
+
+    return round_all
 
 
 @compiled
-def round_to_brain(values: Array, start: int, size: int, out: Array) -> bool:
-    """Write ``values[:size]``, rounded to float32, then bfloat16, as bits; tell if all is finite."""
-    target = out[start : start + size]
-    worst = np.int32(0)
-    for i in range(size):
-        found = single(values[i])
-        rounded = brain(found)
-        worst = larger(larger(worst, found), rounded)
-        target[i] = upper(rounded)
-    return bool(worst != 0x7F800000)
+def _same_words(found: Any) -> Any:
+    return found
 
+
+@compiled
+def _single_at(value: float, out: int, i: int, total: int) -> Any:
+    found = single(value)
+    words(out, total)[i] = found
+    return found & 0x7FFFFFFF
+
+
+@compiled
+def _brain_at(value: float, out: int, i: int, total: int) -> Any:
+    found = single(value)
+    halves(out, total)[i] = upper(brain(found))
+    return found & 0x7FFFFFFF
+
+
+round_to_single = _make_round(FINITE, _same_words, put_singles, _single_at)
+round_to_brain = _make_round(FINITE_BRAIN, _same_words, put_brains, _brain_at)
 
 if HAS_HALF:
     from .compiled_emitted import half
 
     @compiled
-    def round_to_half(values: Array, start: int, size: int, out: Array) -> bool:
-        """Write ``values[:size]``, rounded to float32, then float16, as bits; tell if all is finite."""
-        target = out[start : start + size]
-        worst = np.int32(0)
-        for i in range(size):
-            rounded = half(values[i])
-            worst = larger(worst, single_of_half(rounded))
-            target[i] = rounded
-        return bool(worst != 0x7F800000)
+    def _half_words(found: Any) -> Any:
+        return singles_of_halves(found)
 
+    @compiled
+    def _half_at(value: float, out: int, i: int, total: int) -> Any:
+        rounded = half(value)
+        halves(out, total)[i] = rounded
+        return single_of_half(rounded) & 0x7FFFFFFF
+
+    round_to_half = _make_round(FINITE, _half_words, put_halves, _half_at)
 else:
 
     @compiled
-    def round_to_half(values: Array, start: int, size: int, out: Array) -> bool:  # noqa: ARG001
+    def round_to_half(values: int, start: int, size: int, out: int, total: int) -> bool:  # noqa: ARG001
         """Decline: this processor does not convert float16."""
         return False
 
 
 @compiled
-def store(values: Array, start: int, size: int, kind: int, out: int, total: int) -> bool:
-    """Write ``values[:size]`` to elements of a kind at ``out``, from ``start`` on; tell if all is finite."""
+def store(values: int, start: int, size: int, kind: int, out: int, total: int) -> bool:
+    """Write ``size`` float64 to elements of a kind at ``out``, from ``start`` on; tell if all is finite."""
     if kind == AS_F32:
-        return round_to_single(values, start, size, words(out, total))
+        return round_to_single(values, start, size, out, total)
     if kind == AS_BF16:
-        return round_to_brain(values, start, size, halves(out, total))
+        return round_to_brain(values, start, size, out, total)
     if kind == AS_F16:
-        return round_to_half(values, start, size, halves(out, total))
-    target = doubles(out, total)[start : start + size]
+        return round_to_half(values, start, size, out, total)
+    source, target = doubles(values, size), doubles(out, total)[start : start + size]
     for i in range(size):
-        target[i] = values[i]
+        target[i] = source[i]
     return True
 
 
 @entry("iiii")
 def encode(values: int, size: int, kind: int, out: int) -> int:
     """Round ``size`` float64 into elements of a kind; tell whether all of it is finite."""
-    return 1 if store(doubles(values, size), 0, size, kind, out, size) else 0
+    return 1 if store(values, 0, size, kind, out, size) else 0
 
 
 def _make_decode(load: Any) -> Callable[..., int]:
@@ -208,7 +249,7 @@ def _make_combine(load: Any, lanes: Any) -> Callable[..., int]:
             else:
                 whole = 0
             sum_some(addresses, base, factors, start + whole, n - whole, total[whole:])
-            is_finite &= store(total, start, n, kind, out, size)
+            is_finite &= store(scratch, start, n, kind, out, size)
         return 1 if is_finite else 0
 
     return combine

@@ -69,7 +69,7 @@ def read_header(fs: Fs, path: Path) -> TensorFile:
         except MalformedTensorFileError as error:
             raise MalformedTensorFileError(
                 f"{path}: {error.message}",
-                hint="Only safetensors files with F64, F32, F16, BF16, integer and BOOL tensors are read.",
+                hint="Only safetensors files of F64, F32, F16, BF16, F8, integer and BOOL tensors are read.",
             ) from None
 
 

@@ -17,8 +17,10 @@ _INFINITY: Final[dict[str, tuple[int, int]]] = {
     "F32": (4, 0x7F80_0000),
     "F16": (2, 0x7C00),
     "BF16": (2, 0x7F80),
+    "F8_E4M3": (1, 0x7F),
+    "F8_E5M2": (1, 0x7C),
 }
-"""Bytes of an element, and the bits of infinity."""
+"""Bytes of an element, and the bits of infinity; of NaN, where there is no infinity."""
 
 
 def scan_finite(dtype: str, chunk: bytes | bytearray | memoryview) -> bool:

@@ -3,7 +3,8 @@
 The files become contributions with the digests that they would have in a group, and the options become a
 policy. From there on ``plan.build_job`` and ``run`` do for both what they do, so the output of ``merge`` is
 byte-identical to the resolve of a group that holds those contributions under that policy. The one
-difference: where a group must go on by a stand-in rule (STRATEGIES 1.12), ``merge`` refuses.
+difference: where a group must go on by a stand-in rule (STRATEGIES 1.12), ``merge`` refuses, unless it is
+told to be lenient.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from crdt_merge_protocol.errors import ArtefactInvalidError, NonFiniteError
 
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
+from .artefact_files import remedy
 from .describe import MODEL, DescribedFile, describe_files
 from .earlier import read_earlier, telling_what_changed
 from .estimate import Estimate, estimate_job, seconds_per_byte
@@ -47,6 +49,7 @@ def merge_files(
     workers: int | None = None,
     shard_bytes: int = 0,
     reuses: bool = False,
+    is_lenient: bool = False,
     progress: ReportProgress | None = None,
     cancelled: IsCancelled | None = None,
     fs: Fs | None = None,
@@ -73,6 +76,7 @@ def merge_files(
         shard_bytes: As in ``ResolveJob``.
         reuses: Take over from the output that is replaced, if its account is there, what need not be
             computed again. The bytes are the same.
+        is_lenient: Where one file alone is right and all together are not, go on as a group has to, and warn.
         progress: Told bytes done, bytes in all, and the step.
         cancelled: Asked about ten times a second.
         fs: Where headers are read and the output goes.
@@ -108,7 +112,14 @@ def merge_files(
     def once(earlier: Mapping[bytes, KeptTensor]) -> tuple[ResolveJob, ResolveResult]:
         with open_pool(count, fs, ticker(cancelled)) as pool:
             described = _describe(inputs, pool, report)
-            job = job_of(inputs, described, task=task, memory_bytes=memory_bytes, workers=count)
+            job = job_of(
+                inputs,
+                described,
+                task=task,
+                memory_bytes=memory_bytes,
+                workers=count,
+                is_lenient=is_lenient,
+            )
             job = replace(job, shard_bytes=shard_bytes, earlier=earlier)
             plan = make_plan(job, cores=count)
             pool.keep(plan.workers)
@@ -206,7 +217,8 @@ def _require_finite(files: Sequence[DescribedFile]) -> None:
             names = ", ".join(file.not_finite[:_NAMED_MAX])
             if file.kind != MODEL:
                 raise ArtefactInvalidError(
-                    f"{file.path}: no {file.kind} holds such values as are in {', '.join(file.not_finite)}."
+                    f"{file.path}: no {file.kind} holds such values as are in {', '.join(file.not_finite)}.",
+                    hint=remedy(file.path),
                 )
             raise NonFiniteError(
                 f"{file.path}: {len(file.not_finite)} tensors hold NaN, infinity or an impossible boolean: "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, NoReturn
 
@@ -26,7 +27,8 @@ _NAMED_MAX: Final = 4
 _ID_DIGITS: Final = 12
 _UNREAD: Final = re.compile(r"contribution 0{12}(, 0{12})*", re.ASCII)
 _ARTEFACT: Final = (
-    "`artefact --help` makes it; give it by --artefact, or to a group by `contribution add --type`."
+    "`artefact --help` makes it; give it by --artefact, or to a group by `contribution add --type`. It is of "
+    "one model with one weight."
 )
 _REMEDIES: Final[Mapping[type[ResolveError], str]] = {
     ArtefactMissingError: _ARTEFACT,
@@ -73,19 +75,35 @@ def _part(job: ResolveJob, tensor: TensorPlan, wanted: Wanted) -> Part:
 def refuse_unmet(working: Effective, job: ResolveJob) -> NoReturn:
     """Raise the error that says why not even a stand-in can merge these inputs."""
     strategy, context = working.strategy, working.context
-    notes = [f"{digest[:12]}: {reason}" for digest, reason in sorted(job.unfit.items())]
-    more = f"; not used: {'; '.join(notes[:_NAMED_MAX])}" if notes else ""
     kind = _kind(strategy, context, job)
-    text = in_files(f"{'; '.join([*working.reasons, working.unmet or ''])}{more}.", job)
+    text = in_files(f"{'; '.join([*working.reasons, working.unmet or ''])}{_unfit(job)}.", job)
     raise kind(text, hint=f"{_REMEDIES[kind]} Or name a stand-in: --param fallback=STRATEGY.")
 
 
+@contextmanager
+def naming_files(job: ResolveJob) -> Iterator[None]:
+    """Name files in what a strategy refuses, and the artefacts that could not help it."""
+    try:
+        yield
+    except RoleMissingError as error:
+        text = in_files(f"{error.message.removesuffix('.')}{_unfit(job)}.", job)
+        raise RoleMissingError(text, hint=error.hint) from None
+    except ResolveError as error:
+        raise type(error)(in_files(error.message, job), hint=error.hint) from None
+
+
+def _unfit(job: ResolveJob) -> str:
+    """Return which artefacts were offered in vain, and why."""
+    notes = [f"{digest[:12]}: {reason}" for digest, reason in sorted(job.unfit.items())]
+    return f"; not used: {'; '.join(notes[:_NAMED_MAX])}" if notes else ""
+
+
 def in_files(text: str, job: ResolveJob) -> str:
-    """Return a text that names contributions with the files that they are, where there are files.
+    """Return a text that names contributions and artefacts with their files, where there are files.
 
     Before files are read, their digests are made up (``offline.job_unread``): then it says how many.
     """
-    for file in job.facts.get("files", ()):
+    for file in (*job.facts.get("files", ()), *job.facts.get("artefacts", ())):
         short = str(file["digest"])[:_ID_DIGITS]
         text = text.replace(short, f"{short} ({file['path']})")
     return _UNREAD.sub(lambda found: f"{found[0].count(', ') + 1} of the models", text)
@@ -99,7 +117,7 @@ def _kind(strategy: Strategy, context: MergeContext, job: ResolveJob) -> type[Re
         for need in strategy.artefacts
         if need.missing_in(context.artefacts, context.digests, context.set_root) is not None
     ]
-    if any(need.scope == "set" for need in lacking) and job.is_stale:
+    if lacking and job.is_stale:
         return ArtefactStaleError
     if lacking and all(need.type != _ROLE for need in lacking):
         return ArtefactMissingError

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crdt_merge_protocol.blobs import ANY_FLOAT, FLOAT_DTYPES, Manifest, ManifestEntry, Schema, TensorSpec
+from crdt_merge_protocol.blobs import (
+    ANY_FLOAT,
+    FLOAT_DTYPES,
+    OUTPUT_DTYPES,
+    Manifest,
+    ManifestEntry,
+    Schema,
+    TensorSpec,
+)
 from crdt_merge_protocol.errors import EmptySetError, ParameterError
 from crdt_merge_protocol.limits import WEIGHT_MAX, WEIGHT_ONE
 from crdt_merge_protocol.policy import Policy, sorted_params
+from crdt_merge_protocol.quantised import require_plain
 from crdt_merge_protocol.quarantine import require_schema
 from crdt_merge_protocol.strategies.artefacts import Artefact
 from crdt_merge_protocol.strategies.choosing import (
@@ -88,10 +97,10 @@ def read_inputs(
     weights = _check_weights(files, weights)
     if not files:
         raise EmptySetError("There are no files, hence nothing to merge.", hint="Name one at least.")
-    if dtype and dtype not in FLOAT_DTYPES:
+    if dtype and dtype not in OUTPUT_DTYPES:
         raise ParameterError(
             f"Element type {dtype!r} is none of those of an output.",
-            hint=f"Known: {', '.join(sorted(FLOAT_DTYPES))}.",
+            hint=f"Known: {', '.join(sorted(OUTPUT_DTYPES))}.",
         )
     recipe = get(strategy)
     normalised = recipe.normalise(InputNames(files, weights).stood_for(params or {}))
@@ -118,6 +127,7 @@ def job_of(
     task: str,
     memory_bytes: int,
     workers: int | None,
+    is_lenient: bool = False,
 ) -> ResolveJob:
     """Return the job that merges files whose bytes have been named.
 
@@ -127,6 +137,7 @@ def job_of(
         task: One of the files, or its digest; empty: the common model.
         memory_bytes: Budget over all processes.
         workers: As in :class:`ResolveJob`.
+        is_lenient: Go on where a group does.
     """
     models = described[: len(inputs.files)]
     inputs = _with_digests(inputs, [file.digest for file in models])
@@ -144,7 +155,7 @@ def job_of(
         inputs.schema,
         [file.used for file in models],
         base.used if base else None,
-        group_mode=False,
+        group_mode=is_lenient,
         artefacts=[
             UsedArtefact(
                 artefact, artefacts[artefact.digest][1].manifest, artefacts[artefact.digest][1].sources
@@ -246,9 +257,18 @@ def _choose(
             unfit[artefact.digest] = Unfit(f"{inputs.strategy.id} does not work with a {artefact.type}")
         elif unfit.get(artefact.digest) == NEWER and (artefact.type, artefact.subject) in purposes:
             raise ParameterError(
-                f"Two of the artefacts are a {artefact.type} of the same.", hint="Give one of them."
+                f"Two of the artefacts are a {artefact.type} of the same: {_both(inputs, artefact)}.",
+                hint="Give one of them.",
             )
     return Choice(models=choice.models, artefacts=choice.artefacts, lacking=choice.lacking, unfit=unfit)
+
+
+def _both(inputs: Inputs, artefact: Artefact) -> str:
+    """Return the files of artefacts that are for the same purpose as this one."""
+    same = (artefact.type, artefact.subject, artefact.set_root)
+    return " and ".join(
+        str(path) for path, other in inputs.artefacts if (other.type, other.subject, other.set_root) == same
+    )
 
 
 def _task(models: Sequence[DescribedFile], text: str) -> bytes:
@@ -284,6 +304,8 @@ def _common_schema(models: Sequence[Checkpoint], *, has_base: bool) -> tuple[Sch
     the files does not matter.
     """
     model = models[-1 if has_base else 0]
+    for each in models:
+        require_plain((entry.spec for entry in each.entries), who=str(each.path))
     schema = Schema.of(entry.spec for entry in model.entries)
     found = [Schema.of(entry.spec for entry in other.entries) for other in models]
     for other, theirs in zip(models, found, strict=True):

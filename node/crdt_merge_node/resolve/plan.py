@@ -44,7 +44,7 @@ from .job import (
     UsedModel,
 )
 from .memory import share_memory, with_blocks
-from .needs import add_parts, refuse_unmet
+from .needs import add_parts, in_files, naming_files, refuse_unmet
 from .steps import Plan, TensorPlan, all_sources_of
 from .tensor_keys import take_over
 from .tied import Tied, find_tied
@@ -173,7 +173,8 @@ def _unused(job: ResolveJob) -> list[str]:
     """Return which artefacts somebody gave in vain; in a group that is everyday and shown elsewhere."""
     if job.group_mode:
         return []
-    return [f"Artefact {digest[:12]} was not used: {why}." for digest, why in sorted(job.unfit.items())]
+    unfit = sorted(job.unfit.items())
+    return [in_files(f"Artefact {digest[:12]} was not used: {why}.", job) for digest, why in unfit]
 
 
 def _working(job: ResolveJob, tied: Tied) -> Effective:
@@ -194,12 +195,14 @@ def _working(job: ResolveJob, tied: Tied) -> Effective:
         base_content=job.base.content if job.base is not None else b"",
         task=digests.index(job.task) if job.task else None,
     )
-    strategy.check(context)
+    with naming_files(job):
+        strategy.check(context)
     working = effective(strategy, context)
     if working.unmet is not None:
         refuse_unmet(working, job)
     if working.strategy is not strategy:
-        working.strategy.check(working.context)
+        with naming_files(job):
+            working.strategy.check(working.context)
     if job.task and working.strategy.output != "modulators":
         raise ParameterError(
             f"{working.strategy.id} makes one model, not one for each task.", hint="Leave --task out."
@@ -381,7 +384,7 @@ def _choose_integers(job: ResolveJob, spec: TensorSpec, warnings: list[str]) -> 
     if not job.group_mode:
         raise IntegerTensorDiffersError(
             f"Tensor {spec.name} ({spec.dtype}) is not the same in all inputs, and such are never merged.",
-            hint="Make them equal first, for instance by copying them from one of the files.",
+            hint="Make them equal first, or keep those of the base, else the most frequent: --as-group.",
         )
     if base is not None:
         warnings.append(f"{spec.name} ({spec.dtype}) differs between inputs; the base's was kept.")

@@ -55,16 +55,16 @@ class Message:
 class ControlMessage(Message):
     """A message whose body is a canonical list of fields."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        raise LocalProtocolError(f"{type(self).__name__} has no fields.")
+        """Return the fields in wire order: that of the class, unless a subclass says otherwise."""
+        return [getattr(self, name) for name in self.__slots__]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order; the caller checks that none is left."""
-        raise LocalProtocolError(f"{cls.__name__} has no fields.")
+        return cls()
 
     def to_body(self) -> bytes:
         """Return the canonical body."""

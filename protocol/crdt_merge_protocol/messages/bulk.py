@@ -41,10 +41,6 @@ class WantObject(ControlMessage):
 
     id: bytes
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.id]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -95,10 +91,6 @@ class WantChunks(ControlMessage):
     blob: bytes
     indices: tuple[int, ...]
     """Between 1 and 64, ascending."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.blob, list(self.indices)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -158,10 +150,6 @@ class HaveQuery(ControlMessage):
 
     blob: bytes
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.blob]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -206,10 +194,6 @@ class Absent(ControlMessage):
     id: bytes
     indices: tuple[int, ...] = ()
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.id, list(self.indices)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -224,10 +208,6 @@ class WantChunkList(ControlMessage):
     TYPE: ClassVar[int] = 87
 
     blob: bytes
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.blob]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -272,10 +252,6 @@ class CancelChunks(ControlMessage):
 
     blob: bytes
     indices: tuple[int, ...]
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.blob, list(self.indices)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from crdt_merge_protocol.limits import GENESIS_BYTES_MAX, GROUPS_MAX, OPERATION_BYTES_MAX
 
@@ -22,10 +22,6 @@ class Gossip(ControlMessage):
     group: bytes
     operations: tuple[bytes, ...]
     """Each the wire form of one signed operation."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.group, list(self.operations)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -48,10 +44,6 @@ class WantGenesis(ControlMessage):
 
     groups: tuple[bytes, ...]
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [list(self.groups)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -66,10 +58,6 @@ class GenesisFound(ControlMessage):
     TYPE: ClassVar[int] = 19
 
     genesis: bytes
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.genesis]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -89,10 +77,6 @@ class Attest(ControlMessage):
     output_digest: bytes
     profile: str
     """Numerics profile; empty for strategies whose output is bitwise the same everywhere."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.group, self.resolve_key, self.output_digest, self.profile]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:

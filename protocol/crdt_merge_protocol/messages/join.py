@@ -8,7 +8,7 @@ for a new one instead and needs no token. A request that fails is answered with 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
 from crdt_merge_protocol.limits import NAME_CHARS_MAX
 
@@ -29,10 +29,6 @@ class JoinOffer(ControlMessage):
     ca: bytes
     """CA certificate, DER."""
     cluster_name: str
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.ca, self.cluster_name]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -58,10 +54,6 @@ class JoinRequest(ControlMessage):
     proof: bytes
     """Signature by the node key, so that nobody is certified under another node's id."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.secret, self.node, self.request, self.proof]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -85,10 +77,6 @@ class JoinGrant(ControlMessage):
     introducers: tuple[str, ...]
     """``host:port`` of members."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.certificate, list(self.introducers)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -108,10 +96,6 @@ class RenewRequest(ControlMessage):
     request: bytes
     """PKCS #10 signing request, DER; proves possession of the TLS key."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.request]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -129,10 +113,6 @@ class RenewGrant(ControlMessage):
     """DER."""
     ca: bytes
     """CA certificate, DER; of the same key, hence of the same cluster."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.certificate, self.ca]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from crdt_merge_protocol.canonical import digest
 from crdt_merge_protocol.identity import SIGNATURE_BYTES
@@ -36,19 +36,6 @@ class Hello(ControlMessage):
     """``host:port`` under which the sender can be dialled."""
     features: tuple[str, ...] = ()
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [
-            self.version_min,
-            self.version_max,
-            self.cluster,
-            self.node,
-            self.nonce,
-            self.agent,
-            list(self.addresses),
-            list(self.features),
-        ]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -77,10 +64,6 @@ class Refuse(ControlMessage):
     retry_after_ms: int = 0
     """0: retrying will not help until somebody changes something."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.code, self.reason, self.retry_after_ms]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -100,10 +83,6 @@ class Ping(ControlMessage):
 
     nonce: int
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.nonce]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -119,10 +98,6 @@ class Pong(ControlMessage):
 
     nonce: int
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.nonce]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -137,10 +112,6 @@ class Peers(ControlMessage):
     TYPE: ClassVar[int] = 5
 
     peers: tuple[tuple[bytes, tuple[str, ...]], ...]
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [[[node, list(addresses)] for node, addresses in self.peers]]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -162,10 +133,6 @@ class Goodbye(ControlMessage):
 
     reason: str
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.reason]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -183,10 +150,6 @@ class Departed(ControlMessage):
     node: bytes
     signature: bytes
     """Of :func:`departure` by the node key."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.node, self.signature]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -207,10 +170,6 @@ class Roots(ControlMessage):
     TYPE: ClassVar[int] = 16
 
     roots: tuple[tuple[bytes, bytes, int], ...]
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [[list(entry) for entry in self.roots]]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:

@@ -7,7 +7,6 @@ along connections that exist; only becoming neighbours takes a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -32,15 +31,6 @@ class Join(ControlMessage):
     """The sender is new or alone: become its neighbour, and carry its name around."""
 
     TYPE: ClassVar[int] = 7
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return []
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        """Read the fields in wire order."""
-        return cls()
 
 
 @register
@@ -76,10 +66,6 @@ class Neighbor(ControlMessage):
     is_urgent: bool
     """The sender has few neighbours, or crosses over to where it has none: room is made for it."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.is_urgent]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -95,10 +81,6 @@ class Accepted(ControlMessage):
 
     peers: tuple[Contact, ...] = ()
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [_listed(self.peers)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -113,10 +95,6 @@ class Leave(ControlMessage):
     TYPE: ClassVar[int] = 11
 
     peers: tuple[Contact, ...] = ()
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [_listed(self.peers)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -137,10 +115,6 @@ class Shuffle(ControlMessage):
     """Nodes that the origin knows."""
     steps: int
     peers: tuple[Contact, ...]
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.nonce, self.population, self.steps, _listed(self.peers)]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -163,10 +137,6 @@ class ShuffleReply(ControlMessage):
     nonce: bytes
     peers: tuple[Contact, ...]
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.nonce, _listed(self.peers)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -182,10 +152,6 @@ class View(ControlMessage):
 
     population: int
     """Nodes that the sender knows, itself included: whether a full mesh would do."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.population]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -203,10 +169,6 @@ class IHave(ControlMessage):
     group: bytes
     ids: tuple[bytes, ...]
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.group, list(self.ids)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -223,10 +185,6 @@ class Graft(ControlMessage):
     group: bytes
     ids: tuple[bytes, ...]
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.group, list(self.ids)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -240,22 +198,9 @@ class Prune(ControlMessage):
 
     TYPE: ClassVar[int] = 23
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return []
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Self:
-        """Read the fields in wire order."""
-        return cls()
-
 
 VIEW_MESSAGES = (Join, ForwardJoin, Neighbor, Accepted, Leave, Shuffle, ShuffleReply, View)
 TREE_MESSAGES = (IHave, Graft, Prune)
-
-
-def _listed(contacts: Iterable[Contact]) -> list[list[Any]]:
-    return [[node, list(addresses)] for node, addresses in contacts]
 
 
 def _contacts(fields: Fields) -> tuple[Contact, ...]:

@@ -41,10 +41,6 @@ class Open(ControlMessage):
     after: bytes | None = None
     """Last id of the list that an earlier session broke off at."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.group, self.root, self.count, self.nonce, self.after]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -106,10 +102,6 @@ class Operations(ControlMessage):
     operations: tuple[bytes, ...]
     """``SignedOperation.wire()``, unverified."""
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.left_count, list(self.operations)]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -131,10 +123,6 @@ class Ack(ControlMessage):
     session: bytes
     count: int
 
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.count]
-
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
         """Read the fields in wire order."""
@@ -151,10 +139,6 @@ class End(ControlMessage):
     session: bytes
     root: bytes | None
     """The sender's sync root; None: the same as the one that it answers."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.root]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -173,10 +157,6 @@ class Busy(ControlMessage):
     reason: str
     """Names the cap that is reached."""
     retry_after_ms: int
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.reason, self.retry_after_ms]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:
@@ -234,10 +214,6 @@ class Lack(ControlMessage):
     bitmap: bytes
     after: bytes | None = None
     """With an empty bitmap: last id of the list that an earlier session broke off at."""
-
-    def to_fields(self) -> list[Any]:
-        """Return the fields in wire order."""
-        return [self.session, self.bitmap, self.after]
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Self:

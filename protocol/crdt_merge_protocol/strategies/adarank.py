@@ -26,6 +26,7 @@ from .linear_algebra import fits_exact, singular_values
 from .matrices import (
     MatrixStrategy,
     are_finite,
+    decomposition_nanoseconds,
     is_exact,
     matrix_shape,
     remembered_svd,
@@ -103,8 +104,13 @@ class AdaRank(SetBound, MatrixStrategy):
 
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return an estimate: a decomposition per contribution, and its values once before."""
-        share = 2.0 if is_exact(context, tensor_index) else 1.3
-        return svd_nanoseconds(context, tensor_index, share * context.k)
+        spec = context.specs[tensor_index]
+        shape = self._masked_shape(context, tensor_index)
+        passes = 2.0 * spec.numel * (context.k + 1)
+        if shape is None:
+            return passes
+        share = 2.0 if fits_exact(*shape) else 1.3
+        return passes + share * context.k * decomposition_nanoseconds(shape)
 
     def pass_count(self, context: MergeContext) -> int:
         """Return the pass that looks for masks between equal singular values."""
@@ -149,7 +155,8 @@ class AdaRank(SetBound, MatrixStrategy):
 
     def dependence(self, context: MergeContext, tensor_index: int) -> Dependence | None:
         """Return what decides a tensor: that tensor alone, where it is decomposed exactly."""
-        return depends(self, context, tensor_index, is_bitwise=is_exact(context, tensor_index))
+        shape = self._masked_shape(context, tensor_index)
+        return depends(self, context, tensor_index, is_bitwise=shape is None or fits_exact(*shape))
 
     def merge(self, context: MergeContext, state: Any, block: Block) -> Float64Array:  # noqa: ARG002
         """Return the origin plus the masked and scaled differences."""
@@ -185,9 +192,15 @@ class AdaRank(SetBound, MatrixStrategy):
         assert row is not None
         return [float(decimal_of(text) or 0) for text in row["lambda"]]
 
+    def _masked_shape(self, context: MergeContext, tensor_index: int) -> tuple[int, int] | None:
+        """Return rows and columns of a tensor that has masks, which embeddings may have, too."""
+        spec = context.specs[tensor_index]
+        return (spec.shape[0], spec.numel // spec.shape[0]) if self.wants(context, tensor_index) else None
+
     def _sides(self, context: MergeContext) -> tuple[list[int], list[int]]:
-        masked = [spec for i, spec in enumerate(context.specs) if self.wants(context, i)]
-        return [s.shape[0] for s in masked], [s.numel // s.shape[0] for s in masked]
+        shapes = (self._masked_shape(context, index) for index in range(len(context.specs)))
+        masked = [shape for shape in shapes if shape is not None]
+        return [rows for rows, _ in masked], [columns for _, columns in masked]
 
 
 class SvdTruncatedTa(MatrixStrategy):

@@ -8,6 +8,7 @@ and independent of positions. Rescaling: ``inverse`` divides by the density, whi
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -20,7 +21,7 @@ from .acceleration import Draw, ScaledDifferences, current
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .dependence import Dependence, depends
-from .kernels import CHUNK_ELEMENTS, chunks
+from .kernels import CHUNK_ELEMENTS, as_float, chunks
 from .parameters import MERGEKIT, Parameter, possible, profile_parameter
 from .randomness import keep_bound, keep_mask, stream_key
 from .reductions import add_leaves, leaf_sums
@@ -304,10 +305,19 @@ def _factors(context: MergeContext, partials: Sequence[tuple[Key, Any]]) -> Fact
         if not sums:
             continue
         for i, (before, after) in zip(voters(context), np.concatenate(sums, axis=2), strict=True):
-            whole, kept = add_leaves(before), add_leaves(after)
-            is_vanishing = whole < _VANISHING_SUM or kept < _VANISHING_SUM
-            factors[index, i] = 1.0 if is_vanishing else whole / kept
+            factors[index, i] = restoring_factor(add_leaves(before), add_leaves(after))
     return factors
+
+
+def restoring_factor(whole: float, kept: float) -> float:
+    """Return what makes a sum of magnitudes what it was before dropping; 1.0 where a sum or it has no use.
+
+    Differences of huge float64 numbers have infinite sums, of which no ratio is a number.
+    """
+    if whole < _VANISHING_SUM or kept < _VANISHING_SUM or not math.isfinite(whole):
+        return 1.0
+    factor = whole / kept
+    return factor if math.isfinite(factor) else 1.0
 
 
 def _rescale(context: MergeContext, tensor_index: int, factors: Factors, contribution: int) -> Fraction:
@@ -322,4 +332,4 @@ def _coefficient(context: MergeContext, tensor_index: int, factors: Factors, con
     is_divided = bool(context.params[NORMALIZE])
     weights = shares(context, tensor_index) if is_divided else context.weights_in(tensor_index)
     weight, scale = weights[contribution], context.number(LAMBDA, tensor_index)
-    return float(scale * weight * _rescale(context, tensor_index, factors, contribution))
+    return as_float(scale * weight * _rescale(context, tensor_index, factors, contribution))

@@ -2,20 +2,22 @@
 
 Decoding is exact. Encoding rounds to nearest, ties to even, in two steps, float64 to float32 to the target:
 that is what the usual tensor libraries do, so it is normative. One NaN exists, the positive quiet one: a
-NaN's sign differs between CPUs and must not reach a hash.
+NaN's sign differs between CPUs and must not reach a hash. The types of eight bits, F8_E4M3 (without infinity)
+and F8_E5M2, are only read: Micikevicius et al., FP8 Formats for Deep Learning, 2022, arXiv:2209.05433.
 
 Work goes through chunks that stay in the cache; whole-block temporaries would cost three times as much.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES
+from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, OUTPUT_DTYPES
 from crdt_merge_protocol.errors import DTypeMismatchError, NonFiniteError, OverflowRefusedError
 
 from .acceleration import current
@@ -26,7 +28,7 @@ Bytes = bytes | bytearray | memoryview
 Stored = npt.NDArray[Any]
 
 CHUNK_ELEMENTS: Final = 16_384
-_STORED: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_STORED: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 _LARGEST_FINITE: Final = {"F32": 0x7F7FFFFF, "F16": 0x7BFF, "BF16": 0x7F7F}
 _QUIET_NAN: Final = {"F64": 0x7FF8 << 48, "F32": 0x7FC0 << 16, "F16": 0x7E00, "BF16": 0x7FC0}
 _INFINITY: Final = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
@@ -35,16 +37,17 @@ _INFINITY: Final = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF
 def output_dtype(requested: str, base: str | None, inputs: Iterable[str]) -> str:
     """Return the element type of a merged tensor: as requested, else the base's, else the widest input's.
 
-    BF16 and F16 together need F32: neither holds the other.
+    BF16 and F16 together need F32: neither holds the other. Each holds both types of eight bits, which are
+    not written: alone those give BF16.
 
     Raises:
         DTypeMismatchError: The type is no floating point type.
     """
-    chosen = requested or base or _widest(set(inputs))
-    if chosen not in FLOAT_DTYPES:
+    chosen = requested or (base if base in OUTPUT_DTYPES else _widest({*inputs, *([base] if base else [])}))
+    if chosen not in OUTPUT_DTYPES:
         raise DTypeMismatchError(
             f"Element type {chosen!r} cannot hold merged values.",
-            hint=f"Choose one of {', '.join(sorted(FLOAT_DTYPES))}.",
+            hint=f"Choose one of {', '.join(sorted(OUTPUT_DTYPES))}.",
         )
     return chosen
 
@@ -53,7 +56,10 @@ def _widest(dtypes: set[str]) -> str:
     for wide in ("F64", "F32"):
         if wide in dtypes:
             return wide
-    return "F32" if len(dtypes) > 1 else next(iter(dtypes), "")
+    written = dtypes & OUTPUT_DTYPES
+    if dtypes and not written and dtypes <= FLOAT_DTYPES:
+        return "BF16"
+    return "F32" if len(written) > 1 else next(iter(written or dtypes), "")
 
 
 def decode_block(dtype: str, raw: Bytes) -> Float64Array:
@@ -72,6 +78,9 @@ def decode_into(dtype: str, raw: Bytes, out: Float64Array) -> None:
     stored = np.frombuffer(raw, np.dtype(_STORED[_checked(dtype)]))
     accelerator = current()
     if accelerator is not None and accelerator.decode(dtype, stored, out):
+        return
+    if dtype in _CODES:
+        _CODES[dtype].take(stored, out=out, mode="clip")  # No code is out of range; to check costs a copy.
         return
     if dtype != "BF16":
         with np.errstate(invalid="ignore"):  # Widening a signalling NaN raises a flag; admission judges it.
@@ -103,7 +112,7 @@ def encode_array(dtype: str, values: Float64Array, overflow: Overflow = "error")
 
     Raises as :func:`encode_block`.
     """
-    out = np.empty(values.size * DTYPE_BYTES[_checked(dtype)], np.uint8)
+    out = np.empty(values.size * DTYPE_BYTES[_writable(dtype)], np.uint8)
     return out.view(np.dtype(_STORED[dtype])), encode_into(dtype, values, out, overflow)
 
 
@@ -115,7 +124,7 @@ def encode_into(
     With ``saturate`` what does not fit becomes the largest finite value, with ``inf`` infinity; NaN becomes
     the one quiet NaN. Raises as :func:`encode_block`.
     """
-    stored: Stored = np.frombuffer(out, np.dtype(_STORED[_checked(dtype)]))
+    stored: Stored = np.frombuffer(out, np.dtype(_STORED[_writable(dtype)]))
     misfits = 0
     accelerator = current()
     if accelerator is not None and accelerator.encode(dtype, values, stored):
@@ -179,6 +188,35 @@ def _refuse(dtype: str, nans: int, infinities: int) -> None:
         f"{infinities} merged values are too large for {dtype}.",
         hint="Choose a wider output type with --dtype, or a smaller lambda.",
     )
+
+
+def _codes(exponent_bits: int, *, has_infinity: bool) -> Float64Array:
+    """Return the value of each of the 256 codes of a type of eight bits, ``(256,)``; every one is exact."""
+    fraction_bits = 7 - exponent_bits
+    bias, top = (1 << exponent_bits - 1) - 1, (1 << exponent_bits) - 1
+    values = []
+    for code in range(128):
+        exponent, fraction = code >> fraction_bits, code & (1 << fraction_bits) - 1
+        if has_infinity and exponent == top:
+            values.append(math.nan if fraction else math.inf)
+        elif code == 127:
+            values.append(math.nan)
+        else:
+            whole = fraction if exponent == 0 else fraction + (1 << fraction_bits)
+            values.append(math.ldexp(whole, max(exponent, 1) - bias - fraction_bits))
+    return np.array([*values, *(-value for value in values)])
+
+
+_CODES: Final = {"F8_E4M3": _codes(4, has_infinity=False), "F8_E5M2": _codes(5, has_infinity=True)}
+
+
+def _writable(dtype: str) -> str:
+    if dtype in _CODES:
+        raise DTypeMismatchError(
+            f"Element type {dtype} is read and never written.",
+            hint=f"Choose one of {', '.join(sorted(OUTPUT_DTYPES))}.",
+        )
+    return _checked(dtype)
 
 
 def _checked(dtype: str) -> str:

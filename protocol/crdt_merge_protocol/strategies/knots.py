@@ -311,6 +311,8 @@ def _measure(context: MergeContext, block: Block) -> Spectrum:
         values = remembered_svd(stacked, is_exact=True).s
     else:
         values = singular_values(stacked, is_exact=False)
+    if not np.isfinite(values).all():  # Finite numbers may have an infinite length.
+        return Spectrum(0, is_bounded=False)
     bound = context.number("eps_rank")
     if context.params["eps_rule"] == "relative":
         bound *= Fraction(float(values[0]))

@@ -20,9 +20,9 @@ from crdt_merge_protocol.errors import ParameterError
 
 from .averages import NORMALIZE, check_weights, shares, weight_parameter, weight_warnings
 from .contract import BaseUse, Block, Float64Array, Granularity, Key, MergeContext, Strategy
-from .dare import SEED_PARAMETERS, Factors, mask_key
+from .dare import SEED_PARAMETERS, Factors, mask_key, restoring_factor
 from .dependence import Dependence, depends
-from .kernels import CHUNK_ELEMENTS, chunks
+from .kernels import CHUNK_ELEMENTS, as_float, chunks
 from .parameters import MERGEKIT, Parameter, Value, possible, profile_parameter
 from .randomness import uniform
 from .reductions import tree_sum
@@ -31,8 +31,6 @@ from .task_vectors import LAMBDA
 from .ties import ELECTION_PARAMETERS, SignElection, Stage
 from .trimming import Differences, ElectionState, voters
 
-_VANISHING_SUM: Final = 1e-7
-"""Sums of magnitudes below this are left alone, as in mergekit."""
 _NANOSECONDS: Final = 250.0
 """Per element of a contribution: a stable sort of rows."""
 _PROBABILITY: Final = (
@@ -236,7 +234,7 @@ class DellaLinear(Strategy):
         term = np.empty(min(CHUNK_ELEMENTS, out.size), np.float64)
         for i in voters(context):
             factor = Fraction((state or {}).get((index, i), 1.0))
-            coefficient = float(context.number(LAMBDA, index) * weights[i] * factor)
+            coefficient = as_float(context.number(LAMBDA, index) * weights[i] * factor)
             if coefficient == 0.0 or not context.number("density", index, i):
                 continue
             kept = prune(self.id, context, block, i)
@@ -344,7 +342,5 @@ def _factors(context: MergeContext, partials: Sequence[tuple[Key, Any]]) -> Fact
         for i, (before, after) in zip(
             voters(context), np.concatenate([sums for _, sums in group], axis=2), strict=True
         ):
-            whole, kept = tree_sum(before), tree_sum(after)
-            is_vanishing = whole < _VANISHING_SUM or kept < _VANISHING_SUM
-            factors[index, i] = 1.0 if is_vanishing else whole / kept
+            factors[index, i] = restoring_factor(tree_sum(before), tree_sum(after))
     return factors

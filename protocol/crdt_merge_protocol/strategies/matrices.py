@@ -127,10 +127,13 @@ def svd_nanoseconds(context: MergeContext, tensor_index: int, decompositions: fl
     spec = context.specs[tensor_index]
     shape = matrix_shape(spec)
     passes = 2.0 * spec.numel * (context.k + 1)
-    if shape is None:
-        return passes
+    return passes if shape is None else passes + decompositions * decomposition_nanoseconds(shape)
+
+
+def decomposition_nanoseconds(shape: tuple[int, int]) -> float:
+    """Return an estimate of one decomposition of a matrix of this shape."""
     cost = _EXACT_NS if fits_exact(*shape) else _LAPACK_NS
-    return passes + decompositions * cost * spec.numel * min(shape)
+    return cost * shape[0] * shape[1] * min(shape)
 
 
 def sentence(names: Sequence[str], note: str) -> str:

@@ -2,14 +2,14 @@
 
 ``ours.py DIRECTORY STRATEGY MODELS REPEATS``: as the reference's side. ``ours.py DIRECTORY STRATEGY
 FILE...``: write the artefacts that a merge of these files by this strategy needs and print their paths.
-``naive:NAME`` is a formula over whole arrays, ``compiled:NAME`` a strategy with compiled loops.
+``naive:NAME`` is a formula over whole arrays or matrices, ``compiled:NAME`` a strategy with compiled loops.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from crdt_merge_node.artefacts.files import write_artefact
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import describe_file, worker
+from crdt_merge_node.resolve import worker
 from crdt_merge_node.resolve.accelerate import install_compiled
+from crdt_merge_node.resolve.describe import describe_file
 from support.synthetic import NAMES, Case, case_of
 
-from tests.benchmarks import naive
+from tests.benchmarks import naive, naive_algebra
 from tests.benchmarks.arithmetic import Arithmetic, needs_base
 from tests.benchmarks.sides.lap import run_laps
 
@@ -45,9 +46,7 @@ def main() -> int:
     models = [np.load(Path(directory, f"{number}.npy")) for number in range(count)]
     base = np.load(Path(directory, "base.npy"))
     if strategy.startswith(NAIVE):
-        formula = getattr(naive, strategy.removeprefix(NAIVE))
-        flat = [model.reshape(-1) for model in models]
-        run_laps(partial(formula, flat, base.reshape(-1)), repeats=repeats)
+        run_laps(naive_work(strategy.removeprefix(NAIVE), models, base), repeats=repeats)
         return 0
     is_compiled = strategy.startswith(COMPILED)
     strategy = strategy.removeprefix(COMPILED)
@@ -63,6 +62,17 @@ def main() -> int:
             raise RuntimeError(reason)
     run_laps(arithmetic.run, repeats=repeats)
     return 0
+
+
+def naive_work(
+    strategy: str, models: list[npt.NDArray[np.float32]], base: npt.NDArray[np.float32]
+) -> Callable[[], object]:
+    """Return a naive merge as something to run; one with artefacts has them made before."""
+    if strategy in naive_algebra.FORMULAS:
+        case = make_case(strategy, [tensors_of(model) for model in models], tensors_of(base))
+        return partial(naive_algebra.FORMULAS[strategy], case)
+    flat = [model.reshape(-1) for model in models]
+    return partial(getattr(naive, strategy), flat, base.reshape(-1))
 
 
 def tensors_of(array: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from crdt_merge_node.artefacts.packing import parse_fields
 from crdt_merge_node.artefacts.samples import open_samples
 from crdt_merge_node.artefacts.snip import snip_tensors
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_protocol.blobs import Schema, TensorSpec
 from crdt_merge_protocol.errors import (
     ArtefactInvalidError,

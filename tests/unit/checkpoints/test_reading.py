@@ -10,7 +10,7 @@ import pytest
 from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.errors import StorageError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_protocol.errors import MalformedCheckpointError, MalformedTensorFileError
 from safetensors.numpy import save_file
 from support.checkpoints import INDEX, save_sharded, some_tensors

@@ -12,7 +12,7 @@ from crdt_merge_node.checkpoints.reading import read_checkpoint
 from crdt_merge_node.checkpoints.writing import Export
 from crdt_merge_node.errors import FullError, InvalidRequestError, StorageError
 from crdt_merge_node.ports import DiskSpace, SeededRng, SystemFs
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 from crdt_merge_protocol.packing import Packing
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import files_in, save_sharded, some_tensors

@@ -44,7 +44,7 @@ class Served:
         return server
 
     def _run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=300)
 
     def __getattr__(self, name: str):
         return getattr(self.node, name)

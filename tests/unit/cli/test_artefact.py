@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from crdt_merge_node.artefacts.files import read_artefact
 from crdt_merge_node.cli.app import root
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import describe_file
+from crdt_merge_node.resolve.describe import describe_file
 from safetensors.numpy import load_file, save_file
 
 FS = SystemFs()

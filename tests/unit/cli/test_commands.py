@@ -124,6 +124,16 @@ def test_why_of_a_converged_group_without_peers_says_that_nobody_was_asked(run: 
     assert "nobody else was asked" in result.stdout
 
 
+def test_why_of_a_converged_group_says_what_cannot_be_merged(run: Any, node: FakeNode) -> None:
+    group = dataclasses.replace(nodes.WHY.groups[0], is_converged=True, converged_peers=1)
+    node.why_answer = dataclasses.replace(nodes.WHY, groups=(group,))
+
+    lines = run("why").stdout.splitlines()
+
+    assert lines[0].endswith("at root 181818181818; but not all of it can be merged:")
+    assert lines[1].startswith("  1. beta")
+
+
 def test_invite_prints_the_command_for_the_next_machine_and_nothing_else(run: Any, node: FakeNode) -> None:
     result = run("invite", "--expires-s", "60")
 
@@ -337,6 +347,16 @@ def test_element_types_of_a_policy_are_typed_and_shown(
     assert changed.exit_code == 0, changed.stderr
     assert node.last("policy_set")["changes"] == PolicyChanges(dtype=dtype)
     assert dict(shown)["output type"] == words
+
+
+def test_a_policy_that_is_in_force_already_is_said_to_change_nothing(run: Any, node: FakeNode) -> None:
+    node.policy_answer = nodes.POLICY
+
+    assert run("policy", "set", "digits", "--strategy", "ties").stdout == (
+        "nothing changes: version 0 of the policy of group digits says so already\n"
+    )
+    answer = json.loads(run("policy", "set", "digits", "--strategy", "ties", "--json").stdout)
+    assert (answer["is_changed"], answer["policy"]["version"]) == (False, 0)
 
 
 def test_a_policy_without_a_change_is_bad_usage(run: Any, node: FakeNode) -> None:

@@ -149,6 +149,15 @@ def test_the_banner_says_who_where_and_warns_of_an_address_nobody_can_dial() -> 
     assert "warning: only this machine can dial 127.0.0.1:7946" in text
 
 
+@pytest.mark.parametrize(
+    ("address", "is_warned"), [("127.0.0.1", False), ("[::1]", False), ("10.0.0.1", True)]
+)
+def test_the_banner_warns_of_a_dashboard_that_other_machines_can_read(address: str, is_warned: bool) -> None:
+    text = banner({"dashboard": f"http://{address}:7947/"})
+
+    assert ("other machines can read" in text) == is_warned
+
+
 def test_a_weight_is_rounded_to_the_nearest_unit() -> None:
     assert parse_weight("1") == 1 << 32
     assert parse_weight("0.5") == 1 << 31
@@ -273,7 +282,7 @@ def test_a_merge_plan_says_what_it_costs_and_reads_no_tensor(models: list[str], 
 
 
 def test_every_field_of_an_estimate_is_documented() -> None:
-    from crdt_merge_node.resolve import Estimate
+    from crdt_merge_node.resolve.estimate import Estimate
 
     document = Path(crdt_merge_node.cli.__file__).with_name("JSON.md").read_text()
     section = document.partition("## Estimate")[2]

@@ -91,7 +91,7 @@ def test_json_says_at_most_two_lines_a_second(capsys: pytest.CaptureFixture[str]
 def test_a_bar_shows_step_bytes_and_what_is_worked_on() -> None:
     screen = io.StringIO()
 
-    with Bar(Console(file=screen, force_terminal=True, width=120)) as bar:
+    with Bar(Console(file=screen, force_terminal=True, width=120, _environ={"TERM": "xterm"})) as bar:
         bar.show(_progress(5 * MIB, step="hashing"))
         bar.show(Progress(step="copying", done_bytes=5 * MIB, total_bytes=10 * MIB, detail="[red]w\x1b[2J"))
 

@@ -199,7 +199,7 @@ async def test_leaving_a_stream_cancels_the_work_behind_it() -> None:
         assert isinstance(await anext(events), model.Progress)
         await events.aclose()  # type: ignore[attr-defined]  # A generator, which the type does not promise.
 
-        await asyncio.wait_for(node.was_cancelled.wait(), timeout=5)
+        await asyncio.wait_for(node.was_cancelled.wait(), timeout=60)
 
 
 @pytest.mark.asyncio

@@ -123,11 +123,11 @@ async def test_a_head_that_never_ends_is_not_waited_for(
 async def test_a_second_request_must_be_whole_in_time_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_S", 0.05)
     async with serving(tmp_path) as served:
         reader, writer = await served.connect()
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
         first = await read_answer(reader)
+        monkeypatch.setattr(connections, "HEAD_S", 0.05)
         writer.write(b"GET /hea")
         async with asyncio.timeout(TIMEOUT_S):
             with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.lora import merge_adapters
-from crdt_merge_node.lora.collection import read_set
+from crdt_merge_node.lora import factors, merge_adapters
+from crdt_merge_node.lora.collection import read_members, set_of, weights_of
 from crdt_merge_node.lora.dense import DenseRecipe
 from crdt_merge_node.lora.merging import Merge, merge_set
 from crdt_merge_node.lora.sinks import Target
 from crdt_merge_node.ports import SystemFs, SystemRng
-from crdt_merge_node.resolve import ResolveCancelledError
+from crdt_merge_node.resolve.job import ResolveCancelledError
 from crdt_merge_protocol.errors import NonFiniteError
 from support.adapters import save_adapter, save_base
 
 
 def merge(paths: list[Path], strategy: str, output: str) -> Merge:
-    found = read_set(paths, None, SystemFs())
+    found = set_of(read_members(paths, weights_of(paths, None), SystemFs()))
     dense = DenseRecipe(strategy=strategy, params={}, group_mode=True)
     return Merge(found=found, dense=dense, output=output, rank="auto", base_name="")
 
@@ -98,3 +99,46 @@ def test_an_adapter_with_nan_is_refused(tmp_path: Path) -> None:
     path = save_adapter(tmp_path / "a", 1, others={"norm.weight": np.full(16, np.nan, np.float32)})
     with pytest.raises(NonFiniteError, match=r"norm\.weight"):
         merge_adapters([path], tmp_path / "out", base=save_base(tmp_path / "base"))
+
+
+LAYERS = {"embed": (12, 7), "conv": (6, 5, 3, 3), "q": (9, 40), "k": (40, 9)}
+
+
+def save_layers(path: Path, seed: int, *, fan_in_fan_out: bool) -> Path:
+    """Write an adapter of an embedding, a convolution and two linear layers, of very unlike magnitudes."""
+    rng, tensors = np.random.default_rng(seed), {}
+    for module, (rows, columns, *kernel) in LAYERS.items():
+        is_turned = module == "embed" or (fan_in_fan_out and not kernel)
+        outputs, inputs = (columns, rows) if is_turned else (rows, columns)
+        scales = np.exp2(rng.integers(-30, 30, 5))
+        kind = "embedding_" if module == "embed" else ""
+        end = "" if module == "embed" else ".weight"
+        down = rng.standard_normal((5, inputs, *kernel)) * scales.reshape(5, *[1] * (1 + len(kernel)))
+        up = rng.standard_normal((outputs, 5, *[1] * len(kernel)))
+        tensors[f"base_model.model.{module}.lora_{kind}A{end}"] = down.astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_{kind}B{end}"] = up.astype(np.float32)
+    path.mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, path / "adapter_model.safetensors")
+    text = {"peft_type": "LORA", "r": 5, "lora_alpha": 3.5, "fan_in_fan_out": fan_in_fan_out}
+    (path / "adapter_config.json").write_text(json.dumps(text))
+    return path
+
+
+@pytest.mark.parametrize("fan_in_fan_out", [False, True])
+@pytest.mark.parametrize("strategy", ["linear", "ties"])
+def test_how_many_rows_are_in_memory_does_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, *, fan_in_fan_out: bool
+) -> None:
+    paths = [save_layers(tmp_path / f"a{s}", s, fan_in_fan_out=fan_in_fan_out) for s in range(3)]
+    rng, base = np.random.default_rng(9), tmp_path / "base.safetensors"
+    model = {f"{m}.weight": rng.standard_normal(s).astype(np.float32) for m, s in LAYERS.items()}
+    safetensors.numpy.save_file(model, base)
+    found = []
+    for number, elements in enumerate((1, 50, 1 << 20)):
+        monkeypatch.setattr(factors, "PART_ELEMENTS", elements)
+        whole, delta = tmp_path / f"model{number}", tmp_path / f"delta{number}"
+        merge_adapters(paths, whole, strategy=strategy, base=base)
+        target = Target(delta, "F32", SystemFs(), SystemRng())
+        run(merge(paths, strategy, "delta"), target)
+        found.append((whole.read_bytes(), delta.read_bytes()))
+    assert found[0] == found[1] == found[2]

@@ -24,10 +24,13 @@ async def test_only_the_newest_progress_is_passed_on() -> None:
         report(1, 10, "early")
         report(2, 10, "late")
         told.set()
-        assert go_on.wait(5.0)
+        assert go_on.wait(60.0)
 
     async with aclosing(run_with_progress(work)) as steps:
-        first = await anext(steps)
+        newest = asyncio.ensure_future(anext(steps))
+        await asyncio.sleep(0)
+        assert told.wait(60.0)  # The loop stands still meanwhile: it looks at neither before both are told.
+        first = await newest
         go_on.set()
 
         assert first == Progress(step="late", done_bytes=2, total_bytes=10)

@@ -84,7 +84,7 @@ REFUSED = {
     "B50 three offsets": entry(offsets=[0, 4, 8]),
     "B51 an unknown type": entry(dtype="F33"),
     "B51 a type of four bits": entry(dtype="F4", shape=[16]),
-    "B51 a type of eight bits": entry(dtype="F8_E4M3", shape=[8]),
+    "B51 a type of exponents": entry(dtype="F8_E8M0", shape=[8]),
     "B51 a type in lower case": entry(dtype="f32"),
     "B51 a type that is no text": entry(dtype=["F32"]),
     "B51 F64 where the bytes say F32": entry(dtype="F64"),

@@ -11,7 +11,9 @@ import pytest
 import safetensors.numpy
 import yaml
 from crdt_merge_node.report import card, layers, page
-from crdt_merge_node.resolve import TensorSource, UsedModel, build_job, run_job
+from crdt_merge_node.resolve.job import TensorSource, UsedModel
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import (
     Manifest,
     ManifestEntry,

@@ -9,7 +9,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import TensorSource, UsedModel, accelerate, build_job, merge_files, run_job
+from crdt_merge_node.resolve import accelerate
+from crdt_merge_node.resolve.job import TensorSource, UsedModel
+from crdt_merge_node.resolve.merge import merge_files
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import (
     DTYPE_BYTES,
     Manifest,
@@ -89,15 +93,29 @@ def test_rounding_is_that_of_numpy_also_where_it_ties_or_vanishes(compiled, dtyp
     assert found[0].tobytes() == expected[0].tobytes()
 
 
+@pytest.mark.parametrize("place", [3, 17])  # In the eights, and in what is left of them.
 @pytest.mark.parametrize("value", [1e39, -1e39, 3.3962e38, np.inf, np.nan])
-def test_what_does_not_fit_is_left_to_numpy(compiled, value):
-    values = np.array([1.0, value, 2.0])
+def test_what_does_not_fit_is_left_to_numpy(compiled, value, place):
+    values = np.arange(19.0)
+    values[place] = value
 
     found, expected = both(compiled, lambda: encode_array("BF16", values, "saturate"))
 
     assert found[0].tobytes() == expected[0].tobytes()
     assert found[1] == expected[1] == 1
-    assert not compiled.encode("BF16", values, np.empty(3, np.uint16))
+    assert not compiled.encode("BF16", values, np.empty(19, np.uint16))
+
+
+@pytest.mark.parametrize("place", [3, 17])
+@pytest.mark.parametrize(("dtype", "last"), [("F32", 0x7F7FFFFF), ("BF16", 0x7F7F7FFF), ("F16", 0x477FEFFF)])
+def test_the_last_number_that_fits_is_told_from_the_first_that_does_not(compiled, dtype, last, place):
+    values = np.arange(19.0)
+    for bits in (last, last + 1):
+        values[place] = np.array([bits], np.uint32).view(np.float32)[0] if bits < 0x7F800000 else 2.0**128
+
+        fits = compiled.encode(dtype, values, np.empty(19 * DTYPE_BYTES[dtype], np.uint8))
+
+        assert fits == (bits == last)
 
 
 @pytest.mark.parametrize(("dtype", "infinity"), [("BF16", 0x7F80), ("F16", 0x7C00)])

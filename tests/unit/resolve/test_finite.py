@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import scan_finite
+from crdt_merge_node.resolve.finite import scan_finite
 
 BITS = {"F64": ("<u8", 52, 11), "F32": ("<u4", 23, 8), "F16": ("<u2", 10, 5), "BF16": ("<u2", 7, 8)}
 COUNT = 300_000
@@ -59,3 +60,13 @@ def test_integers_always_pass(dtype: str):
 @pytest.mark.parametrize("dtype", BITS)
 def test_nothing_at_all_is_finite(dtype: str):
     assert scan_finite(dtype, b"")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_every_code_of_eight_bits_is_judged_by_its_value(dtype: str) -> None:
+    reader = ml_dtypes.float8_e4m3fn if dtype == "F8_E4M3" else ml_dtypes.float8_e5m2
+    codes = np.arange(256, dtype=np.uint8)
+    is_finite = np.isfinite(codes.view(reader).astype(np.float32))
+
+    assert [scan_finite(dtype, bytes([code])) for code in range(256)] == is_finite.tolist()
+    assert scan_finite(dtype, codes[is_finite].tobytes())

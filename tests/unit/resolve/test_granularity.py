@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import SystemClock, SystemFs, SystemRng
-from crdt_merge_node.resolve import TensorSource, UsedArtefact, UsedModel, build_job
+from crdt_merge_node.resolve.job import TensorSource, UsedArtefact, UsedModel
 from crdt_merge_node.resolve.memory import share_memory, with_blocks
 from crdt_merge_node.resolve.output import open_output
-from crdt_merge_node.resolve.plan import make_plan
+from crdt_merge_node.resolve.plan import build_job, make_plan
 from crdt_merge_node.resolve.run import Run, open_pool, say_nothing, ticker
 from crdt_merge_node.resolve.steps import SLOT_BYTES
 from crdt_merge_protocol.blobs import (

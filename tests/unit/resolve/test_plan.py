@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from crdt_merge_node.resolve import TensorSource, UsedModel, build_job
+from crdt_merge_node.resolve.job import TensorSource, UsedModel
 from crdt_merge_node.resolve.memory import share_memory
-from crdt_merge_node.resolve.plan import make_plan
+from crdt_merge_node.resolve.plan import build_job, make_plan
 from crdt_merge_node.resolve.steps import SLOT_BYTES, sources_of
 from crdt_merge_protocol.blobs import (
     Manifest,

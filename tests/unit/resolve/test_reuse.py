@@ -10,17 +10,12 @@ from pathlib import Path
 import pytest
 from crdt_merge_node.errors import CorruptError
 from crdt_merge_node.ports import SystemFs
-from crdt_merge_node.resolve import (
-    ResolveCancelledError,
-    estimate_job,
-    recall,
-    remember,
-    run_job,
-)
 from crdt_merge_node.resolve.earlier import read_earlier
-from crdt_merge_node.resolve.job import ModelInput
+from crdt_merge_node.resolve.estimate import estimate_job
+from crdt_merge_node.resolve.job import ModelInput, ResolveCancelledError
 from crdt_merge_node.resolve.plan import make_plan
-from crdt_merge_node.resolve.remembered import RESULTS_MAX
+from crdt_merge_node.resolve.remembered import RESULTS_MAX, recall, remember
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.strategies.spherical import Slerp
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES
 from support.resolves import FLOATS, Group, account_of, bytes_of, model

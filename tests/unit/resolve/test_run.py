@@ -13,7 +13,9 @@ import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import CorruptError, FullError, StorageError
 from crdt_merge_node.ports import DiskSpace, SystemFs
-from crdt_merge_node.resolve import ResolveCancelledError, TensorSource, UsedModel, build_job, run_job
+from crdt_merge_node.resolve.job import ResolveCancelledError, TensorSource, UsedModel
+from crdt_merge_node.resolve.plan import build_job
+from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.blobs import (
     Manifest,
     ManifestEntry,

@@ -21,7 +21,7 @@ be_single()
 """
 MERGE = """
 from pathlib import Path
-from crdt_merge_node.resolve import merge_files
+from crdt_merge_node.resolve.merge import merge_files
 from crdt_merge_node.resolve.single import is_single
 print(is_single())
 print(merge_files([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), strategy="linear", workers=2).nbytes)

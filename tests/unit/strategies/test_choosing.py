@@ -196,12 +196,14 @@ def test_keys_are_as_ever_without_artefacts_and_tasks():
         resolve_key(root, recipe, artefacts=[THREE]),
         resolve_key(root, recipe, artefacts=[THREE, ONE]),
         resolve_key(root, recipe, task=ONE),
-        resolve_key(root, recipe, artefacts=[THREE], task=ONE),
+        resolve_key(root, recipe, artefacts=[THREE], task=TWO),
     }
+    whole = resolve_key(root, recipe, artefacts=[THREE], task=ONE)
 
-    assert plain.hex() == PLAIN_KEY
-    assert len(others - {plain}) == 4
+    assert (plain.hex(), whole.hex()) == (PLAIN_KEY, WHOLE_KEY)
+    assert len(others - {plain, whole}) == 4
     assert resolve_key(root, recipe, artefacts=[ONE, THREE, ONE]) in others
 
 
 PLAIN_KEY = "573701fbef0e744e389ba6a427732f844d75982afce255da94a40d5bdbb736bc"
+WHOLE_KEY = "05c0979ccdacabb2a9fc8ab3925139908bea28d685dda5fe8482482a30a132e7"

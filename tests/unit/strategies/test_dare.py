@@ -116,3 +116,16 @@ def test_trimming_after_dropping_works_with_every_rescaling_and_scope(rescale):
     out = change("dare_ties", MODELS[:1], params)
 
     assert np.count_nonzero(out) == int(0.1 * SIZE)
+
+
+@pytest.mark.parametrize("strategy", ["dare", "dare_ties", "della", "della_linear", "svd_knot_tying"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Overflow in between is the point.
+def test_sums_beyond_float64_end_no_merge(strategy):
+    """STRATEGIES 1.12: one author of huge float64 numbers must not stop the others."""
+    params = {"eps_rule": "relative"} if strategy == "svd_knot_tying" else {"rescale": "l1"}
+    huge = {"t": np.tile([1.7e308, -1.7e308, 1e-300], (4, 2))}
+    base = {"t": np.ones((4, 6))}
+
+    result = merge_arrays(strategy, [huge, {"t": 2 * base["t"]}], base, params, weights=["1e9", 1])
+
+    assert result.tensors["t"].shape == (4, 6)

@@ -134,3 +134,50 @@ def test_the_output_type_is_the_requested_the_bases_or_the_widest(requested, bas
 def test_an_integer_output_type_is_refused():
     with pytest.raises(DTypeMismatchError, match="I8"):
         output_dtype("I8", None, ["F32"])
+
+
+CODES = np.arange(256, dtype=np.uint8)
+EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_all_codes_of_eight_bits_decode_as_an_independent_reader_says(dtype):
+    expected = CODES.view(EIGHT_BITS[dtype]).astype(np.float64)
+
+    actual = decode_block(dtype, CODES.tobytes())
+
+    assert np.array_equal(expected, actual, equal_nan=True)
+    assert (np.signbit(expected) == np.signbit(actual))[~np.isnan(expected)].all()
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+@pytest.mark.parametrize("wide", ["F16", "BF16"])
+def test_two_bytes_hold_every_number_of_eight_bits(dtype, wide):
+    values = decode_block(dtype, CODES.tobytes())
+    values = values[np.isfinite(values)]
+
+    assert decode_block(wide, encode_block(wide, values)).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_eight_bits_are_never_written(dtype):
+    with pytest.raises(DTypeMismatchError, match="never written"):
+        encode_block(dtype, np.zeros(1))
+    with pytest.raises(DTypeMismatchError, match="cannot hold merged values"):
+        output_dtype(dtype, None, ["F32"])
+
+
+@pytest.mark.parametrize(
+    ("base", "inputs", "expected"),
+    [
+        (None, ["F8_E4M3"], "BF16"),
+        (None, ["F8_E4M3", "F8_E5M2"], "BF16"),
+        (None, ["F8_E4M3", "F16"], "F16"),
+        (None, ["F8_E5M2", "BF16", "F16"], "F32"),
+        ("F8_E4M3", ["F8_E4M3"], "BF16"),
+        ("F8_E4M3", ["F32", "F8_E5M2"], "F32"),
+        ("F16", ["F8_E4M3"], "F16"),
+    ],
+)
+def test_the_output_of_eight_bits_is_the_narrowest_that_holds_them(base, inputs, expected):
+    assert output_dtype("", base, inputs) == expected

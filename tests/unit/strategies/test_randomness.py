@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from crdt_merge_protocol.strategies.randomness import keep_mask, stream_key, uniform, words
+from crdt_merge_protocol.strategies.randomness import keep_bound, keep_mask, stream_key, uniform, words
 
 KEY = stream_key(b"seed", "dare", "t", b"\x01" * 32, "mask")
 
@@ -46,3 +46,11 @@ def test_uniforms_are_spread_evenly():
 
     assert counts.min() > 9_600
     assert counts.max() < 10_400
+
+
+@pytest.mark.parametrize("probability", [Fraction(1, 3), Fraction(2, 3), Fraction("0.1"), Fraction(1, 2**53)])
+def test_the_bound_is_the_least_word_whose_uniform_is_not_below_the_probability(probability):
+    bound = keep_bound(probability)
+
+    assert Fraction(bound >> 11, 2**53) >= probability
+    assert Fraction((bound - 1) >> 11, 2**53) < probability

@@ -14,6 +14,7 @@ from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get
 from support.artefacts import artefact
 from support.spectral import DIGESTS, ROLES, changed, random, roles, some_models
+from support.synthetic import case_of
 
 BASE = np.array([[1, -2, 3, -4], [0.5, 0.25, -1.5, 2]])
 DELTAS = (
@@ -367,3 +368,18 @@ def test_outputs_have_one_digest_in_every_setting(setting):
 def test_the_digest_is_the_one_of_every_release():
     """Pinned: other bits from equal inputs need new versions of the strategies, or groups fall apart."""
     assert output_digest() == "7f6cbb873cf831dd93b5410b596a05a4d1f414f13d9c368c8ba5b51ebf834226"
+
+
+@pytest.mark.parametrize("rows", [40, 700])
+def test_adarank_counts_decompositions_of_masked_embeddings_like_those_of_any_matrix(rows):
+    """And takes them for what they are, where they are too large to be exact to the bit."""
+    found = []
+    for name in ("a.embed_tokens.weight", "a.q_proj.weight"):
+        made = case_of("adarank", [{name: np.zeros((rows, 600), np.float32)}] * 2, {})
+        strategy, context = get("adarank"), made.context
+        dependence = strategy.dependence(context, 0)
+        found.append((strategy.nanoseconds(context, 0), dependence is None, strategy.determinism_in(context)))
+
+    assert found[0] == found[1]
+    assert found[0][0] > 100 * 2.0 * rows * 600
+    assert found[0][1:] == ((False, "bitwise") if rows == 40 else (True, "fp_tolerant"))

@@ -155,6 +155,15 @@ def test_density_zero_gives_the_base(strategy, profile):
         assert merged.tensors[name].tolist() == base.tolist()
 
 
+def test_cancelled_votes_are_positive_where_the_model_is_of_two_minds_as_well():
+    base = {"t": np.zeros(3)}
+    models = [{"t": np.array([1.0, -1.0, 1.0])}, {"t": np.array([1.0, -1.0, -1.0])}]
+
+    merged = merge_arrays("ties", models, base, {"density": "1"}).tensors["t"]
+
+    assert merged.tolist() == [1.0, -1.0, 1.0]
+
+
 def test_cancelled_votes_follow_the_majority_of_the_model():
     """+1 and -1 cancel out; two of three other elements were elected negative."""
     base = {"t": np.zeros(4)}

@@ -117,11 +117,12 @@ class WhyGroup:
     group: str
     name: str
     is_converged: bool
-    """No reason is left: live peers have our root and no blob is missing here."""
+    """Live peers have our root and no blob is missing here."""
     sync_root: str = ""
     converged_peers: int = 0
     live_peers: int = 0
     reasons: tuple[Reason, ...] = ()
+    """What stands in the way; of a converged group, what no resolve can use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
