@@ -3,8 +3,8 @@
 A connection is a pair of :class:`SimulatedTransport`. Bytes leave in segments, travel along a
 :class:`~.link.Direction` of a link in order, wait at the other end while its process is frozen or does not
 read, and are delivered in that process. What is lost is late, as in TCP; behind a cut, everything waits for
-the end of the cut. A killed process answers with a reset, as its kernel does; if the link is cut, nobody hears it, and
-the first byte after the cut is answered with a reset.
+the end of the cut. A killed process answers with a reset, as its kernel does; if the link is cut, nobody
+hears it, and the first byte after the cut is answered with a reset.
 
 The draws of a direction come from its own stream, so one link's traffic does not change another's.
 """
