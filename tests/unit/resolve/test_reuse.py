@@ -53,6 +53,17 @@ def test_only_what_changed_is_computed_again(tmp_path: Path) -> None:
     assert bytes_of(result) != {"": b""}
 
 
+def test_a_tensor_of_another_base_is_computed_again(tmp_path: Path) -> None:
+    group = Group("task_arithmetic", MODELS)
+    other = replace(group, base=group.base.changed("a.weight", 99))
+    group.resolve(tmp_path / "out", fs=FS)
+    result = other.resolve(tmp_path / "out", fs=FS, earlier=tmp_path / "out")
+    fresh = other.resolve(tmp_path / "fresh", fs=FS)
+
+    assert result.reused_tensors == len(FLOATS) - 1
+    assert bytes_of(result) == bytes_of(fresh)
+
+
 def test_passes_do_not_look_at_what_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the account tells of it all the same."""
     assert in_order(ARC), "choose other models"
