@@ -21,7 +21,7 @@ from .progress import follow as watch
 from .values import MODEL, READABLE, Weight, absolute, parse_pairs, read_text
 
 DTYPE: Final = click.Choice([dtype for dtype in POLICY_DTYPES if dtype], case_sensitive=False)
-DTYPE_HELP: Final = "Of the output; any, any:F32, ...: and contributions may have other float types."
+DTYPE_HELP: Final = "Of the output; any, or any:F32, also takes contributions of other float types."
 
 
 @click.group(cls=SuggestingGroup)
@@ -68,7 +68,7 @@ def set_(
     weight_cap: int | None,
     holders: int | None,
 ) -> None:
-    """Change the policy of GROUP; what is not given stays."""
+    """Change the policy of GROUP; what is not given stays as it is."""
     rules = adapter_params(rank=rank, resolve_to=resolve_to, max_rank=max_rank, base_name=base_name)
     changes = PolicyChanges(
         strategy=strategy,
