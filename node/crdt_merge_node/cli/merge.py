@@ -54,13 +54,7 @@ DEFAULT_STRATEGY: Final = "weight_average"
 @click.option(
     "--config", type=READABLE, help="A mergekit YAML file instead of FILEs, strategy and parameters."
 )
-@click.option(
-    "--report",
-    "reports",
-    multiple=True,
-    type=OUTPUT,
-    help="Write what was measured per layer: HTML, or .json.",
-)
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Measures by layer: HTML, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--as-group", is_flag=True, help="Warn, and go on as a group does, where files disagree.")

@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
 @click.option("--task", default="", metavar="TAG", help="Write the model of this contribution's task.")
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
-@click.option(
-    "--report",
-    "reports",
-    multiple=True,
-    type=OUTPUT,
-    help="Write what was measured per layer: HTML, or .json.",
-)
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Measures by layer: HTML, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--fresh", is_flag=True, help="Compute everything, even what earlier outputs hold.")
