@@ -70,7 +70,7 @@ class Thresholds:
 
 
 class _WrongArgumentsError(click.UsageError):
-    """What a plugin was called with is none of its arguments."""
+    """The plugin was called with arguments that it does not have."""
 
     exit_code = int(Level.UNKNOWN)
 

@@ -114,7 +114,7 @@ def import_(
     """Take the policy of GROUP from a mergekit YAML FILE.
 
     A model of FILE is the contribution that --model says, else the one whose tag, digest or own slot is its
-    name. What cannot be said here exactly is refused by name.
+    name. What a policy cannot say exactly is refused by name.
     """
     from crdt_merge_node.recipes.mergekit import ENDS, read_mergekit
 
