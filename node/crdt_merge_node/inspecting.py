@@ -285,7 +285,7 @@ class Inspector:
 
 
 def _other_kind(item: Item, contents: GroupContents) -> str:
-    """Return why a contribution is none of those that a group merges, if it would be merged elsewhere."""
+    """Return why a model or an adapter is not what this group merges; empty if it is."""
     if not item.is_model or item.visible.type == contents.kind:
         return ""
     if contents.rules is None:

@@ -44,7 +44,7 @@ def header_problem(spec: TensorSpec) -> str | None:
 
 
 def type_in(header: bytes) -> str:
-    """Return the type that the header of an artefact names; empty if it is none.
+    """Return the type that the header of an artefact names; empty if it is no such header.
 
     Raises:
         ArtefactInvalidError: It names a type that this release does not know.

@@ -76,7 +76,7 @@ class Cursor:
 
     @classmethod
     def decode(cls, data: bytes) -> Cursor | None:
-        """Return the cursor in a small fact, or None if it is none."""
+        """Return the cursor in a small fact, or None if it holds no valid one."""
         try:
             began, phase, after, within, step = decode(data)
             phase = min(max(int(phase), 0), OPERATIONS_PHASE)

@@ -41,7 +41,7 @@ class Standing:
         self._opened = asyncio.Event()
 
     async def until_open(self, name: str) -> None:
-        """Return once a reason is none any more."""
+        """Return once a reason no longer holds the node back."""
         while name in self._reasons:
             await self._opened.wait()
 

@@ -11,12 +11,12 @@ from crdt_merge_node.transport.connection import Connection, Lane
 from crdt_merge_protocol.messages.gossip import Gossip
 
 from .daemon_models import clone_content
-from .loop import OUTSIDE
+from .link import Direction
 from .machine import DATA, Machine
 from .mischief import Mischief, fork, garbage, orphans
-from .network import Direction
 from .plan import Act, Fault
 from .planning import stream
+from .simulated_process import OUTSIDE
 
 if TYPE_CHECKING:
     from .daemon_world import DaemonWorld

@@ -39,7 +39,7 @@ class Tap:
         self._hops: dict[int, dict[bytes, int]] = {}
         self._holders: dict[bytes, set[int]] = {}
         self._ids: dict[bytes, bytes | None] = {}
-        """Of operations by their bytes; None: they are none."""
+        """Of operations by their bytes; None: the bytes are no operation."""
 
     def attach(self, machine: Machine) -> None:
         """Listen to the daemon that has just become ready on a machine."""

@@ -11,10 +11,10 @@ from crdt_merge_protocol.limits import WEIGHT_ONE
 from crdt_merge_protocol.policy import DEFAULT_WEIGHT_CAP
 
 from .daemon_models import BASE
-from .loop import OUTSIDE
 from .machine import USER, Machine
 from .plan import Act
 from .planning import stream
+from .simulated_process import OUTSIDE
 
 if TYPE_CHECKING:
     from .daemon_world import DaemonWorld

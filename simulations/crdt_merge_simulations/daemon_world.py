@@ -41,13 +41,15 @@ from .daemon_watch import Watcher
 from .disk import SimulatedDisk
 from .disk_sqlite import SimulatedVfs
 from .invariants import Checker
-from .loop import OUTSIDE, SimulatedLoop, simulated_loop
+from .link import Direction
+from .loop import SimulatedLoop, simulated_loop
 from .machine import DATA, Machine, StoppedError, Surroundings
-from .network import PORT, Direction, Network, host_of
+from .network import PORT, Network, host_of
 from .plaintext import PlaintextContexts, RealContexts
 from .plan import Fault, Plan
 from .planning import stream
 from .result import Result
+from .simulated_process import OUTSIDE
 
 WALL_S: Final = 1_800_000_000.0
 START_S_MAX: Final = 60.0

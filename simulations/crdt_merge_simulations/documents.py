@@ -41,7 +41,7 @@ def read_plan(document: Mapping[str, Any]) -> Plan:
     """Return the plan of a document.
 
     Raises:
-        ConfigError: It is none, or of another schema.
+        ConfigError: It is no plan, or of another schema.
     """
     _expect(document, PLAN_SCHEMA)
     try:
@@ -75,7 +75,7 @@ def read_result(document: Mapping[str, Any]) -> Result:
     """Return the result of a document.
 
     Raises:
-        ConfigError: It is none, or of another schema.
+        ConfigError: It is no result, or of another schema.
     """
     _expect(document, RESULT_SCHEMA)
     known = {field.name for field in dataclasses.fields(Result)}
@@ -113,7 +113,7 @@ def plan_in(document: Mapping[str, Any]) -> Plan:
     """Return the plan of a plan document, or the one inside a result document.
 
     Raises:
-        ConfigError: There is none in it.
+        ConfigError: It holds no plan.
     """
     return read_plan(document.get("plan", document))
 

@@ -98,7 +98,7 @@ def _random_nodes(world: World, count: int, purpose: str) -> list[SimulatedNode]
 
 
 def _quantile(values: Iterable[float], share: float) -> float:
-    """Return the nearest rank: the least value that so many are not above."""
+    """Return a quantile by nearest rank: the least value that at least this share does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else float("nan")
 

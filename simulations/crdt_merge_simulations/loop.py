@@ -2,7 +2,7 @@
 
 Nothing here waits: when no callback is ready, the clock jumps to the next timer. Threads do not exist: what
 is handed to an executor runs on the loop, a seeded delay later. Every callback belongs to the
-:class:`Process` in whose context it was scheduled:
+:class:`~.simulated_process.Process` in whose context it was scheduled:
 
 * a *killed* process runs nothing any more. Its callbacks and tasks are kept, not cancelled, so that no
   ``finally`` block and no destructor runs before the end of the run, as after SIGKILL;
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import gc
 import hashlib
 import heapq
@@ -29,17 +28,16 @@ import warnings
 from asyncio import events
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from contextvars import Context, ContextVar
+from contextvars import Context
 from pathlib import Path
-from random import Random
 from typing import Any, Final, TypeVar
+
+from .simulated_process import PROCESS, Handle, Process, SimulatedFuture, SimulatedTask, Timer
 
 T = TypeVar("T")
 
 STEPS_WITHOUT_TIME_MAX: Final = 2_000_000
 """Callbacks at one instant; beyond that nothing but a busy loop is conceivable."""
-EXECUTOR_S: Final = (0.0002, 0.004)
-"""How long work in a thread takes, before a slow machine is taken into account."""
 _CANCELLED_TIMERS_MIN: Final = 1024
 _AWAITS_MAX: Final = 100
 """In ``finally`` blocks of one coroutine."""
@@ -53,84 +51,6 @@ class LivelockError(RuntimeError):
     """Callbacks schedule callbacks for ever and time stands still."""
 
 
-class Process:
-    """One life of a program on a machine: from its start to its end."""
-
-    def __init__(self, number: int, *, rng: Random) -> None:
-        self.number = number
-        """Which machine; part of the trace."""
-        self.rng = rng
-        self.is_alive = True
-        self.is_frozen = False
-        self.slowness = 1.0
-        """Factor for everything that takes time on this machine."""
-        self.held: list[_Handle | _Timer] = []
-        self.at_death: dict[int, Callable[[], None]] = {}
-        """Called at the kill, in order: what the kernel does for a dead process."""
-        self.context = contextvars.copy_context()
-        self.context.run(PROCESS.set, self)
-
-    def delay(self) -> float:
-        """Return how long some work in a thread takes, in seconds."""
-        seconds = self.rng.uniform(*EXECUTOR_S)
-        if self.rng.random() < 0.02:
-            seconds *= 50.0  # A busy disk.
-        return seconds * self.slowness
-
-
-PROCESS: Final[ContextVar[Process | None]] = ContextVar("process", default=None)
-"""Whose code is running; None: the world's own."""
-OUTSIDE: Final = contextvars.Context()
-"""Belongs to no process: the network, and whoever directs the run."""
-
-
-class _Handle(asyncio.Handle):
-    __slots__ = ("process",)
-    process: Process | None
-
-
-class _Timer(asyncio.TimerHandle):
-    __slots__ = ("process",)
-    process: Process | None
-
-
-class SimulatedFuture(asyncio.Future[Any]):
-    """A future that hashes by sequence number."""
-
-    def __init__(self, number: int, *, loop: asyncio.AbstractEventLoop) -> None:
-        self._number = number
-        super().__init__(loop=loop)
-
-    def __hash__(self) -> int:
-        return self._number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-class SimulatedTask(asyncio.Task[Any]):
-    """A task that hashes by sequence number and knows its process."""
-
-    def __init__(
-        self,
-        number: int,
-        coroutine: Coroutine[Any, Any, Any],
-        *,
-        loop: asyncio.AbstractEventLoop,
-        name: str | None,
-        context: Context | None,
-    ) -> None:
-        self._number = number
-        self.process = PROCESS.get() if context is None else context.get(PROCESS)
-        super().__init__(coroutine, loop=loop, name=name or f"task-{number}", context=context)
-
-    def __hash__(self) -> int:
-        return self._number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
 class SimulatedLoop(asyncio.AbstractEventLoop):
     """Virtual time. Use it within :func:`simulated_loop`, which also takes the dead away."""
 
@@ -142,8 +62,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.trace = hashlib.sha256()
         self._now = 0.0
         self._sequence = itertools.count(1)
-        self._ready: deque[_Handle | _Timer] = deque()
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._ready: deque[Handle | Timer] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
         self._cancelled_timers = 0
         self._steps_now = 0
         self._graveyard: list[object] = []
@@ -160,7 +80,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Run a callback in this instant, after those that are ready."""
-        handle = _Handle(callback, args, self, context)
+        handle = Handle(callback, args, self, context)
         handle.process = PROCESS.get() if context is None else context.get(PROCESS)
         if not self._is_closed:
             self._ready.append(handle)
@@ -178,7 +98,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run a callback at a time."""
-        timer = _Timer(when, callback, args, self, context)
+        timer = Timer(when, callback, args, self, context)
         timer.process = PROCESS.get() if context is None else context.get(PROCESS)
         if not self._is_closed:
             heapq.heappush(self._timers, (when, next(self._sequence), timer))

@@ -34,10 +34,11 @@ from pydantic import ByteSize
 from .disk import PowerCutError, SimulatedDisk
 from .disk_sqlite import SimulatedVfs
 from .execution import InlineExecutor
-from .loop import OUTSIDE, Process, SimulatedLoop
+from .loop import SimulatedLoop
 from .mischief import Mischief
 from .network import PORT, MachineNet, Network, host_of
 from .planning import stream
+from .simulated_process import OUTSIDE, Process
 
 DATA: Final = Path("/node")
 USER: Final = Path("/user")

@@ -1,10 +1,10 @@
 """A network in memory: connections over links that have latency and bandwidth and go wrong in every way.
 
 A connection is a pair of :class:`SimulatedTransport`. Bytes leave in segments, travel along a
-:class:`Direction` of a link in order, wait at the other end while its process is frozen or does not read, and
-are delivered in that process. What is lost is late, as in TCP; behind a cut, everything waits for the end of
-the cut. A killed process answers with a reset, as its kernel does; if the link is cut, nobody hears it, and
-the first byte after the cut is answered with a reset.
+:class:`~.link.Direction` of a link in order, wait at the other end while its process is frozen or does not
+read, and are delivered in that process. What is lost is late, as in TCP; behind a cut, everything waits for
+the end of the cut. A killed process answers with a reset, as its kernel does; if the link is cut, nobody
+hears it, and the first byte after the cut is answered with a reset.
 
 The draws of a direction come from its own stream, so one link's traffic does not change another's.
 """
@@ -16,14 +16,14 @@ import contextvars
 import errno
 from collections import deque
 from collections.abc import Callable
-from random import Random
 from typing import Any, Final
 
-from .loop import OUTSIDE, PROCESS, Process, SimulatedLoop
+from .link import Direction
+from .loop import SimulatedLoop
+from .simulated_process import OUTSIDE, PROCESS, Process
 
 PORT: Final = 7946
 HIGH_BYTES: Final = 64 * 1024
-RETRANSMISSION_S: Final = 0.2
 CHUNKED_RATIO: Final = 0.05
 """Share of writes that arrive in two pieces."""
 
@@ -31,57 +31,6 @@ CHUNKED_RATIO: Final = 0.05
 def host_of(number: int) -> str:
     """Return the address of a machine."""
     return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-
-
-class Direction:
-    """One way along a link."""
-
-    def __init__(self, latency_s: float, bandwidth_bytes_per_s: float, rng: Random) -> None:
-        self.latency_s = latency_s
-        self.bandwidth_bytes_per_s = bandwidth_bytes_per_s
-        self.rng = rng
-        self.cuts = 0
-        """How many faults cut it at the moment."""
-        self.extra_s = 0.0
-        self.loss = 0.0
-        self.is_corrupting = False
-        """The next segment gets one byte changed."""
-        self.waiting: list[Callable[[], None]] = []
-        """Called when the last cut ends."""
-        self._free_at = 0.0
-
-    def like(self, rng: Random) -> Direction:
-        """Return another one with the same latency and bandwidth, in order."""
-        return Direction(self.latency_s, self.bandwidth_bytes_per_s, rng)
-
-    def arrival(self, now: float, nbytes: int) -> float:
-        """Return when a segment that leaves now is there."""
-        begin = max(now, self._free_at)
-        if self.bandwidth_bytes_per_s:
-            begin += nbytes / self.bandwidth_bytes_per_s
-            self._free_at = begin
-        arrival = begin + self.delay()
-        for _ in range(8):
-            if self.rng.random() >= self.loss:
-                break
-            arrival += RETRANSMISSION_S
-        return arrival
-
-    def delay(self) -> float:
-        """Return the time that one packet takes, in seconds."""
-        return self.extra_s + self.latency_s * self.rng.uniform(1.0, 1.1)
-
-    def cut(self) -> None:
-        """Let nothing pass."""
-        self.cuts += 1
-
-    def mend(self) -> None:
-        """End one cut."""
-        self.cuts -= 1
-        if not self.cuts:
-            waiting, self.waiting = self.waiting, []
-            for resume in waiting:
-                resume()
 
 
 class Network:

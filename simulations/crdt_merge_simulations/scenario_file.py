@@ -120,7 +120,7 @@ def _read(
 
 
 def _fit(hint: Any, value: Any) -> Any:
-    """Return ``value`` as the type of a field, or None if it is none."""
+    """Return ``value`` as the type of a field, or None if it does not fit."""
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if get_origin(hint) is tuple and isinstance(value, list):

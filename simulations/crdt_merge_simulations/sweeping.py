@@ -1,4 +1,4 @@
-"""Many seeds of one scenario, on all cores; runs that fail alike are told once.
+"""Many seeds of one scenario, on all cores; runs that fail alike are reported once.
 
 Each seed is a run of its own in a process of its own, so the answer does not depend on how many there are.
 With ``--ray ADDRESS`` the seeds are spread over a Ray cluster instead, which must have this package

@@ -39,9 +39,11 @@ async def test_who_stops_following_stops_asking(tmp_path: Path) -> None:
         await nodes[0].create_group("g", save_model(tmp_path / "model", 1.0))
         tag, blob = await nodes[0].withhold("g")
         await nodes[1].until_blobs_missing("g", tag)
+        await nodes[1].info("g")  # A comparison that began after this has ended.
         await settle()
         asked = [wanted.id.hex() for wanted in nodes[1].services.fetcher.missing()]
         await nodes[1].api.group_follow("g", follow=False)
+        await nodes[1].info("g")
         await settle()
 
         assert blob in asked

@@ -50,10 +50,14 @@ def edits(draw, group):
     """A group a little later."""
     models = list(group.models)
     which = draw(st.integers(0, len(models) - 1))
-    kinds = ("tensor", "tensor", "weight", "weight", "add", "remove", "parameter", "type", "shards")
+    kinds = ("tensor", "tensor", "base", "weight", "weight", "add", "remove", "parameter", "type", "shards")
     kind = draw(st.sampled_from(kinds))
     if kind == "tensor":
         models[which] = models[which].changed(draw(st.sampled_from(FLOATS)), draw(st.integers(0, 50)))
+    elif kind == "base":
+        return replace(
+            group, base=group.base.changed(draw(st.sampled_from(FLOATS)), draw(st.integers(51, 60)))
+        )
     elif kind == "weight":
         models[which] = replace(models[which], weight=draw(st.integers(1, 5)))
     elif kind == "add":

@@ -5,13 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
-from crdt_merge_simulations.loop import (
-    OUTSIDE,
-    DeadlockError,
-    LivelockError,
-    Process,
-    simulated_loop,
-)
+from crdt_merge_simulations.loop import DeadlockError, LivelockError, simulated_loop
+from crdt_merge_simulations.simulated_process import OUTSIDE, Process
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_run_leaves_a_page_and_a_file_that_replays(small: str, tmp_path: Path) -
 
     assert (ran.exit_code, replayed.exit_code) == (0, 0)
     assert page.read_text().startswith("<!doctype html>")
-    assert "the trace is that of then" in replayed.stderr
+    assert "the trace is the same" in replayed.stderr
 
 
 def test_the_same_scenario_runs_on_whole_daemons(small: str) -> None:

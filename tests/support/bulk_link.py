@@ -15,7 +15,8 @@ from crdt_merge_node.transport.identity import load_authority, prepare_keys, wri
 from crdt_merge_protocol.limits import MIB
 from crdt_merge_protocol.messages.base import Message
 from crdt_merge_protocol.messages.bulk import HaveQuery
-from crdt_merge_simulations.network import PORT, Direction, MachineNet, Network, host_of
+from crdt_merge_simulations.link import Direction
+from crdt_merge_simulations.network import PORT, MachineNet, Network, host_of
 from crdt_merge_simulations.plaintext import PlaintextContexts
 from cryptography import x509
 

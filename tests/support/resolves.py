@@ -82,10 +82,12 @@ class Group:
     params: Mapping[str, str] = field(default_factory=dict)
     dtype: str = ""
     shard_bytes: int = 0
+    base: Model = field(default_factory=lambda: model(1000))
+    """Where the strategy has one."""
 
     def job(self, **options):
         needs_base = get(self.strategy).base != "unused"
-        base = model(1000).used() if needs_base else None
+        base = self.base.used() if needs_base else None
         policy = Policy(
             strategy=self.strategy,
             strategy_version=get(self.strategy).version,

@@ -125,9 +125,9 @@ def _writes(function: Callable[..., None]) -> Callable[..., None]:
 
 @artefact.command(short_help="Make a fisher_diag for fisher_merge, of gradients.")
 @click.argument("gradients", nargs=-1, required=True)
-@click.option("--label-mode", type=click.Choice(_LABELS), required=True, help="How the labels were had.")
-@click.option("--samples", type=click.IntRange(min=1), help="Examples, if one has several gradients.")
-@click.option("--loss", default="", help="What was differentiated, for people.")
+@click.option("--label-mode", type=click.Choice(_LABELS), required=True, help="Where the labels came from.")
+@click.option("--samples", type=click.IntRange(min=1), help="How many, if each has several gradients.")
+@click.option("--loss", default="", help="A note: what was differentiated.")
 @click.option("--dtype", type=click.Choice(_DTYPES), default="F32", show_default=True, help="Element type.")
 @command
 @_writes
@@ -177,7 +177,7 @@ def gram(
 
     ACTIVATIONS are safetensors files or NAME=FILE.npy. A tensor of shape (..., d) is the input of the weight
     of the same name, or of those that --input says: what several layers share is named once. Gram matrices
-    can tell of the data; share them only with whom you would share samples.
+    reveal something of the data: share them only with those who may see samples.
     """
     from crdt_merge_node.artefacts.gram import gram_tensors
     from crdt_merge_node.artefacts.samples import open_samples

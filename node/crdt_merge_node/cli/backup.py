@@ -36,19 +36,19 @@ class _BackupGroup(SuggestingGroup):
 
 @click.group(cls=_BackupGroup)
 def backup() -> None:
-    """Write everything this node stores to a directory (`backup DIR`), or check such a one."""
+    """Write everything this node stores to a directory (`backup DIR`), or verify a backup."""
 
 
 @backup.command()
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--with-keys", is_flag=True, help="Put this node's keys in. Whoever has them is this node.")
-@click.option("--copy", is_flag=True, help="Copy every byte, even where a second name for a file would do.")
+@click.option("--copy", is_flag=True, help="Copy every byte, even where a link would do.")
 @command
 def create(invocation: Invocation, directory: Path, with_keys: bool, copy: bool) -> None:
     """Write a backup to the new DIRECTORY, whether the daemon runs or not.
 
-    On the same file system blobs get second names and take no room; that protects from mistakes and not from
-    the disk. Interrupted, the same command goes on where it stopped.
+    On the same file system blobs are linked and take no room; that protects from mistakes and not from the
+    disk. After an interruption the same command goes on where it stopped.
     """
     target = directory.expanduser().absolute()
     try:
@@ -140,7 +140,7 @@ def verify(invocation: Invocation, directory: Path) -> None:
 @click.option("--alone", is_flag=True, help="There is no newer state anywhere: do not wait for a peer.")
 @command
 def restore(invocation: Invocation, directory: Path, alone: bool) -> None:
-    """Make the data directory (--data-dir, new) of the backup in DIRECTORY, after checking all of it.
+    """Verify the backup in DIRECTORY, then restore it to a new data directory (--data-dir).
 
     Without keys in the backup, join first: `init --join TOKEN` into the same --data-dir. Started, the node
     acknowledges nothing and serves no bytes until one peer has told it what happened since.

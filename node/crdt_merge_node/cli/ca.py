@@ -23,7 +23,7 @@ PASSPHRASE_FILE: Final = click.option(
 
 @click.group(cls=SuggestingGroup)
 def ca() -> None:
-    """Carry the key that admits nodes to another node, or to a safe place."""
+    """Export the key that admits nodes to a safe place, or import it on another node."""
 
 
 @ca.command("export")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=SuggestingGroup)
 def cert() -> None:
-    """See until when this node is a member; renew its certificate."""
+    """Show until when this node's certificate is valid; renew it."""
 
 
 @cert.command()

@@ -70,7 +70,7 @@ class Thresholds:
 
 
 class _WrongArgumentsError(click.UsageError):
-    """What a plugin was called with is none of its arguments."""
+    """The plugin was called with arguments that it does not have."""
 
     exit_code = int(Level.UNKNOWN)
 
@@ -127,7 +127,7 @@ def check(
     certificate_critical_days: float,
     timeout_s: float,
 ) -> None:
-    """Say in one line whether this node is well, for Nagios and whatever speaks its language.
+    """Say in one line whether this node is well, in the format of Nagios plugins.
 
     Exit status 0 OK, 1 WARNING, 2 CRITICAL (also if no daemon answers), 3 UNKNOWN (also for wrong arguments).
     The line ends with performance data. Looked at: alarms, live peers, how long bytes have been missing, room

@@ -43,7 +43,7 @@ TAG_DIGITS_MIN: Final = 4
 
 @click.group(cls=SuggestingGroup)
 def contribution() -> None:
-    """Offer a model to a group, see what others offered, take one's own back."""
+    """Offer a model to a group, see what others offered, remove your own."""
 
 
 @contribution.command()
@@ -60,7 +60,7 @@ def contribution() -> None:
 @click.option(
     "--link",
     is_flag=True,
-    help="Where no blocks can be shared: keep PATH by another name. Do not change it afterwards.",
+    help="Where no blocks can be shared: hard links to PATH. Do not change it afterwards.",
 )
 @command
 def add(
@@ -124,7 +124,7 @@ def add(
 )
 @command
 def get(invocation: Invocation, *, group: str, contribution: str, output: str, plain: bool) -> None:
-    """Write a CONTRIBUTION of GROUP, named by its tag, its digest or one's own slot.
+    """Write a CONTRIBUTION of GROUP, named by its tag, its digest or a slot of this node.
 
     The files are byte for byte those that its author added: one file, or a directory of shards with their
     index. They appear whole or not at all.
@@ -167,7 +167,7 @@ def list_(invocation: Invocation, group: str) -> None:
 @click.argument("contribution")
 @command
 def show(invocation: Invocation, group: str, contribution: str) -> None:
-    """Show one CONTRIBUTION of GROUP, named by its tag, its digest or one's own slot."""
+    """Show one CONTRIBUTION of GROUP, named by its tag, its digest or a slot of this node."""
     with invocation.client() as client:
         found = client.contribution_show(group, contribution)
     if invocation.is_json:
@@ -203,7 +203,7 @@ def show(invocation: Invocation, group: str, contribution: str) -> None:
 @YES
 @command
 def remove(invocation: Invocation, group: str, target: str, act_path: str | None, yes: bool) -> None:
-    """Take one's own contribution to GROUP back: TARGET is a tag or a slot.
+    """Remove a contribution of this node from GROUP: TARGET is a tag or a slot.
 
     A slot names every contribution in it that this node has seen. This cannot be undone, but the file can
     be contributed again. Administrators of the group remove others' too, named by their tags, with all that

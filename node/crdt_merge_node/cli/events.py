@@ -65,7 +65,7 @@ def events(invocation: Invocation, *, follow: bool, since: Since | None, level: 
     """Show what happened on the node lately, the newest last.
 
     The node remembers its last few thousand events, whatever the level of its log. Exit status 3 if it stops
-    while it is followed.
+    meanwhile.
     """
     last = FOLLOW_LAST if follow and since is None else 0
     since = since or Since()

@@ -60,9 +60,9 @@ def init(
 ) -> None:
     """Make this node: in a new cluster, or with --join or --ca in an existing one.
 
-    With a new cluster comes the line for the next machine, whose token works once, for a day. Safe to run
-    again if it was interrupted; with --ca also if it was not. What is given of --name, --host, --port and
-    --advertise is written to config.toml in the data directory.
+    A new cluster prints the line for the next machine, whose token works once, for a day. Safe to run
+    again after an interruption; with --ca at any time. --name, --host, --port and --advertise are written to
+    config.toml in the data directory.
     """
     if force and not token:
         raise click.UsageError("--force is for --join: coming back after `leave`.")

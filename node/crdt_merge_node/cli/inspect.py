@@ -13,7 +13,7 @@ DAMAGED = 7
 @click.command()
 @click.option("--group", default="", help="Only this group: a name, or the beginning of an id.")
 @click.option("--author", default="", help="Only this author: the beginning of an id.")
-@click.option("--last", type=click.IntRange(1), help="Only the newest so many.")
+@click.option("--last", metavar="N", type=click.IntRange(1), help="Only the newest N.")
 @command
 def inspect(invocation: Invocation, group: str, author: str, last: int | None) -> None:
     """List the stored operations of this node, whose daemon must be stopped. Changes nothing.

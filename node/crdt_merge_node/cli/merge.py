@@ -40,7 +40,7 @@ DEFAULT_STRATEGY: Final = "weight_average"
 @click.command()
 @click.argument("files", nargs=-1, type=MODEL, metavar="FILE...")
 @click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
-@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
+@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of this size, such as 5GB.")
 @click.option("--strategy", show_default=DEFAULT_STRATEGY, help="How the files are merged.")
 @click.option("--base", type=MODEL, help="The model that the others were trained from.")
 @click.option("--param", "params", multiple=True, metavar="K=V", help=FILE_PARAM_HELP)
@@ -54,7 +54,7 @@ DEFAULT_STRATEGY: Final = "weight_average"
 @click.option(
     "--config", type=READABLE, help="A mergekit YAML file instead of FILEs, strategy and parameters."
 )
-@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Measures by layer: HTML, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--as-group", is_flag=True, help="Warn, and go on as a group does, where files disagree.")

@@ -14,7 +14,7 @@ from .status import show_peers
 
 @click.group(cls=SuggestingGroup)
 def peer() -> None:
-    """See the other nodes; refuse one or let it in again; give one up."""
+    """See the other nodes; block, unblock or forget one."""
 
 
 @peer.command("list")

@@ -22,7 +22,7 @@ from .progress import follow as watch
 from .values import MODEL, READABLE, Weight, absolute, parse_pairs, read_text
 
 DTYPE: Final = click.Choice([dtype for dtype in POLICY_DTYPES if dtype], case_sensitive=False)
-DTYPE_HELP: Final = "Of the output; any, any:F32, ...: and contributions may have other float types."
+DTYPE_HELP: Final = "Of the output; any, or any:F32, also takes contributions of other float types."
 
 
 @click.group(cls=SuggestingGroup)
@@ -71,7 +71,7 @@ def set_(
     holders: int | None,
     act_path: str | None,
 ) -> None:
-    """Change the policy of GROUP; what is not given stays."""
+    """Change the policy of GROUP; what is not given stays as it is."""
     rules = adapter_params(rank=rank, resolve_to=resolve_to, max_rank=max_rank, base_name=base_name)
     changes = PolicyChanges(
         strategy=strategy,
@@ -124,7 +124,7 @@ def import_(
     """Take the policy of GROUP from a mergekit YAML FILE.
 
     A model of FILE is the contribution that --model says, else the one whose tag, digest or own slot is its
-    name. What cannot be said here exactly is refused by name.
+    name. What a policy cannot say exactly is refused by name.
     """
     from crdt_merge_node.recipes.mergekit import ENDS, read_mergekit
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("group", type=GROUP)
 @click.option("-o", "--output", type=PLACE, help="The safetensors file, or the directory, to write.")
-@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of so much, such as 5GB.")
+@click.option("--shard-size", type=ByteSize(), help="Write a directory of shards of this size, such as 5GB.")
 @click.option("--wait", is_flag=True, help="Wait for bytes that are not here yet, up to --timeout.")
 @click.option("--timeout", type=Seconds(min=0.0), default=600.0, show_default=True, help="Seconds.")
 @click.option("--without", multiple=True, metavar="TAG", help="Leave a contribution out; changes the key.")
 @click.option("--task", default="", metavar="TAG", help="Write the model of this contribution's task.")
 @click.option("--plan", "is_plan", is_flag=True, help="Say what would be done and what it costs, and end.")
-@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Layers measured: a page, or .json.")
+@click.option("--report", "reports", multiple=True, type=OUTPUT, help="Measures by layer: HTML, or .json.")
 @click.option("--card", type=OUTPUT, help="Write a model card.")
 @click.option("--verify", type=MODEL, metavar="FILE", help="Write nothing; compare FILE with the output.")
 @click.option("--fresh", is_flag=True, help="Compute everything, even what earlier outputs hold.")
@@ -61,10 +61,10 @@ def resolve(
 
     A group of adapters writes the directory of an adapter, or what its policy says (`policy show`).
 
-    Nodes with the same resolve key write the same tensors, and the same bytes if they cut them alike. With
-    the output goes its provenance, as JSON. An output that is a directory, or ends with a slash, is written
-    as Hugging Face lays it out. Exit status 6 if bytes are missing, 7 if another node computed another output
-    for the same key.
+    Nodes with the same resolve key write the same tensors, and the same bytes if they shard them alike. The
+    provenance is written beside the output, as JSON. An output that is a directory, or ends with a slash, is
+    written as Hugging Face lays it out. Exit status 6 if bytes are missing, 7 if another node computed other
+    bytes for the same key.
     """
     if output is None and not is_plan and verify is None:
         raise click.UsageError("Missing option '-o' / '--output'.")

@@ -122,7 +122,7 @@ def read_text(path: str) -> str:
     """Return a text that a person wrote.
 
     Raises:
-        click.BadParameter: It is none, or too large.
+        click.BadParameter: It is not UTF-8, or too large.
     """
     try:
         return read_small(path).decode()

@@ -126,13 +126,13 @@ class Configuration:
         params: dict[str, str] = {"profile": "mergekit"} if method.has_profile else {}
         for name, here in method.names.items():
             default = self.given.get(name)
-            values = [mine.get(name, default) for mine in self.per_model]
-            if all(value is None for value in values):
+            values = [mine.get(name) for mine in self.per_model]
+            if default is None and all(value is None for value in values):
                 continue
             if self.method == "slerp":
                 params["weight"] = slerp_weights(layout, default, self.models, self.base, digests)
             else:
-                params[here] = say(name, layout, values, digests)
+                params[here] = say(name, layout, values, default, digests)
         strategy = get(method.strategy)
         return Recipe(
             strategy=strategy.id,

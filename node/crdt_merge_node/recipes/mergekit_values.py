@@ -1,8 +1,9 @@
 """Values of a mergekit configuration as tables: what differs by model, by part of a name, and by layer.
 
-A list of numbers is a *gradient*, interpolated over the layers; its first value also holds for what comes
-before them (embeddings) and its last for what follows (the final norm and the head). A list of mappings has
-one value per ``filter``, a part of the tensor's name, and the first that matches counts.
+A list of numbers is a *gradient*, interpolated over the layers; its first value also holds for what is of no
+layer, whether it comes before them (embeddings) or after (the final norm and the head), and a single layer
+has the last. A list of mappings has one value per ``filter``, a part of the tensor's name, and the first that
+matches counts; where none does, what the configuration says for all models holds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ DIGEST_DIGITS: Final = 12
 """Hex digits by which a table names a contribution."""
 _PLACES: Final = Decimal(1).scaleb(-12)
 _LAYER: Final = re.compile(r"\.(\d{1,5})\.")
-_BEFORE: Final = ("embed", "wte", "wpe")
-"""Parts of the names of tensors that come before the layers."""
 _TABLE: Final = Parameter(
     name="table", type="decimal", default="1", per=frozenset({"tensor", "contribution"})
 )
@@ -53,11 +52,9 @@ class Layout:
         return None
 
     def position(self, tensor: str) -> Fraction:
-        """Return where in the stack of layers a tensor is, 0 to 1."""
+        """Return where in the stack of layers a tensor is, 0 to 1; 0 if it is of none."""
         layer = layer_of(tensor)
-        if layer is None:
-            return Fraction(0) if self._is_before(tensor) else Fraction(1)
-        return self._share(layer)
+        return Fraction(0) if layer is None else self._share(layer)
 
     def rows(self, rules: Sequence[Rule], digest: str) -> list[str]:
         """Return the rows of a table that says the same; a digest restricts them to one contribution.
@@ -78,17 +75,11 @@ class Layout:
                 for layer in range(self.layers):
                     inner = f"*.{layer}.*{rule.part}*" if rule.part else f"*.{layer}.*"
                     rows.append(f"{inner}{mark}={interpolate(rule.values, self._share(layer))}")
-                first = (t for t in self.tensors if rule.part in t and self._is_before(t))
-                rows += [f"{tensor}{mark}={rule.values[0]}" for tensor in first]
-            rows.append(f"{glob}{mark}={rule.values[-1]}")
+            rows.append(f"{glob}{mark}={rule.values[0]}")
         return rows
 
     def _share(self, layer: int) -> Fraction:
-        return Fraction(layer, self.layers - 1) if self.layers > 1 else Fraction(0)
-
-    @staticmethod
-    def _is_before(tensor: str) -> bool:
-        return layer_of(tensor) is None and any(part in tensor for part in _BEFORE)
+        return Fraction(layer, self.layers - 1) if self.layers > 1 else Fraction(1)
 
 
 def layer_of(tensor: str) -> int | None:
@@ -111,12 +102,22 @@ def interpolate(values: Sequence[str], position: Fraction) -> str:
     return format(rounded.normalize(), "f")
 
 
-def read_rules(name: str, value: Any) -> list[Rule]:
-    """Return what a value of the configuration means: a scalar, a gradient, or a list of filters.
+def read_rules(name: str, *values: Any) -> list[Rule]:
+    """Return what the values of a parameter mean: what a model says, then what holds where that says nothing.
+
+    Args:
+        name: Of the parameter.
+        values: Each a scalar, a gradient, a list of filters, or None, from the one that counts most.
 
     Raises:
-        ParameterError: It is none of them.
+        ParameterError: One is none of them.
     """
+    rules = [rule for value in values if value is not None for rule in _rules(name, value)]
+    last = next((i for i, rule in enumerate(rules) if not rule.part), len(rules))
+    return rules[: last + 1]
+
+
+def _rules(name: str, value: Any) -> list[Rule]:
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         rules = []
         for item in value:
@@ -147,11 +148,19 @@ def _text(name: str, value: Any) -> str:
     raise ParameterError(f"{name} is a number, true or false, not {value!r}.")
 
 
-def say(name: str, layout: Layout, values: Sequence[Any], digests: Sequence[str]) -> str:
-    """Return the text of a parameter that has these values in these models; None: its default."""
-    every = [None if value is None else read_rules(name, value) for value in values]
+def say(name: str, layout: Layout, values: Sequence[Any], default: Any, digests: Sequence[str]) -> str:
+    """Return the text of a parameter.
+
+    Args:
+        name: Of the parameter.
+        layout: The tensors.
+        values: What each model says of it; None: nothing.
+        default: What holds where a model says nothing; None: nothing does.
+        digests: Of the models.
+    """
+    every = [read_rules(name, value, default) for value in values]
     first = every[0]
-    if first is not None and all(rules == first for rules in every):
+    if first and all(rules == first for rules in every):
         if len(first) == 1 and not first[0].part and len(first[0].values) == 1:
             return _spell(name, first[0].values[0])
         rows = layout.rows(first, "")
@@ -159,7 +168,7 @@ def say(name: str, layout: Layout, values: Sequence[Any], digests: Sequence[str]
     else:
         rows, pairs = [], []
         for rules, digest in zip(every, digests, strict=True):
-            if rules is not None:
+            if rules:
                 rows += layout.rows(rules, digest[:DIGEST_DIGITS])
                 pairs.append((rules, digest))
     text = ";".join(rows)

@@ -26,7 +26,7 @@ def read_artefact_file(fs: Fs, file: Checkpoint, schema: Schema, *, kind: str = 
         kind: The type that it must have; empty: whatever it says.
 
     Raises:
-        ArtefactInvalidError: It is none, or not a right one.
+        ArtefactInvalidError: It is no artefact, or not a valid one.
         StorageError: It cannot be read.
     """
     path = file.path

@@ -34,7 +34,7 @@ _MALFORMED: Final = (ValueError, TypeError, LookupError, AttributeError, Recursi
 
 
 def read_earlier(fs: Fs, output: Path, *, sha256: bytes = b"") -> dict[bytes, KeptTensor]:
-    """Return the tensors of an output by their keys; none if it, or its account, is not there or is no such.
+    """Return the tensors of an output by their keys; none if it or its provenance is missing or unreadable.
 
     Args:
         fs: Where it is.

@@ -156,7 +156,7 @@ class _Making:
         out = np.frombuffer(room, np.uint8)
         rows = self._worker.rows(tensor, stored)
         if not accelerator.combine_stored(rows, base, coefficients, tensor.spec.dtype, out):
-            return False  # Something does not fit, or the types are none of theirs.
+            return False  # A value does not fit, or there are no loops for these types.
         self._take(room)
         return True
 

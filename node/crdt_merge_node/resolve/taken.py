@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .steps import TensorPlan
 
 _UNREADABLE: Final = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""What findings that are none of ours make of themselves, or of a strategy that is given them."""
+"""What reading findings can raise, or a strategy that is given them, if this node did not write them."""
 
 
 class EarlierChangedError(Exception):

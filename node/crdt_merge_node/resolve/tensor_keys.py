@@ -46,8 +46,8 @@ def take_over(
 def key_of(strategy: Strategy, context: MergeContext, tensor: TensorPlan) -> bytes:
     """Return the key of a tensor; empty if it has none.
 
-    There is none for what is copied from an input anyway, what other tensors decide as well, and what comes
-    from bytes that nobody has named.
+    It has none if it is copied from an input anyway, depends on other tensors, or comes from bytes that have
+    not been hashed.
     """
     if tensor.index < 0 or not all(source.blob for source in all_sources_of(tensor)):
         return b""

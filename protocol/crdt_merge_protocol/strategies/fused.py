@@ -81,7 +81,7 @@ def parse_rule(text: str) -> Rule:
     """Return the rule of a text.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no rule.
     """
     match = _RULE.fullmatch(text)
     if match is None:

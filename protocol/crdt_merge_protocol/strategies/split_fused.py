@@ -63,7 +63,7 @@ class SplitFused(Delegating):
     paper = "A view, no method: what the inner strategy's paper says of a layer holds for each part."
     doc = (
         "Merges by an inner strategy that sees fused tensors, such as queries, keys and values in one, as "
-        "what they are made of. Norms, ranks and shares of a fused tensor are none of its layers'."
+        "what they are made of. Norms, ranks and shares of a fused tensor are not those of its layers."
     )
     formula = "out = fuse(inner merge of split(X_1), ..., split(X_k))"
     base: ClassVar[BaseUse] = "optional"

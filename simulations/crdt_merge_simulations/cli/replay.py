@@ -20,7 +20,7 @@ from .watching import Watch
 def replay(answer: Answer, *, file: str, is_json: bool) -> None:
     """Carry out the plan in FILE again, a result of --save or of shrink.
 
-    The plan is taken from the file, not drawn again. Says whether the trace is that of then.
+    The plan is taken from the file, not drawn again. Says whether the trace is the same.
     """
     from crdt_merge_simulations import worlds
     from crdt_merge_simulations.documents import load, plan_in
@@ -33,7 +33,5 @@ def replay(answer: Answer, *, file: str, is_json: bool) -> None:
     story = Story(result=result, plan=plan, command=shlex.join(["crdt-merge-sim", "replay", file]))
     answer.give(story, is_json=is_json)
     if then := document.get("trace"):
-        note(
-            "the trace is that of then" if then == result.trace else "the trace differs: the code has changed"
-        )
+        note("the trace is the same" if then == result.trace else "the trace differs: the code has changed")
     end(result)

@@ -36,7 +36,7 @@ def sweep(
     save: str | None,
     is_json: bool,
 ) -> None:
-    """Run many seeds of SCENARIO on all cores; failures that are alike are told once.
+    """Run many seeds of SCENARIO on all cores; failures that are alike are reported once.
 
     With --json: an object per seed, then one with the sum.
     """

@@ -89,7 +89,7 @@ def test_a_gradient_runs_over_the_layers_with_its_ends_outside() -> None:
     assert recipe.base is None
 
 
-def test_embeddings_take_the_first_value_and_the_head_the_last() -> None:
+def test_what_is_of_no_layer_takes_the_first_value() -> None:
     recipe = read_mergekit(
         """
         merge_method: linear
@@ -99,9 +99,43 @@ def test_embeddings_take_the_first_value_and_the_head_the_last() -> None:
         """
     ).recipe(TENSORS, digest_of)
     weights = table(recipe.params, "linear", "weight")
-    assert weights.at("model.embed_tokens.weight", digest_of("a").hex()) == Fraction(1, 5)
-    assert weights.at("lm_head.weight", digest_of("a").hex()) == Fraction(4, 5)
+    for tensor in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert weights.at(tensor, digest_of("a").hex()) == Fraction(1, 5)
+        assert weights.at(tensor, digest_of("b").hex()) == Fraction(1, 2)
     assert weights.at("model.layers.2.mlp.up_proj.weight", digest_of("a").hex()) == Fraction(1, 2)
+    assert weights.at("model.layers.4.mlp.up_proj.weight", digest_of("a").hex()) == Fraction(4, 5)
+
+
+def test_a_single_layer_takes_the_last_value() -> None:
+    recipe = read_mergekit(
+        """
+        merge_method: linear
+        models:
+          - {model: a, parameters: {weight: [0.2, 0.8]}}
+          - {model: b, parameters: {weight: 0.5}}
+        """
+    ).recipe(["lm_head.weight", "model.layers.0.mlp.up_proj.weight"], digest_of)
+    weights = table(recipe.params, "linear", "weight")
+    assert weights.at("model.layers.0.mlp.up_proj.weight", digest_of("a").hex()) == Fraction(4, 5)
+    assert weights.at("lm_head.weight", digest_of("a").hex()) == Fraction(1, 5)
+
+
+def test_where_no_filter_of_a_model_matches_the_common_value_holds() -> None:
+    recipe = read_mergekit(
+        """
+        merge_method: linear
+        models:
+          - {model: a, parameters: {weight: [{filter: mlp, value: 0.9}]}}
+          - {model: b}
+        parameters: {weight: [{filter: lm_head, value: 0.1}, {value: 0.3}]}
+        """
+    ).recipe(TENSORS, digest_of)
+    weights = table(recipe.params, "linear", "weight")
+    for tensor in TENSORS:
+        common = Fraction(1, 10) if tensor == "lm_head.weight" else Fraction(3, 10)
+        assert weights.at(tensor, digest_of("b").hex()) == common
+        mine = Fraction(9, 10) if "mlp" in tensor else common
+        assert weights.at(tensor, digest_of("a").hex()) == mine
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from crdt_merge_node.resolve.estimate import estimate_job
 from crdt_merge_node.resolve.job import ModelInput, ResolveCancelledError
 from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.remembered import RESULTS_MAX, recall, remember
+from crdt_merge_node.resolve.reuse import find_finished
 from crdt_merge_node.resolve.run import run_job
 from crdt_merge_protocol.strategies.spherical import Slerp
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES
@@ -51,6 +52,17 @@ def test_only_what_changed_is_computed_again(tmp_path: Path) -> None:
     assert [each["name"] for each in account["tensors"] if not each.get("reused")] == ["a.weight", "ids"]
     assert bytes_of(result) == bytes_of(fresh)
     assert bytes_of(result) != {"": b""}
+
+
+def test_a_tensor_of_another_base_is_computed_again(tmp_path: Path) -> None:
+    group = Group("task_arithmetic", MODELS)
+    other = replace(group, base=group.base.changed("a.weight", 99))
+    group.resolve(tmp_path / "out", fs=FS)
+    result = other.resolve(tmp_path / "out", fs=FS, earlier=tmp_path / "out")
+    fresh = other.resolve(tmp_path / "fresh", fs=FS)
+
+    assert result.reused_tensors == len(FLOATS) - 1
+    assert bytes_of(result) == bytes_of(fresh)
 
 
 def test_passes_do_not_look_at_what_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +226,33 @@ def test_an_account_of_another_kind_offers_nothing(tmp_path: Path, what: str) ->
     first.manifest_path.write_text(json.dumps(account))
 
     assert read_earlier(FS, tmp_path / "out") == {}
+
+
+OTHER_RESULTS: dict[str, Callable[[dict], object]] = {
+    "another release": lambda account: account["numerics"].update(release="0.0.1"),
+    "another schema": lambda account: account.update(schema="resolve/0"),
+    "another key": lambda account: account.update(resolve_key="00" * 32),
+    "another version of the strategy": lambda account: account["effective_strategy"].update(version=99),
+    "other shards": lambda account: account["file"].update(shard_bytes=64),
+    "another size": lambda account: account["file"].update(nbytes=1),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_RESULTS)
+def test_an_output_that_may_be_of_another_merge_is_not_the_result(tmp_path: Path, what: str) -> None:
+    def found():
+        nobody = {"progress": lambda *_: None, "cancelled": lambda: False}
+        return find_finished(MEAN.job(), tmp_path / "out", fs=FS, **nobody)
+
+    first = MEAN.resolve(tmp_path / "out", fs=FS)
+    finished = found()
+    account = json.loads(first.manifest_path.read_text())
+    OTHER_RESULTS[what](account)
+    first.manifest_path.write_text(json.dumps(account))
+
+    assert finished is not None
+    assert finished.output_digest == first.output_digest
+    assert found() is None
 
 
 def test_nothing_is_taken_from_what_is_not_there_or_no_account(tmp_path: Path) -> None:

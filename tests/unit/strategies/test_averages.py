@@ -104,3 +104,11 @@ def test_weights_are_exact_fractions():
     out = merged("weight_average", [X, Y, BASE], weights=context_weights)
 
     assert out == pytest.approx([5 / 3, 1.0, 5 / 3], rel=1e-15)
+
+
+def test_shares_are_rounded_once():
+    """0.1 / 0.6 in floating point is not the number that is nearest to a sixth."""
+    one, none = {"t": np.array([1.0])}, {"t": np.array([0.0])}
+
+    assert 0.1 / 0.6 != 1 / 6
+    assert merged("weight_average", [one, none, none], weights=("0.1", "0.2", "0.3")) == [1 / 6]

@@ -5,14 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from crdt_merge_protocol.errors import ParameterError
-from crdt_merge_protocol.strategies import magnitude_sampling
 from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS
 from crdt_merge_protocol.strategies.magnitude_sampling import keep_probabilities
 from crdt_merge_protocol.strategies.randomness import stream_key, uniform
 from crdt_merge_protocol.strategies.reference import merge_arrays
 from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.strategies.rows import order_of_rows
-from support import vectors
 
 RNG = np.random.default_rng(17)
 SHAPES = {"conv": (4, 3, 3, 3), "m": (5, 7), "one": (6, 1), "s": (), "v": (8,), "void": (0, 3)}
@@ -20,16 +18,6 @@ BASE = {name: RNG.integers(-64, 64, shape) / 16 for name, shape in SHAPES.items(
 MODELS = [{name: x + RNG.integers(-40, 40, x.shape) / 16 for name, x in BASE.items()} for _ in range(3)]
 DIGESTS = [bytes([i]) * 32 for i in (4, 5, 6)]
 BOTH = ("della", "della_linear")
-
-
-@pytest.fixture
-def fixed_uniforms(monkeypatch):
-    """Drop by the uniforms of the golden vectors instead of by the stream."""
-
-    def draw(strategy, context, block, contribution):
-        return vectors.UNIFORMS[vectors.DIGESTS.index(context.digests[contribution])].reshape(-1)
-
-    monkeypatch.setattr(magnitude_sampling, "draw_uniforms", draw)
 
 
 def test_probabilities_rise_with_the_rank():

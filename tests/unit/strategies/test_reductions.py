@@ -42,6 +42,12 @@ def test_sums_of_leaves_do_not_depend_on_blocks():
     assert tree_sum(values) == pytest.approx(math.fsum(values), rel=1e-12)
 
 
+def test_leaves_are_added_by_halves_like_what_is_in_them():
+    """One after the other would lose all ones beside 2^53."""
+    assert add_leaves([2.0**53, 1.0, -(2.0**53), 1.0]) == 2.0
+    assert add_leaves([2.0**53, 1.0, 1.0, 1.0, -(2.0**53)]) == 3.0
+
+
 def test_inner_products_are_sums_of_products():
     first, second = np.random.default_rng(2).normal(size=(2, LEAF_ELEMENTS + 5))
 
