@@ -376,7 +376,7 @@ def wait_for_end(descriptor: int) -> None:
     """A descriptor of a process becomes readable when the process ends."""
     import select
 
-    readable, _, _ = select.select([descriptor], [], [], 20)
+    readable, _, _ = select.select([descriptor], [], [], 300)
     os.close(descriptor)
     assert readable, "a worker outlived its parent"
 

@@ -61,7 +61,7 @@ def test_attacks_reach_what_they_are_for() -> None:
     specs = [spec for each in made for spec in each.schema.specs]
     weights = {model.weight for each in made for model in each.models}
 
-    assert {"F64", "F32", "F16", "BF16", "I64", "BOOL"} <= {spec.dtype for spec in specs}
+    assert {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "BOOL"} <= {s.dtype for s in specs}
     assert {(), (0,), (0, 3), (3, 2, 1, 2)} <= {spec.shape for spec in specs}
     assert {1, 2, 3} <= {len(each.models) for each in made}
     assert len(weights) > 50

@@ -18,6 +18,7 @@ import numpy as np
 from crdt_merge_node.resolve.job import TensorSource, UsedArtefact, UsedModel
 from crdt_merge_node.resolve.plan import build_job
 from crdt_merge_protocol.blobs import (
+    FLOAT_DTYPES,
     Manifest,
     ManifestEntry,
     Schema,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 NUMPY = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 SHAPES = ((), (0,), (0, 3), (3, 0), (1,), (1, 1), (1, 5), (5, 1), (7,), (2, 3), (6, 5), (3, 2, 1, 2))
@@ -126,7 +128,7 @@ def attack(strategy: str, seed: int) -> Attack:
 
 
 def _schema(draw: random.Random) -> Schema:
-    float_type = draw.choice(("F64", "F32", "F32", "F16", "BF16"))
+    float_type = draw.choice(("F64", "F32", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))
     specs = [
         TensorSpec(
             name=name,
@@ -180,7 +182,7 @@ def _cast(draw: random.Random, schema: Schema, values: dict[str, np.ndarray]) ->
     found = {}
     for spec in schema.specs:
         array = values[spec.name]
-        if spec.dtype in ("F32", "F16", "BF16", "F64"):
+        if spec.dtype in FLOAT_DTYPES:
             with np.errstate(over="ignore"):
                 wider = array.astype(NUMPY[draw.choice(("F64", "F32"))])
             array = wider if np.isfinite(wider).all() else array
@@ -269,7 +271,7 @@ def _artefact(
     draw: random.Random, type_: str, bond: dict[str, object], schema: Schema, count: int
 ) -> UsedArtefact | None:
     rng = np.random.default_rng(draw.getrandbits(32))
-    model = [spec for spec in schema.specs if spec.dtype in ("F64", "F32", "F16", "BF16")]
+    model = [spec for spec in schema.specs if spec.dtype in FLOAT_DTYPES]
     for _ in range(8):
         fields, tensors = _MAKERS[type_](draw, rng, model, count)
         header = read_header(type_, encode_header({"artefact": f"{type_}/1", **bond, **fields}))

@@ -171,7 +171,8 @@ def _check_words(contents: GroupContents, name: str, *, slot: str, weight: int, 
             f"{quoted(slot)} is no name of a slot.",
             hint="Use letters, digits, . _ / -, at most 200, without '..' or a leading . or /.",
         )
-    if not 0 < weight <= (cap := contents.view.policy.weight_cap):
+    cap = contents.view.policy.weight_cap
+    if not 0 < weight <= cap:
         raise ParameterError(
             f"weight {weight / WEIGHT_ONE:g} is not above 0 and at most {cap / WEIGHT_ONE:g},"
             f' the cap of group "{name}".',

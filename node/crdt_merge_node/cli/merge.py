@@ -15,6 +15,7 @@ from .options import Invocation, command
 from .output import by_workers, clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
 from .resolve import reused
+from .stacking import stack_in, write_stack_of
 from .values import (
     FILE_PARAM_HELP,
     MODEL,
@@ -99,6 +100,15 @@ def merge(
             raise click.UsageError(
                 "--config takes the place of FILEs, --strategy, --base, --param and --weight."
             )
+        if (stack := stack_in(config)) is not None:
+            if is_plan or verify or reports or card or artefacts or task:
+                raise click.UsageError(
+                    "Slices are stacked, not merged: only --output, --shard-size and --dtype apply."
+                )
+            write_stack_of(
+                invocation, stack, config=config, output=output, shard_size=shard_size, dtype=dtype
+            )
+            return
         recipe = _read_config(config)
         files, strategy, base = recipe.models, recipe.strategy, recipe.base
         params = tuple(f"{name}={value}" for name, value in recipe.params.items())

@@ -8,7 +8,7 @@ import click
 
 from .app import SuggestingGroup
 from .options import Invocation, command
-from .output import facts, say, say_json, table
+from .output import duration, facts, say, say_json, table
 
 if TYPE_CHECKING:
     from crdt_merge_protocol.strategies.contract import Strategy
@@ -126,7 +126,8 @@ def _cost(found: Strategy) -> str:
     if found.determinism == "inherit":
         return "that of the strategy it is built on"
     seconds = _seconds(found)
-    return f"about {seconds:.2g} s for a 4096 x 4096 matrix and 3 models on one core, reading aside"
+    time = f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
+    return f"about {time} for a 4096 x 4096 matrix and 3 models on one core, reading aside"
 
 
 def _seconds(found: Strategy) -> float:

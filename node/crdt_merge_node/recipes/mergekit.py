@@ -65,10 +65,10 @@ METHODS: Final = {
 }
 ENDS: Final = frozenset({"slerp", "linear", "karcher", "passthrough"})
 """Methods without differences from a base: what is called base_model there is a model like the others."""
-_IGNORED: Final = {"int8_mask": "it only saves memory there"}
+IGNORED: Final = {"int8_mask": "it only saves memory there"}
 _TOP_KEYS: Final = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
 _BUT: Final = {"slices": ", but for one slice of all layers"}
-_DTYPES: Final = {
+DTYPES: Final = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "fp16": "F16", "bf16": "BF16",
 }  # fmt: skip
 
@@ -174,7 +174,7 @@ def read_mergekit(text: str) -> Configuration:
         base = None
     given = data.get("parameters") or {}
     dtype = str(data.get("out_dtype") or data.get("dtype") or "")
-    if dtype and dtype not in _DTYPES:
+    if dtype and dtype not in DTYPES:
         problems.append(f"dtype {dtype} is not supported")
     notes = _check_names(data["merge_method"], method, [given, *per_model], problems)
     if problems:
@@ -186,7 +186,7 @@ def read_mergekit(text: str) -> Configuration:
         method=str(data["merge_method"]),
         models=tuple(model for model, _ in kept),
         base=base,
-        dtype=_DTYPES.get(dtype, ""),
+        dtype=DTYPES.get(dtype, ""),
         given=given,
         per_model=tuple(mine for _, mine in kept),
         notes=tuple(notes),
@@ -258,8 +258,8 @@ def _check_names(
             problems.append("parameters is not a mapping")
             continue
         for key in table:
-            if key in _IGNORED:
-                notes.append(f"{key} was ignored: {_IGNORED[key]}")
+            if key in IGNORED:
+                notes.append(f"{key} was ignored: {IGNORED[key]}")
             elif method is not None and key not in method.names:
                 problems.append(f"parameter {key} of {name} is not supported")
     return list(dict.fromkeys(notes))

@@ -87,6 +87,14 @@ class Worker:
             aligned = views[k + (base is not None) :]
             yield self._block(tensor, (start, stop), views[:k], base, aligned)
 
+    def artefact_blocks(self, span: Span) -> Iterator[Block]:
+        """Yield the blocks of a span without what is of models: for passes that look at artefacts alone."""
+        tensor = self.plan.tensors[span.tensor]
+        streams = list(enumerate(tensor.streams))[tensor.model_streams :]
+        for start, stop in self._ranges(tensor, span, None):
+            views = [self._decoded(number, stream, start, stop, None) for number, stream in streams]
+            yield self._block(tensor, (start, stop), (), None, views)
+
     def stored_blocks(self, span: Span, hashers: list[ChunkHasher] | None) -> Iterator[StoredBlock]:
         """Yield the blocks of a span as they are stored. Only where :func:`keeps_stored` says so."""
         tensor = self.plan.tensors[span.tensor]

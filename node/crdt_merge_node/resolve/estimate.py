@@ -18,6 +18,7 @@ from .needs import in_files
 from .plan import make_plan
 from .run import usable_cores
 from .steps import Plan, all_sources_of
+from .tied import may_be_tied
 
 _PROBE_CHUNKS: Final = 4
 _START_S: Final = 0.25
@@ -65,33 +66,47 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
         strategy=plan.strategy,
         stand_in_reason=in_files(plan.stand_in_reason, job),
         determinism=strategy.determinism_in(plan.context),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *_tied(job, plan)),
         tensors=len(plan.tensors),
         merged_tensors=sum(tensor.index >= 0 for tensor in plan.tensors),
         reused_tensors=len(plan.reuse.taken),
         reused_bytes=plan.reuse.nbytes,
         passes=passes,
-        read_bytes=_read_bytes(plan, passes),
+        read_bytes=_read_bytes(plan),
         output_bytes=plan.nbytes,
         workers=plan.workers,
         block_elements=plan.block_elements,
         peak_memory_bytes=plan.memory_bytes,
-        seconds=_seconds(plan, passes, seconds_per_byte(clock or SystemClock())),
+        seconds=_seconds(plan, seconds_per_byte(clock or SystemClock())),
     )
 
 
-def _read_bytes(plan: Plan, passes: int) -> int:
+def _read_bytes(plan: Plan) -> int:
     """Return what all passes read at most; what is copied is read once."""
-    merged = (source for tensor in plan.tensors if tensor.index >= 0 for source in all_sources_of(tensor))
-    return plan.input_bytes + (passes - 1) * sum(source.nbytes for source in merged)
+    strategy, context = get(plan.strategy), plan.context
+    merged = [tensor for tensor in plan.tensors if tensor.index >= 0]
+    whole = sum(source.nbytes for tensor in merged for source in all_sources_of(tensor))
+    models = sum(source.nbytes for tensor in merged for source, _ in tensor.streams[: tensor.model_streams])
+    passes = range(strategy.pass_count(context))
+    return plan.input_bytes + sum(whole - models * (not strategy.reads_models(context, n)) for n in passes)
 
 
-def _seconds(plan: Plan, passes: int, per_byte: float) -> float:
+def _tied(job: ResolveJob, plan: Plan) -> list[str]:
+    """Return which tensors are merged as one, as far as that can be told before files are read."""
+    return [
+        f"{copy} is {leader} in all inputs: they are merged as one." for copy, leader in plan.tied.items()
+    ] + [
+        f"{copy} is merged as one with {leader} if all files hold the same in both; here each counts."
+        for copy, leader in may_be_tied(job)
+    ]
+
+
+def _seconds(plan: Plan, per_byte: float) -> float:
     """Return the arithmetic and the reading, shared out, or the writing if that takes longer."""
     strategy, context = get(plan.strategy), plan.context
     merged = (tensor.index for tensor in plan.tensors if tensor.index >= 0)
     arithmetic = sum(strategy.nanoseconds(context, index) for index in merged) / 1e9
-    reading = _read_bytes(plan, passes) * per_byte
+    reading = _read_bytes(plan) * per_byte
     writing = plan.nbytes * per_byte
     if not plan.workers:
         return arithmetic + reading + writing

@@ -20,6 +20,8 @@ from .steps import SLOT_BYTES, TensorPlan
 
 BLOCK_LEAVES: Final = 2
 """Leaves in a block if memory allows: 1 MiB per input in float64 stays in the second-level cache."""
+COMPILED_LEAVES: Final = 4
+"""The same where loops are compiled: they go over each block once, so that fewer, larger ones cost less."""
 _INTERPRETER_BYTES: Final = 40 * MIB
 """Private memory of a worker process before it merges anything: Python and numpy."""
 _FLOAT_BYTES: Final = 8
@@ -71,13 +73,15 @@ def share_memory(
     needs = {
         leaves * LEAF_ELEMENTS: {"": _elements_bytes(k, leaves * LEAF_ELEMENTS)}
         | {t.spec.name: _tensor_bytes(strategy, context, t, leaves * LEAF_ELEMENTS) for t in special}
-        for leaves in range(BLOCK_LEAVES, 0, -1)
+        for leaves in range(COMPILED_LEAVES, 0, -1)
     }
     fixed = 2 * SLOT_BYTES + (_INTERPRETER_BYTES if wanted else 0)
     for workers in range(wanted, 0 if wanted else -1, -1):
         processes = max(workers, 1)
         for besides in dict.fromkeys((compiled_bytes if workers else 0, 0)):
             for elements, by_tensor in needs.items():
+                if not besides and elements > BLOCK_LEAVES * LEAF_ELEMENTS:
+                    continue
                 stored = k * elements * _FLOAT_BYTES if besides else 0  # Kept beside what is decoded.
                 needed = processes * (max(by_tensor.values()) + fixed + besides + stored)
                 if needed <= budget:

@@ -70,7 +70,8 @@ class InlinePool:
 
     def __init__(self, fs: Fs, *, slot_bytes: int, tick: Tick) -> None:
         self._worker = Worker(fs)
-        self._slot = memoryview(bytearray(slot_bytes))
+        # No page of it is there before it is written to, unlike those of a bytearray.
+        self._slot = memoryview(mmap.mmap(-1, max(slot_bytes, 1)))[:slot_bytes]
         self._tick = tick
 
     def __enter__(self) -> Self:

@@ -202,7 +202,9 @@ class Run:
             ]
             looks_at = partial(self._strategy.looks_at, context, state, pass_no)
             batches = list(self._plan.observe_batches(wanted, looks_at))
-            answers = self._pool.run(Observe(pass_no, batch) for batch in self._reading_ahead(batches))
+            has_models = self._strategy.reads_models(context, pass_no)
+            ahead = self._reading_ahead(batches, has_models=has_models)
+            answers = self._pool.run(Observe(pass_no, batch) for batch in ahead)
             partials: list[tuple[Key, Any]] = []
             compact_at = PARTIALS_MAX
             for batch, (answer, _) in zip(batches, answers, strict=True):
@@ -245,8 +247,11 @@ class Run:
                 yield MergeIntoFile(batch[0], *writer.place(position))
             position += nbytes
 
-    def _reading_ahead(self, batches: Iterable[tuple[Span, ...]]) -> Iterator[tuple[Span, ...]]:
-        return reading_ahead(batches, self._plan.reads, self._pool.expect)
+    def _reading_ahead(
+        self, batches: Iterable[tuple[Span, ...]], *, has_models: bool = True
+    ) -> Iterator[tuple[Span, ...]]:
+        reads = partial(self._plan.reads, has_models=has_models)
+        return reading_ahead(batches, reads, self._pool.expect)
 
     def _take_in(self, writer: OutputWriter, merged: Sequence[Merged], data: memoryview) -> None:
         """Write what a task put out, or look at what it has written, and note the digests of its chunks."""

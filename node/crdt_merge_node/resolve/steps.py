@@ -91,6 +91,11 @@ class TensorPlan:
         return (*zip(models, dtypes, strict=True), *aligned)
 
     @property
+    def model_streams(self) -> int:
+        """How many of the streams, the first ones, are of models: inputs and the base."""
+        return len(self.inputs) + (self.base is not None)
+
+    @property
     def size(self) -> int:
         """Length in what spans count: elements of a merged tensor, bytes of a copied one."""
         return self.spec.numel if self.index >= 0 else self.spec.nbytes
@@ -118,9 +123,9 @@ class TensorPlan:
             return True
         return self.step * DTYPE_BYTES[self.spec.dtype] % CHUNK_BYTES == 0
 
-    def reads(self, span: Span) -> Iterator[tuple[TensorSource, int, int]]:
+    def reads(self, span: Span, *, has_models: bool = True) -> Iterator[tuple[TensorSource, int, int]]:
         """Yield (source, offset in it, bytes) of what a span of this tensor reads."""
-        for source, dtype in self.streams:
+        for source, dtype in self.streams if has_models else self.streams[self.model_streams :]:
             width = DTYPE_BYTES[dtype] if self.index >= 0 else 1
             yield source, span.start * width, (span.stop - span.start) * width
 
@@ -213,10 +218,12 @@ class Plan:
         whole = sum(part.source.nbytes for part in tensor.artefacts if not part.is_aligned)
         return (span.stop - span.start) * widths + (whole if span.start == 0 else 0)
 
-    def reads(self, batch: Iterable[Span]) -> Iterator[tuple[TensorSource, int, int]]:
+    def reads(
+        self, batch: Iterable[Span], *, has_models: bool = True
+    ) -> Iterator[tuple[TensorSource, int, int]]:
         """Yield (source, offset in it, bytes) of what spans read, without parts that come whole."""
         for span in batch:
-            yield from self.tensors[span.tensor].reads(span)
+            yield from self.tensors[span.tensor].reads(span, has_models=has_models)
 
     def _spans(self) -> Iterator[Span]:
         for number, tensor in enumerate(self.tensors):

@@ -74,9 +74,10 @@ class Observe:
     def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return the partial results, compacted: a list of (key, partial)."""
         strategy, context = worker.strategy, worker.plan.context
+        has_models = strategy.reads_models(context, self.pass_no)
         partials: list[tuple[Key, Any]] = []
         for span in self.spans:
-            for block in worker.blocks(span, None):
+            for block in worker.blocks(span, None) if has_models else worker.artefact_blocks(span):
                 partials.append((block.key, strategy.observe(context, worker.state, self.pass_no, block)))
                 if len(partials) >= PARTIALS_MAX:
                     partials = strategy.compact(context, self.pass_no, partials)

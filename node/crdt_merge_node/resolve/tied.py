@@ -70,12 +70,29 @@ def find_tied(job: ResolveJob, params: Mapping[str, Value]) -> Tied:
     return Tied(leaders, tuple(warnings))
 
 
+def may_be_tied(job: ResolveJob) -> list[tuple[str, str]]:
+    """Return (copy, leader) of embeddings of one shape in files that nobody has read yet.
+
+    Headers do not say whether the bytes are the same; what parameters and artefacts say of them is left out.
+    """
+    found: dict[tuple[object, ...], list[str]] = {}
+    for spec in job.schema.specs:
+        is_unread = all(model.tensors[spec.name].blob in _UNNAMED for model in job.inputs)
+        if is_unread and is_embedding(spec.name) and _can_be_tied(spec):
+            found.setdefault((spec.shape, spec.dtype), []).append(spec.name)
+    return [(copy, names[0]) for names in found.values() for copy in names[1:]]
+
+
+def _can_be_tied(spec: TensorSpec) -> bool:
+    return spec.dtype in FLOAT_DTYPES and len(spec.shape) == 2 and spec.numel >= ELEMENTS_MIN
+
+
 def _equal(job: ResolveJob) -> Iterator[Sequence[TensorSpec]]:
     """Yield matrices that have the same shape, type and bytes in every input, in byte order of the names."""
     models = [*job.inputs, *([job.base] if job.base is not None and _reads_base(job) else [])]
     found: dict[tuple[object, ...], list[TensorSpec]] = {}
     for spec in job.schema.specs:
-        if spec.dtype not in FLOAT_DTYPES or len(spec.shape) != 2 or spec.numel < ELEMENTS_MIN:
+        if not _can_be_tied(spec):
             continue
         blobs = tuple(model.tensors[spec.name].blob for model in models)
         if any(blob in _UNNAMED for blob in blobs):

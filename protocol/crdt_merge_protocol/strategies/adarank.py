@@ -105,7 +105,10 @@ class AdaRank(SetBound, MatrixStrategy):
     def nanoseconds(self, context: MergeContext, tensor_index: int) -> float:
         """Return an estimate: a decomposition per contribution, and its values once before."""
         spec = context.specs[tensor_index]
-        shape = self._masked_shape(context, tensor_index)
+        if self.position(context) is None:
+            shape = matrix_shape(spec)  # Of a merge without artefacts, as `strategy explain` has it.
+        else:
+            shape = self._masked_shape(context, tensor_index)
         passes = 2.0 * spec.numel * (context.k + 1)
         if shape is None:
             return passes

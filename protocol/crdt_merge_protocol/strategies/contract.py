@@ -310,6 +310,10 @@ class Strategy(ABC):
         """Tell whether a pass has to see a tensor. A driver that shows it anyway gets the same result."""
         return True
 
+    def reads_models(self, context: MergeContext, pass_no: int) -> bool:
+        """Tell whether a pass looks at models and base; if not, its blocks hold artefacts and no inputs."""
+        return True
+
     def looks_at(
         self,
         context: MergeContext,

@@ -144,6 +144,10 @@ class FisherMerge(Strategy):
         """Return one pass for the scales, if there are any."""
         return 0 if context.params["normalize"] == "none" or _is_plain(context) else 1
 
+    def reads_models(self, context: MergeContext, pass_no: int) -> bool:  # noqa: ARG002
+        """Tell that scales are those of Fisher diagonals."""
+        return False
+
     def observe(self, context: MergeContext, state: Any, pass_no: int, block: Block) -> list[Float64Array]:  # noqa: ARG002
         """Return the sums over leaves of each Fisher diagonal, squared for ``model_l2``."""
         if context.params["normalize"] == "tensor_mean":

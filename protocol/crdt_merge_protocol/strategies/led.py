@@ -131,6 +131,10 @@ class LedMerge(Strategy):
         """Return the passes to select, to place equal scores and to count."""
         return _COUNT + 1
 
+    def reads_models(self, context: MergeContext, pass_no: int) -> bool:  # noqa: ARG002 - the same for all.
+        """Tell that scores decide what is kept."""
+        return False
+
     def needs(self, context: MergeContext, state: Any, pass_no: int, tensor_index: int) -> bool:
         """Tell whether a pass can still learn from a tensor."""
         known, scope = state or LedState(), scope_of(context, tensor_index)

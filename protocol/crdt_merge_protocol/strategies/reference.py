@@ -137,9 +137,10 @@ class _Run:
         """Do all passes and return the outcome."""
         strategy, context, state = self.strategy, self.context, None
         for pass_no in range(strategy.pass_count(context)):
+            has_models = strategy.reads_models(context, pass_no)
             partials = [
                 (block.key, strategy.observe(context, state, pass_no, block))
-                for block in self._blocks()
+                for block in self._blocks(has_models=has_models)
                 if strategy.needs(context, state, pass_no, block.tensor_index)
             ]
             state = strategy.end_pass(context, state, pass_no, partials)
@@ -151,10 +152,10 @@ class _Run:
         }
         return MergedArrays(tensors, strategy.decisions(context, state))
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self, *, has_models: bool = True) -> Iterator[Block]:
         for index, spec in enumerate(self.context.specs):
-            flat = [_flat(model[spec.name]) for model in self.models]
-            base = None if self.base is None else _flat(self.base[spec.name])
+            flat = [_flat(model[spec.name]) for model in self.models if has_models]
+            base = None if self.base is None or not has_models else _flat(self.base[spec.name])
             wanted = [
                 (want, _flat(self.artefacts[self.context.artefacts[want.artefact].digest][want.tensor]))
                 for want in self.strategy.wants(self.context, index)

@@ -26,9 +26,10 @@ from .acceleration import Contest, ScaledDifferences, current
 from .averages import weight_parameter
 from .contract import BaseUse, Block, Float64Array, Key, MergeContext, Strategy
 from .dependence import Dependence, depends
-from .election import Booth, ballot_of, majority_sign
+from .election import Ballot, Booth, ballot_of, majority_sign
 from .kernels import chunks
 from .parameters import MERGEKIT, PAPER, Parameter, Scalar, Table, Value, possible, profile_parameter
+from .remembering import remembered
 from .sampling import is_sampled, sampled_leaves
 from .selection import LEVELS, Selection, advance, kept_count, merge_tallies
 from .task_vectors import LAMBDA
@@ -100,6 +101,7 @@ class SignElection(Strategy):
         """Tell whether the result is the base."""
         return self._trim_densities(context) == {0}
 
+    @remembered
     def votes(self, context: MergeContext, tensor_index: int) -> list[int]:
         """Return the contributions that have a say in a tensor and keep something of it."""
         weights = context.weights_in(tensor_index)
@@ -109,6 +111,7 @@ class SignElection(Strategy):
         """Return the greatest number of passes."""
         return len(self.stages(context))
 
+    @remembered
     def stages(self, context: MergeContext) -> tuple[Stage, ...]:
         """Return what each pass is for."""
         if self.keeps_nothing(context):
@@ -255,9 +258,14 @@ class SignElection(Strategy):
         """Return every density that trimming can have somewhere."""
         return possible(context.params[self.trim_parameter]) if self.trim_parameter else {Fraction(1)}
 
+    @remembered
     def _trimmed_voters(self, context: MergeContext, tensor_index: int) -> list[int]:
         """Return the contributions of which trimming keeps a part, neither nothing nor all."""
         return [i for i in voters(context) if 0 < self.trim_density(context, tensor_index, i) < 1]
+
+    @remembered
+    def _ballot(self, context: MergeContext, tensor_index: int) -> Ballot:
+        return ballot_of(context, tensor_index, self.votes(context, tensor_index))
 
     def _first_selection(self, context: MergeContext, scope: int, contribution: int) -> Selection:
         numel = numel_of(context, scope)
@@ -290,7 +298,7 @@ class SignElection(Strategy):
         if not isinstance(write, ScaledDifferences):
             return None
         voting = self.votes(context, block.tensor_index)
-        ballot = ballot_of(context, block.tensor_index, voting)
+        ballot = self._ballot(context, block.tensor_index)
         trims = [trim_of(context, state, block, write, i) for i in voting]
         size = block.stop - block.start
         contest = Contest(
@@ -309,7 +317,7 @@ class SignElection(Strategy):
     ) -> Iterator[tuple[slice, Booth]]:
         """Yield each chunk of a block with the trimmed differences of all voters."""
         voting = self.votes(context, block.tensor_index)
-        booth = Booth(ballot_of(context, block.tensor_index, voting))
+        booth = Booth(self._ballot(context, block.tensor_index))
         trims = [trim_of(context, state, block, write, i) for i in voting]
         scratch = np.empty_like(booth.values[0])
         for part in chunks(block.stop - block.start):

@@ -17,6 +17,8 @@ from crdt_merge_node.resolve.plan import make_plan
 from crdt_merge_node.resolve.remembered import RESULTS_MAX, recall, remember
 from crdt_merge_node.resolve.reuse import find_finished
 from crdt_merge_node.resolve.run import run_job
+from crdt_merge_node.resolve.tensor_keys import key_of
+from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.strategies.spherical import Slerp
 from crdt_merge_protocol.tensorfile import LENGTH_BYTES
 from support.resolves import FLOATS, Group, account_of, bytes_of, model
@@ -63,6 +65,15 @@ def test_a_tensor_of_another_base_is_computed_again(tmp_path: Path) -> None:
 
     assert result.reused_tensors == len(FLOATS) - 1
     assert bytes_of(result) == bytes_of(fresh)
+
+
+def test_what_a_group_wrote_is_computed_again_where_elements_must_fit() -> None:
+    """Saturated elements are no result there, but an error."""
+    plan = make_plan(MEAN.job(), cores=1)
+    strategy, strict = get(plan.strategy), replace(plan.context, is_strict=True)
+
+    assert plan.reuse.keys[0] == key_of(strategy, plan.context, plan.tensors[0])
+    assert plan.reuse.keys[0] != key_of(strategy, strict, plan.tensors[0])
 
 
 def test_passes_do_not_look_at_what_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """What strategies say of what decides one tensor is true: equal keys, equal bits, whatever else changes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from crdt_merge_protocol.blobs import TensorSpec
 from crdt_merge_protocol.strategies.coordinates import TrimmedMean
 from crdt_merge_protocol.strategies.dare import Dare
-from crdt_merge_protocol.strategies.dependence import depends
+from crdt_merge_protocol.strategies.dependence import Dependence, Term, depends, tensor_key
 from crdt_merge_protocol.strategies.distances import ByDistance
 from crdt_merge_protocol.strategies.findings import findings_of, with_findings
 from crdt_merge_protocol.strategies.registry import get, names
@@ -189,3 +191,22 @@ def test_versions_and_names_of_strategies_are_in_the_key(monkeypatch):
 
     assert world.key("a") != key
     assert world_of("weight_average").key("a") != world_of("linear").key("a")
+
+
+def test_all_that_a_key_is_made_of_makes_another():
+    """The same bytes are other numbers in another type, which their digest does not tell."""
+    found, spec = Dependence("sum", (Term(0, "1"),)), TensorSpec(name="a", dtype="F32", shape=(2, 3))
+    source, other = bytes([1]) * 32, bytes([2]) * 32
+    keys = [
+        tensor_key(found, spec, "F16", [source], "rules"),
+        tensor_key(found, spec, "BF16", [source], "rules"),
+        tensor_key(found, spec, "F16", [other], "rules"),
+        tensor_key(found, spec, "F16", [source], "others"),
+        tensor_key(replace(found, common="product"), spec, "F16", [source], "rules"),
+        tensor_key(replace(found, terms=(Term(0, "2"),)), spec, "F16", [source], "rules"),
+        tensor_key(found, replace(spec, name="b"), "F16", [source], "rules"),
+        tensor_key(found, replace(spec, dtype="F16"), "F16", [source], "rules"),
+        tensor_key(found, replace(spec, shape=(3, 2)), "F16", [source], "rules"),
+    ]
+
+    assert len(set(keys)) == len(keys)
