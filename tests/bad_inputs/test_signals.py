@@ -2,12 +2,11 @@
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -27,17 +26,23 @@ def _environment() -> dict[str, str]:
     return kept | {"CRDT_MERGE_NODE_HTTP__PORT": "", "CRDT_MERGE_NODE_LOG__LEVEL": "debug"}
 
 
+def _after(prepare: str) -> list[str]:
+    """Return what runs a command after a statement: a fork of this process, which has threads, cannot."""
+    become = "import os, resource, signal, sys; {}; os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", become.format(prepare)] if prepare else []
+
+
 class Daemon:
     """A process that was told to run a node, and said that it is ready."""
 
-    def __init__(self, home: Path, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(self, home: Path, prepare: str = "") -> None:
         self.home = home
+        command = [CLI, "--data-dir", str(home), "run", "--host", "127.0.0.1", "--port", "0", "--json"]
         self.process = subprocess.Popen(
-            [CLI, "--data-dir", str(home), "run", "--host", "127.0.0.1", "--port", "0", "--json"],
+            [*_after(prepare), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_environment(),
-            preexec_fn=prepare,  # noqa: PLW1509 - no other thread runs in these tests.
         )
         assert self.process.stdout is not None
         self.facts: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -66,7 +71,7 @@ class Daemon:
 
 
 @contextmanager
-def daemon(home: Path, prepare: Callable[[], None] | None = None) -> Iterator[Daemon]:
+def daemon(home: Path, prepare: str = "") -> Iterator[Daemon]:
     running = Daemon(home, prepare)
     try:
         yield running
@@ -129,7 +134,7 @@ def test_b70_who_tells_it_again_until_it_has_ended_kills_nothing_that_ended_in_g
 
 def test_b70_a_daemon_that_was_told_to_ignore_hangups_ignores_them(home: Path):
     """As ``nohup`` does."""
-    with daemon(home, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as running:
+    with daemon(home, "signal.signal(signal.SIGHUP, signal.SIG_IGN)") as running:
         for _ in range(20):
             running.process.send_signal(signal.SIGHUP)
 
@@ -155,10 +160,7 @@ def test_b70_a_daemon_runs_on_when_nobody_reads_its_log_any_more(home: Path):
 
 def test_b70_a_daemon_without_descriptors_left_recovers_when_there_are_some(home: Path):
     """EMFILE at accept: callers wait or are dropped, commands are answered again as soon as they can be."""
-
-    def few() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-
+    few = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))"
     with daemon(home, few) as running:
         callers = []
         try:
@@ -181,11 +183,7 @@ def test_b70_a_daemon_without_descriptors_left_recovers_when_there_are_some(home
 
 def test_b70_a_daemon_that_may_not_write_a_byte_more_ends_with_74_or_says_full(home: Path):
     """EFBIG is what a limit on file sizes gives; the signal that comes with it (SIGXFSZ) must not kill."""
-
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    with daemon(home, small) as running:
+    with daemon(home, "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))") as running:
         path = home.parent / "model.safetensors"
         code = (
             "import numpy as np, sys; from safetensors.numpy import save_file;"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import adapter_files, adapters, fusion, methods, numerics
+from . import adapter_files, adapters, configurations, fusion, methods, numerics
 
 
 def main(arguments: list[str]) -> int:
@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
         methods.compare,
         adapters.compare,
         adapter_files.compare,
+        configurations.compare,
         fusion.compare,
         numerics.compare,
     ):

@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 from crdt_merge_node.ports import TcpNet
+from crdt_merge_node.telemetry.logging import log_level, set_log_level
 from crdt_merge_node.transport.certificates import CertificateAuthority, key_to_pem
 from crdt_merge_node.transport.contexts import ALPN_GOSSIP, client_context
 from crdt_merge_node.transport.identity import Identity, load_authority
@@ -384,6 +385,8 @@ async def besieged(directory: Path) -> AsyncIterator[Siege]:
         authority = load_authority(directory / "node-0", live.services.fs)
         assert authority is not None
         siege = Siege(site, live, honest, authority)
+        level = log_level()
+        set_log_level("info")  # Whatever a test before has set.
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: siege._contexts.append(context))
         await live.create_group(GROUP_NAME, siege.model)
@@ -398,4 +401,5 @@ async def besieged(directory: Path) -> AsyncIterator[Siege]:
         await live.equal(GROUP_NAME, honest)
         await siege.serves_the_honest()
         yield siege
+        set_log_level(level)
         loop.set_exception_handler(None)

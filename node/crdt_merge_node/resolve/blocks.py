@@ -6,6 +6,7 @@ not write to them and may not keep them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,6 +49,7 @@ class Worker:
         self.state: Any = None
         self._arrays: list[Float64Array] = []
         self._whole: dict[TensorSource, Float64Array] = {}
+        self._held: dict[TensorSource, memoryview] = {}
 
     def load(self, plan: Plan) -> None:
         """Take up a plan; arrays are allocated when a block needs them."""
@@ -64,6 +66,24 @@ class Worker:
         self.reader.close()
         self._arrays.clear()
         self._whole.clear()
+
+    @contextlib.contextmanager
+    def holding(self, tensor: TensorPlan) -> Iterator[None]:
+        """Read everything that is cut like the tensor's blocks now, and not again until the block ends."""
+        try:
+            for source, _ in tensor.streams:
+                if source not in self._held:
+                    self._held[source] = memoryview(self.reader.read(source, 0, source.nbytes))
+            yield
+        finally:
+            self._held = {}
+
+    def _stored(self, source: TensorSource, offset: int, nbytes: int) -> bytes | memoryview:
+        """Return bytes of a source: those that are held, else those that are read now."""
+        held = self._held.get(source) if self._held else None
+        if held is None:
+            return self.reader.read(source, offset, nbytes)
+        return held[offset : offset + nbytes]
 
     def blocks(self, span: Span, hashers: list[ChunkHasher] | None) -> Iterator[Block]:
         """Yield the decoded blocks of a span. Arrays are used again for the next block; nobody may write.
@@ -105,7 +125,7 @@ class Worker:
         for start, stop in self._ranges(tensor, span, hashers):
             raw: list[Bytes] = []
             for source, width, hasher in streams:
-                data = self.reader.read(source, start * width, (stop - start) * width)
+                data = self._stored(source, start * width, (stop - start) * width)
                 if hasher is not None:
                     hasher.update(data)
                 raw.append(data)
@@ -197,7 +217,7 @@ class Worker:
         width = DTYPE_BYTES[dtype]
         for offset in range(0, out.size, PIECE_ELEMENTS):
             target = out[offset : offset + PIECE_ELEMENTS]
-            raw = self.reader.read(source, (start + offset) * width, target.size * width)
+            raw = self._stored(source, (start + offset) * width, target.size * width)
             if hasher is not None:
                 hasher.update(raw)
             if dtype in FLOAT_DTYPES:
@@ -216,9 +236,9 @@ class Worker:
                 continue
             if is_behind:
                 rest = min(CHUNK_BYTES - beyond, source.nbytes - position)
-                hasher.update(self.reader.read(source, position, rest) if rest else b"")
+                hasher.update(self._stored(source, position, rest) if rest else b"")
             else:
-                hasher.update(self.reader.read(source, position - beyond, beyond))
+                hasher.update(self._stored(source, position - beyond, beyond))
 
     def _whole_parts(self, tensor: TensorPlan) -> dict[Part, Float64Array]:
         """Return the artefact tensors that come whole, read and verified once per tensor.

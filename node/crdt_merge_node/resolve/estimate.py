@@ -82,9 +82,9 @@ def estimate_job(job: ResolveJob, *, clock: Clock | None = None) -> Estimate:
 
 
 def _read_bytes(plan: Plan) -> int:
-    """Return what all passes read at most; what is copied is read once."""
+    """Return what all passes read at most; what is copied, or measured alone, is read once."""
     strategy, context = get(plan.strategy), plan.context
-    merged = [tensor for tensor in plan.tensors if tensor.index >= 0]
+    merged = [each for n, each in enumerate(plan.tensors) if each.index >= 0 and n not in plan.alone]
     whole = sum(source.nbytes for tensor in merged for source in all_sources_of(tensor))
     models = sum(source.nbytes for tensor in merged for source, _ in tensor.streams[: tensor.model_streams])
     passes = range(strategy.pass_count(context))

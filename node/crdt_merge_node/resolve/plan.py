@@ -34,6 +34,7 @@ from crdt_merge_protocol.strategies.registry import get
 from crdt_merge_protocol.tensorfile import layout
 
 from .accelerate import compiled_bytes
+from .alone import alone_in
 from .job import (
     DEFAULT_MEMORY_BYTES,
     ArtefactInput,
@@ -153,6 +154,9 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         tensors=tensors,
         compiled_bytes=compiled_bytes(read, is_random=strategy.is_random) if wanted else 0,
     )
+    alone, alone_bytes = alone_in(
+        strategy, context, tensors, reuse.keys, budget=job.memory_bytes, share=share
+    )
     return Plan(
         strategy=strategy.id,
         context=context,
@@ -164,7 +168,8 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
         warnings=(*warnings, *tied.warnings, *_unused(job)),
         is_compiled=share.is_compiled,
         stand_in_reason="; ".join(working.reasons),
-        memory_bytes=share.memory_bytes,
+        memory_bytes=share.memory_bytes + alone_bytes,
+        alone=alone,
         reuse=reuse,
     )
 

@@ -24,6 +24,7 @@ from crdt_merge_protocol.strategies.surgery import RepresentationSurgery
 from crdt_merge_node.ports import Clock, Fs, Rng, SystemClock, SystemFs, SystemRng
 
 from .ahead import reading_ahead
+from .alone import OUTPUT_BYTES_MAX, PARTIALS_MAX, with_all
 from .blocks import changed
 from .earlier import telling_what_changed
 from .job import IsCancelled, ReportProgress, ResolveCancelledError, ResolveJob, ResolveResult
@@ -36,7 +37,7 @@ from .provenance import provenance_of, writable
 from .spans import Merged
 from .steps import SLOT_BYTES, Plan, Span, TensorPlan, sources_of
 from .taken import EarlierChangedError
-from .tasks import PARTIALS_MAX, Advance, Load, Merge, MergeIntoFile, Observe, Task
+from .tasks import Advance, Load, Merge, MergeIntoFile, Observe, Task
 
 _WARNED_TENSORS_MAX: Final = 20
 
@@ -95,8 +96,8 @@ def usable_cores() -> int:
 def open_pool(workers: int, fs: Fs, tick: Tick) -> Pool:
     """Return who runs the tasks: this process if ``workers`` is 0."""
     if workers:
-        return ProcessPool(workers=workers, slot_bytes=SLOT_BYTES + PAGE_BYTES, tick=tick)
-    return InlinePool(fs, slot_bytes=SLOT_BYTES + PAGE_BYTES, tick=tick)
+        return ProcessPool(workers=workers, slot_bytes=OUTPUT_BYTES_MAX + PAGE_BYTES, tick=tick)
+    return InlinePool(fs, slot_bytes=OUTPUT_BYTES_MAX + PAGE_BYTES, tick=tick)
 
 
 def ticker(cancelled: IsCancelled | None) -> Tick:
@@ -119,9 +120,11 @@ class Run:
         self._report = report
         self._strategy = get(plan.strategy)
         self._passes = self._strategy.pass_count(plan.context)
-        self._total_bytes = plan.input_bytes * (self._passes + 1)
+        self._total_bytes = plan.input_bytes + plan.observed_bytes * self._passes
         self._done_bytes = 0
         self._misfits: dict[str, int] = {}
+        self._found: dict[int, Any] = {}
+        """What was found of tensors alone, by tensor index."""
 
     def write(self, writer: OutputWriter, *, started: float, clock: Clock) -> ResolveResult:
         """Do all steps and return the durable result."""
@@ -129,6 +132,7 @@ class Run:
         self._pool.tell(Load(self._plan))
         state = self._plan.reuse.complete(self._observe())
         self._merge(writer)
+        state = with_all(state, self._found)
         decisions = writable(self._plan.reuse.decisions(self._strategy, self._plan.context, state))
         misfits = self._plan.reuse.misfits(self._plan.tensors, self._misfits)
         if self._plan.tied:
@@ -196,9 +200,11 @@ class Run:
         """Run the statistics passes and return the last state; every worker has it."""
         state: Any = None
         context = self._plan.context
+        alone = {self._plan.tensors[number].index for number in self._plan.alone}
         for pass_no in range(self._passes):
             wanted = [
-                self._strategy.needs(context, state, pass_no, index) for index in range(len(context.specs))
+                index not in alone and self._strategy.needs(context, state, pass_no, index)
+                for index in range(len(context.specs))
             ]
             looks_at = partial(self._strategy.looks_at, context, state, pass_no)
             batches = list(self._plan.observe_batches(wanted, looks_at))
@@ -217,7 +223,7 @@ class Run:
             state = self._strategy.end_pass(context, state, pass_no, partials)
             self._pool.tell(Advance(state))
             # What the pass could skip counts as done.
-            self._done_bytes = (pass_no + 1) * self._plan.input_bytes
+            self._done_bytes = (pass_no + 1) * self._plan.observed_bytes
         return state
 
     def _merge(self, writer: OutputWriter) -> None:
@@ -227,6 +233,8 @@ class Run:
         for batch, (merged, data) in zip(batches, answers, strict=True):
             for part in merged:
                 verifier.add(part)
+                if part.findings is not None:
+                    self._found[self._plan.tensors[part.span.tensor].index] = part.findings
                 if part.misfits:
                     name = self._plan.tensors[part.span.tensor].spec.name
                     self._misfits[name] = self._misfits.get(name, 0) + part.misfits
@@ -241,7 +249,7 @@ class Run:
             writer.go_past_cache()
         for batch in self._reading_ahead(batches):
             nbytes = sum(map(self._plan.output_bytes, batch))
-            if nbytes <= SLOT_BYTES:
+            if nbytes <= SLOT_BYTES or batch[0].tensor in self._plan.alone:
                 yield Merge(batch, writer.phase(position) if nbytes else 0)
             else:
                 yield MergeIntoFile(batch[0], *writer.place(position))

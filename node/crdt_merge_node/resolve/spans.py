@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from crdt_merge_protocol.blobs import DTYPE_BYTES
@@ -31,6 +31,8 @@ class Merged:
     """Elements that did not fit the output type and were replaced by the largest that does."""
     modulators: tuple[bytes, ...] = ()
     """What turns the span into that of each contribution's task; none where there is no such thing."""
+    findings: Any = None
+    """What the passes found of the tensor, where they were done alone and this is its last span."""
 
 
 class Sink(Protocol):

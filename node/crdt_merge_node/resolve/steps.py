@@ -9,10 +9,11 @@ the first and last chunk of its input besides, and whoever writes the output has
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from crdt_merge_protocol.blobs import DTYPE_BYTES, TensorSpec
 from crdt_merge_protocol.limits import CHUNK_BYTES
@@ -30,6 +31,7 @@ OBSERVE_ELEMENTS: Final = 1 << 21
 """Elements that one task of a statistics pass sees: its partial results are compacted before they travel."""
 
 
+T = TypeVar("T")
 Looks = Callable[[int, tuple[int, int]], Iterable[tuple[int, int]]]
 """Returns the ranges of a range of the tensor of an index that a pass has to see."""
 
@@ -157,6 +159,8 @@ class Plan:
     """Why ``strategy`` is not the job's own; empty if it is."""
     memory_bytes: int = 0
     """Anonymous and shared memory at the peak, estimated."""
+    alone: frozenset[int] = frozenset()
+    """Positions of the tensors that one worker measures and merges in one go (``alone.py``)."""
     reuse: Reuse = field(default_factory=Reuse)
     """What is copied from earlier outputs, and the names that others will know this one's tensors by."""
 
@@ -178,9 +182,16 @@ class Plan:
     def merge_batches(self) -> Iterator[tuple[Span, ...]]:
         """Yield consecutive ranges of the output, in file order.
 
-        Each has at most :data:`SLOT_BYTES`, or is one span of a tensor that cannot be cut that fine.
+        Each has at most :data:`SLOT_BYTES`, or is one span of a tensor that cannot be cut that fine, or all
+        of a tensor that is merged alone.
         """
-        return _batched(self._spans(), self.output_bytes, SLOT_BYTES)
+        units = (
+            unit
+            for number, spans in itertools.groupby(self._spans(), key=lambda span: span.tensor)
+            for unit in ([tuple(spans)] if number in self.alone else ((span,) for span in spans))
+        )
+        for batch in _batched(units, lambda unit: sum(map(self.output_bytes, unit)), SLOT_BYTES):
+            yield tuple(itertools.chain.from_iterable(batch))
 
     def observe_batches(self, wanted: Sequence[bool], looks_at: Looks) -> Iterator[tuple[Span, ...]]:
         """Yield the spans of the merged tensors that a pass needs.
@@ -194,6 +205,7 @@ class Plan:
             for span in self._spans()
             if (index := self.tensors[span.tensor].index) >= 0 and wanted[index]
             if not self.tensors[span.tensor].leader  # The leader's elements are these.
+            if span.tensor not in self.alone
             for start, stop in self._looks(span, looks_at)
         )
         return _batched(spans, lambda span: span.stop - span.start, OBSERVE_ELEMENTS)
@@ -203,6 +215,12 @@ class Plan:
         if tensor.granularity != "elements":
             return [(span.start, span.stop)]
         return looks_at(tensor.index, (span.start, span.stop))
+
+    @property
+    def observed_bytes(self) -> int:
+        """Bytes that one pass of statistics over the model reads at most."""
+        kept = (tensor for number, tensor in enumerate(self.tensors) if number not in self.alone)
+        return sum(source.nbytes for tensor in kept for source in all_sources_of(tensor))
 
     def output_bytes(self, span: Span) -> int:
         """Return the size of a span in the output."""
@@ -255,14 +273,15 @@ def _rows_step(row: int, width: int, narrowest: int) -> int:
     return max(SLOT_BYTES // (row * width), 1) * row
 
 
-def _batched(spans: Iterable[Span], size: Callable[[Span], int], size_max: int) -> Iterator[tuple[Span, ...]]:
-    batch: list[Span] = []
+def _batched(items: Iterable[T], size: Callable[[T], int], size_max: int) -> Iterator[tuple[T, ...]]:
+    batch: list[T] = []
     total = 0
-    for span in spans:
-        if batch and total + size(span) > size_max:
+    for item in items:
+        nbytes = size(item)
+        if batch and total + nbytes > size_max:
             yield tuple(batch)
             batch, total = [], 0
-        batch.append(span)
-        total += size(span)
+        batch.append(item)
+        total += nbytes
     if batch:
         yield tuple(batch)

@@ -7,25 +7,23 @@ the pass and the task alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from crdt_merge_protocol.blobs import TensorSpec, chunk_digest
 from crdt_merge_protocol.limits import CHUNK_BYTES
-from crdt_merge_protocol.strategies.contract import Key
 
 from crdt_merge_node.judging import scan_artefact
 
+from .alone import measured, observe_spans
 from .blocks import Worker
 from .files import naming
 from .finite import scan_finite
 from .job import TensorSource
-from .spans import FileSink, SlotSink, copy_span, merge_span
+from .spans import FileSink, Merged, SlotSink, copy_span, merge_span
 from .steps import Plan, Span
-
-PARTIALS_MAX: Final = 8
-"""Partial results kept before they are compacted; those of a radix selection are half a mebibyte each."""
 
 
 class WorkerFailed(Exception):  # noqa: N818 - an envelope for a traceback, never raised as such.
@@ -73,15 +71,7 @@ class Observe:
 
     def run(self, worker: Worker, _output: memoryview) -> tuple[Any, int]:
         """Return the partial results, compacted: a list of (key, partial)."""
-        strategy, context = worker.strategy, worker.plan.context
-        has_models = strategy.reads_models(context, self.pass_no)
-        partials: list[tuple[Key, Any]] = []
-        for span in self.spans:
-            for block in worker.blocks(span, None) if has_models else worker.artefact_blocks(span):
-                partials.append((block.key, strategy.observe(context, worker.state, self.pass_no, block)))
-                if len(partials) >= PARTIALS_MAX:
-                    partials = strategy.compact(context, self.pass_no, partials)
-        return strategy.compact(context, self.pass_no, partials), 0
+        return observe_spans(worker, worker.state, self.pass_no, self.spans), 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +84,32 @@ class Merge:
 
     def run(self, worker: Worker, output: memoryview) -> tuple[Any, int]:
         """Return one :class:`Merged` per span."""
-        answers = []
+        answers: list[Merged] = []
         position = self.phase
-        for span in self.spans:
-            target = output[position : position + worker.plan.output_bytes(span)]
-            tensor = worker.plan.tensors[span.tensor]
-            if tensor.index < 0:
-                answers.append(copy_span(worker, tensor, span, target))
+        for number, group in itertools.groupby(self.spans, key=lambda span: span.tensor):
+            spans = tuple(group)
+            if number in worker.plan.alone:
+                with measured(worker, spans) as findings:
+                    position = _merge_spans(worker, spans, output, position, answers)
+                answers[-1] = replace(answers[-1], findings=findings)
             else:
-                answers.append(merge_span(worker, tensor, span, SlotSink(target)))
-            position += len(target)
+                position = _merge_spans(worker, spans, output, position, answers)
         return answers, position
+
+
+def _merge_spans(
+    worker: Worker, spans: tuple[Span, ...], output: memoryview, position: int, answers: list[Merged]
+) -> int:
+    """Merge or copy spans of one tensor to a position in the output; return where the next ones go."""
+    tensor = worker.plan.tensors[spans[0].tensor]
+    for span in spans:
+        target = output[position : position + worker.plan.output_bytes(span)]
+        if tensor.index < 0:
+            answers.append(copy_span(worker, tensor, span, target))
+        else:
+            answers.append(merge_span(worker, tensor, span, SlotSink(target)))
+        position += len(target)
+    return position
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ def test_masks_are_those_of_numpys_philox(compiled, start):
                 compiled, lambda count=count, share=share: keep_mask(b"0123456789abcdef", start, count, share)
             )
             assert found.tobytes() == expected.tobytes()
+            remembered = keep_mask(b"0123456789abcdef", start, count, share)
+            assert remembered.tobytes() == expected.tobytes()
         found, expected = both(compiled, lambda count=count: uniform(b"0123456789abcdef", start, count))
         assert found.tobytes() == expected.tobytes()
 
