@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from crdt_merge_protocol.blobs import Manifest
+from crdt_merge_protocol.blobs import Manifest, content_id, payload_id
 from crdt_merge_protocol.engine import Engine
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.operations import Add, Kind, PolicyAct, Receipt, read_body
+from crdt_merge_protocol.packing import packing_id
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import Decided
 
@@ -42,6 +43,7 @@ class Doomed:
     kept_contents: frozenset[bytes]
     """Of contributions that nobody banned, and of bases, in any group."""
     kept_payloads: frozenset[bytes]
+    """Of contributions whose metadata stays, in any group."""
 
 
 class Erasures:
@@ -64,12 +66,13 @@ class Erasures:
         """group -> (contents, tags) of which nothing is here any more."""
         self._signed: set[tuple[bytes, bytes]] = set()
         """(group, erasure) for which there is a RECEIPT of this node, or one on its way."""
-        self._payloads: set[bytes] = set()
+        self._payloads: dict[bytes, frozenset[bytes]] = {}
+        """Group -> payloads that its administrators had destroyed."""
         self._turn = asyncio.Lock()
 
-    def is_erased_payload(self, payload: bytes) -> bool:
-        """Tell whether these notes belong to an erased contribution, whoever names them now."""
-        return payload in self._payloads
+    def is_erased_payload(self, group: bytes, payload: bytes) -> bool:
+        """Tell whether these notes belong to an erased contribution of a group, whoever names them there."""
+        return payload in self._payloads.get(group, ())
 
     async def enforce(self, group: bytes) -> None:
         """Destroy what the acts of a group erase, and sign that it is gone.
@@ -91,7 +94,7 @@ class Erasures:
             if not decided.erasures or self._carried_out.get(group) == now:
                 return True
             doomed = self._doomed(state, decided)
-            self._payloads |= doomed.payloads
+            self._payloads[group] = doomed.payloads
             try:
                 destroyed = await asyncio.to_thread(self._destroy, group, doomed)
             except StoreFailedError:
@@ -106,33 +109,40 @@ class Erasures:
             return True
 
     def _doomed(self, state: CRDTMergeState, decided: Decided) -> Doomed:
-        """Return what one group erases, and what all groups still need."""
+        """Return what one group erases, and what all groups still need.
+
+        Anybody may found a group and be its administrator. So notes that another group names stay, and an id
+        is destroyed only as what the act means by it (:meth:`_destroy`).
+        """
+        payloads = {add.payload for _, add in _adds(state, decided.erased_tags) if add.payload is not None}
         kept_contents: set[bytes] = set()
         kept_payloads: set[bytes] = set()
         for replica in self._engine.replicas.values():
             other = replica.state
             theirs = other.view.decided
-            for _tag, add in _adds(other, other.adds - theirs.erased_tags):
+            named: set[bytes] = set()
+            for tag, add in _adds(other, other.adds):
                 if add.content not in theirs.banned:
                     kept_contents.add(add.content)
-                if add.payload is not None:
-                    kept_payloads.add(add.payload)
+                if add.payload is not None and tag not in theirs.erased_tags:
+                    named.add(add.payload)
+            kept_payloads |= named - payloads if other is state else named
             kept_contents |= _bases(other)
-        payloads = {add.payload for _, add in _adds(state, decided.erased_tags) if add.payload is not None}
         return Doomed(
             contents=decided.erased,
-            payloads=frozenset(payloads),
+            payloads=frozenset(payloads - kept_payloads),
             kept_contents=frozenset(kept_contents),
-            kept_payloads=frozenset(kept_payloads - payloads),
+            kept_payloads=frozenset(kept_payloads),
         )
 
     def _destroy(self, group: bytes, doomed: Doomed) -> int:
         """Destroy everything; return how many objects and blobs it was. Blocks."""
-        contents = doomed.contents - doomed.kept_contents
-        packings = self._packings(doomed.payloads)
+        contents = self._only(doomed.contents - doomed.kept_contents, content_id)
+        payloads = self._only(doomed.payloads, payload_id)
+        packings = self._only(self._packings(payloads), packing_id)
         if packings:
             packings -= self._packings(doomed.kept_payloads)
-        objects = {*contents, *doomed.payloads, *packings}
+        objects = {*contents, *payloads, *packings}
         named = self._blobs_of(contents)
         needed = named & self._blobs_of(doomed.kept_contents) if named else set()
         blobs = self._store.blobs
@@ -171,6 +181,14 @@ class Erasures:
         """Return what payloads say that their files were packed by, as far as they are here."""
         found = (self._object(payload) for payload in sorted(payloads))
         return {packing for data in found if data and (packing := read_payload(data).packing)}
+
+    def _only(self, ids: Iterable[bytes], name: Callable[[bytes], bytes]) -> set[bytes]:
+        """Return what may be destroyed as an object of one kind: what is here under another is no such thing.
+
+        An act names any 32 bytes, also those of a schema, or of the notes of somebody in another group.
+        """
+        found = ((id_, self._object(id_)) for id_ in sorted(ids))
+        return {id_ for id_, data in found if data is None or name(data) == id_}
 
     def _object(self, id_: bytes) -> bytes | None:
         try:

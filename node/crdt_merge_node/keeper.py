@@ -218,7 +218,7 @@ class ContentKeeper:
         if any(self._is_scanned(item) for item in contents.items.values()):
             self.changed(group)  # The scan ended before it could be known for whom it was.
         is_followed = self.is_followed(group)
-        wishes = list(self._all_wishes(contents)) if is_followed else []
+        wishes = list(self._all_wishes(group, contents)) if is_followed else []
         if erased := self._store.blobs.erased_among([wish.id for wish in wishes]):
             await asyncio.to_thread(self._store.blobs.permit, erased)  # Something unbanned needs them.
         self._wishes.need(group, wishes)
@@ -230,7 +230,7 @@ class ContentKeeper:
 
     # --- wishes -------------------------------------------------------------------------------------------
 
-    def _all_wishes(self, contents: GroupContents) -> Iterator[Wish]:
+    def _all_wishes(self, group: bytes, contents: GroupContents) -> Iterator[Wish]:
         policy = contents.view.policy
         names: dict[bytes, Callable[[bytes], bytes]] = {policy.schema: schema_id}
         if policy.base is not None:
@@ -246,7 +246,9 @@ class ContentKeeper:
             if item.is_withheld or (not item.missing and (item.has_meta or item.visible.payload is None)):
                 continue
             author, visible = item.visible.author, item.visible
-            is_erased = visible.payload is not None and self._erasures.is_erased_payload(visible.payload)
+            is_erased = visible.payload is not None and self._erasures.is_erased_payload(
+                group, visible.payload
+            )
             if item.packing and not item.has_meta:
                 yield self._object_wish(item.packing, packing_id, author)
             elif visible.payload is not None and not item.has_meta and not is_erased:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crdt_merge_node.api.erasures import erasure_list
+from crdt_merge_node.contents import read_payload
 from crdt_merge_node.control.model import ActRequest, ErasureInfo
 from crdt_merge_node.errors import BannedError
 from crdt_merge_node.ports import SystemClock, SystemFs
 from crdt_merge_node.storage.restore import restore_backup
 from crdt_merge_protocol.acts import Erase
-from crdt_merge_protocol.operations import Kind
+from crdt_merge_protocol.operations import Add, Kind
 from safetensors.numpy import save_file
 from support.whole_nodes import Site, WholeNode, last, save_model, until_agreed
 
@@ -204,3 +205,65 @@ async def test_what_one_group_erases_another_may_keep(tmp_path: Path) -> None:
             await node.add("g", model)
         again = await node.create_group("i", base=model)
         assert again.name == "i"
+
+
+async def test_t37_no_group_destroys_what_another_needs_by_naming_it_as_something_else(
+    tmp_path: Path,
+) -> None:
+    """Anybody may found a group and be its administrator; an act of it names any 32 bytes."""
+    async with Site(tmp_path).nodes(1) as (node,):
+        model = save_marked(tmp_path / "model.safetensors")
+        await node.create_group("g", model)
+        added = await node.add("g", model, meta={"about": NOTE})
+        await node.create_group("h", save_model(tmp_path / "other.safetensors", 2.0))
+        g, h = node.group("g"), node.group("h")
+        assert g is not None
+        assert h is not None
+        state, driver, blobs = (
+            node.services.engine.replicas[g].state,
+            node.services.driver,
+            node.services.store.blobs,
+        )
+        [shown] = state.view.visible
+        assert shown.payload is not None
+        packing = read_payload(blobs.get_object(shown.payload) or b"").packing
+        needed = [shown.content, shown.payload, state.view.policy.schema, *filter(None, [packing])]
+        assert all(map(blobs.has_object, needed))
+        tags = []
+        for payload in needed:
+            add = Add(slot="s", type="model", content=bytes(32), weight=1, payload=payload)
+            tags.append((await driver.author(h, Kind.ADD, add.encode(), ())).id)
+        tags.sort()
+        erase = Erase(
+            contents=tuple(sorted((bytes(32), *needed[1:]))), tags=tuple(tags), reason="", nonce=bytes(16)
+        ).signed_by(node.services.identity.node_key, h)
+        await driver.author(h, Kind.ERASE, erase.encode(), tuple(tags))
+        await until_erased(node, "h")
+        assert all(map(blobs.has_object, needed))
+        assert not blobs.erased_among(needed)
+        await node.resolve("g", tmp_path / "merged.safetensors")
+        assert added.contribution.tag in {item.tag for item in await node.api.contribution_list("g")}
+
+
+async def test_metadata_alone_may_be_erased_and_the_content_stays_needed(tmp_path: Path) -> None:
+    """What one group erases stays for a group in which only the notes of it were."""
+    async with Site(tmp_path).nodes(1) as (node,):
+        model = save_marked(tmp_path / "model.safetensors", rows=20_000)
+        tags = {}
+        for name in ("g", "h"):
+            await node.create_group(name, model)
+            tags[name] = (await node.add(name, model, meta={"about": NOTE})).contribution.tag
+        h = node.group("h")
+        assert h is not None
+        tag = bytes.fromhex(tags["h"])
+        notes = Erase(contents=(), tags=(tag,), reason="", nonce=bytes(16)).signed_by(
+            node.services.identity.node_key, h
+        )
+        await node.services.driver.author(h, Kind.ERASE, notes.encode(), (tag,))
+        await until_erased(node, "h")
+        await act(node, "g", "erase", tags["g"])
+        await until_erased(node, "g")
+        assert marked(node.services.config.node.data_dir)
+        with_notes = [p for p in node.services.config.node.data_dir.rglob("*") if p.is_file()]
+        assert not any(NOTE.encode() in path.read_bytes() for path in with_notes)
+        await node.resolve("h", tmp_path / "merged.safetensors")

@@ -332,7 +332,9 @@ def _imported(model: ModelImport) -> Manifest:
 
 async def _keep_schema(services: Services, schema: Schema) -> bytes:
     """Store a schema for others to fetch; return its id."""
-    await asyncio.to_thread(services.store.blobs.put_object, schema.id, schema.encode())
+    blobs = services.store.blobs
+    await asyncio.to_thread(blobs.permit, [schema.id])  # No act means a schema, but one may have named it.
+    await asyncio.to_thread(blobs.put_object, schema.id, schema.encode())
     return schema.id
 
 

@@ -88,6 +88,9 @@ class ErasableBlobs(StoredBlobs):
         def change(connection: apsw.Connection) -> None:
             insert(connection, {*objects, *blobs})
             connection.executemany("DELETE FROM objects WHERE id = ?", ((id_,) for id_ in objects))
+            # Damaged rows that were set aside hold most of what they held.
+            aside = "DELETE FROM quarantine WHERE id = ? AND kind IN ('object', 'blob')"
+            connection.executemany(aside, ((id_,) for id_ in (*objects, *blobs)))
             for digest in blobs:
                 connection.execute(
                     "INSERT OR REPLACE INTO condemned (digest) "
