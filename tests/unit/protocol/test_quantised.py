@@ -26,6 +26,8 @@ PLAIN = {
     "plain eight bits": {f"{LAYER}.weight": "F8_E4M3", "model.norm.weight": "BF16"},
     "CLIP": {"logit_scale": "F32", "ids": "U8"},
     "a network with a scale": {"layer.weight_scale": "F32", "layer.weight": "F32"},
+    "attention of other names": {"attention.W_q": "F32", "ffn.qweight": "BF16", "mask": "U8"},
+    "measured activations": {"act.absmax": "F32", "attention.k_scale": "F32", "layer.weight": "F16"},
     "batch norm": {"bn.num_batches_tracked": "I64", "bn.running_mean": "F32"},
 }
 
