@@ -8,6 +8,7 @@ matches counts; where none does, what the configuration says for all models hold
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,9 +144,9 @@ def _text(name: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         return format(Decimal(repr(value)), "f")
-    raise ParameterError(f"{name} is a number, true or false, not {value!r}.")
+    raise ParameterError(f"{name} is a finite number, true or false, not {value!r}.")
 
 
 def say(name: str, layout: Layout, values: Sequence[Any], default: Any, digests: Sequence[str]) -> str:

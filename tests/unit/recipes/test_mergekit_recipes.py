@@ -211,9 +211,10 @@ def test_slerp_without_an_end_is_refused() -> None:
         config.recipe(TENSORS, digest_of)
 
 
-def test_a_value_that_is_no_number_is_refused() -> None:
-    config = read_mergekit("merge_method: linear\nmodels: [{model: a, parameters: {weight: heavy}}]")
-    with pytest.raises(ParameterError, match="weight is a number"):
+@pytest.mark.parametrize("value", ["heavy", ".nan", ".inf", "[1, null]", "{}"])
+def test_a_value_that_is_no_number_is_refused(value: str) -> None:
+    config = read_mergekit(f"merge_method: linear\nmodels: [{{model: a, parameters: {{weight: {value}}}}}]")
+    with pytest.raises(ParameterError, match="weight is a finite number"):
         config.recipe(TENSORS, digest_of)
 
 
