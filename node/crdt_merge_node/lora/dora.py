@@ -32,22 +32,27 @@ def differences(file: AdapterFile, adapter: Adapter, base: BaseModel) -> Iterato
         base: Has all modules, in their shapes.
 
     Raises:
-        ParameterError: An output has no length, so no direction.
+        ParameterError: A module has no magnitudes, magnitudes have no module, or an output has no length, so
+            no direction.
         ShapeMismatchError: A module has more or fewer magnitudes than outputs.
         StorageError: Something cannot be read.
     """
+    if unpaired := sorted(file.magnitudes.keys() ^ adapter.pairs.keys()):
+        raise ParameterError(
+            f"{file.path}: {unpaired[0]} has either factors or magnitudes; DoRA needs both.",
+            hint="Save it again with save_pretrained.",
+        )
     for module in adapter.pairs:
         name = weight_name(module)
         weight = read_array(base.fs, base.sources[name], base.specs[name], base.origin)
         changed = weight + delta(adapter.factors(module))
-        if module in file.magnitudes:
-            # The outputs are what B counts: the last axis of what is stored input first.
-            axis = changed.ndim - 1 if adapter.is_transposed(module) else 0
-            others = tuple(i for i in range(changed.ndim) if i != axis)
-            lengths = np.sqrt(np.sum(changed * changed, axis=others, keepdims=True))
-            if not lengths.all():
-                raise ParameterError(f"{file.path}: an output of {module} is zero, so it has no direction.")
-            changed *= _magnitudes(file, adapter, module, lengths.shape) / lengths
+        # The outputs are what B counts: the last axis of what is stored input first.
+        axis = changed.ndim - 1 if adapter.is_transposed(module) else 0
+        others = tuple(i for i in range(changed.ndim) if i != axis)
+        lengths = np.sqrt(np.sum(changed * changed, axis=others, keepdims=True))
+        if not lengths.all():
+            raise ParameterError(f"{file.path}: an output of {module} is zero, so it has no direction.")
+        changed *= _magnitudes(file, adapter, module, lengths.shape) / lengths
         yield Part(module, 0, (changed - weight).reshape(-1))
 
 

@@ -59,6 +59,8 @@ class AdapterFile:
     """The configuration as it stands."""
     magnitudes: Mapping[str, CheckpointTensor] = field(default_factory=dict)
     """Of DoRA, by module; empty for all that merge as adapters."""
+    is_dora: bool = False
+    """Its differences depend on the base (``dora.py``)."""
 
     @property
     def entries(self) -> dict[str, CheckpointTensor]:
@@ -133,7 +135,8 @@ def read_adapter_file(path: Path, fs: Fs, *, takes_dora: bool = False) -> Adapte
         )
     checkpoint = read_checkpoint(fs, path / WEIGHTS)
     magnitudes: dict[str, CheckpointTensor] = {}
-    if takes_dora and config.get("use_dora"):
+    is_dora = bool(config.get("use_dora"))  # Refused already unless it is taken.
+    if is_dora:
         checkpoint, magnitudes = _without_magnitudes(checkpoint)
     names = [canonical_name(entry.spec.name) for entry in checkpoint.entries]
     try:
@@ -145,7 +148,7 @@ def read_adapter_file(path: Path, fs: Fs, *, takes_dora: bool = False) -> Adapte
         header = read_adapter_header(_header(config, layout).encode())
     except ResolveError as error:
         raise type(error)(f"{path}: {error.message}", hint=error.hint) from None
-    return AdapterFile(path, header, layout, checkpoint, data, magnitudes)
+    return AdapterFile(path, header, layout, checkpoint, data, magnitudes, is_dora)
 
 
 def _without_magnitudes(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, CheckpointTensor]]:

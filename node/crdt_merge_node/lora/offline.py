@@ -129,7 +129,7 @@ def expand_adapter(
     if base is not None:
         read = read_base(base, target.fs)
         require_modules(found, read)
-        if file.magnitudes:
+        if file.is_dora:
             differences = dora.differences(file, found.adapters[0], read)
         write_model(target, read, found, differences, outcome=outcome, account=_no_account)
     else:

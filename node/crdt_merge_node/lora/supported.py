@@ -9,6 +9,7 @@ Source: PEFT 0.21, ``LoraConfig`` and the initialisations in ``LoraLayer``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -34,7 +35,10 @@ _REFUSED: Final = {
 }
 _BASE_CHANGING: Final = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Beginnings of ``init_lora_weights`` that take something out of the base's weights."""
-_QUANTISED: Final = ("4bit", "8bit", "gptq", "awq", "gguf", "int4", "int8", "bnb", "fp8")
+_QUANTISED: Final = re.compile(
+    r"(?<![a-z0-9])([48]-?bit|gptq|awq|gguf|int[48]|nf4|bnb|fp8)", re.ASCII | re.IGNORECASE
+)
+"""What names say of it, where a word begins."""
 
 
 def refuse_unsupported(config: Mapping[str, Any], where: str, *, takes_dora: bool = False) -> None:
@@ -62,4 +66,4 @@ def refuse_unsupported(config: Mapping[str, Any], where: str, *, takes_dora: boo
 
 def quantised_base(name: str) -> bool:
     """Tell whether the name that an adapter gives its base is that of a quantised one."""
-    return any(mark in name.lower() for mark in _QUANTISED)
+    return _QUANTISED.search(name) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from support.adapters import SHAPES, dense, save_adapter, save_base
 MODULES = ("layers.0.q_proj", "layers.0.mlp")
 
 
-def save_dora(path: Path, **changes: np.ndarray) -> Path:
+def save_dora(path: Path, without: str = "", **changes: np.ndarray) -> Path:
     rng = np.random.default_rng(5)
     lengths = {
-        f"{m}.lora_magnitude_vector": rng.uniform(0.5, 2, SHAPES[m][0]).astype(np.float32) for m in MODULES
+        f"{m}.lora_magnitude_vector": rng.uniform(0.5, 2, SHAPES[m][0]).astype(np.float32)
+        for m in MODULES
+        if m != without
     }
     return save_adapter(path, 1, modules=MODULES, use_dora=True, others=lengths | changes)
 
@@ -61,6 +64,23 @@ def test_lengths_that_do_not_fit_are_refused(
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"without": "layers.0.mlp"},
+        {"layers.1.q_proj.lora_magnitude_vector": np.ones(24, np.float32)},
+    ],
+)
+def test_factors_without_lengths_and_lengths_without_factors_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    base = save_base(tmp_path / "base.safetensors")
+    adapter = save_dora(tmp_path / "a", **changes)
+    with pytest.raises(ParameterError, match=r"layers\.\d\.\w+ has either factors or magnitudes"):
+        expand_adapter(adapter, tmp_path / "model.safetensors", base=base)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "OLoRA"])
 def test_factors_that_hold_a_part_of_the_base_are_refused(tmp_path: Path, start: str) -> None:
     adapter = save_adapter(tmp_path / "a", 1, init_lora_weights=start)
@@ -88,7 +108,12 @@ def test_what_factors_alone_do_not_tell_is_refused_by_name(tmp_path: Path, name:
 
 @pytest.mark.parametrize(
     ("name", "is_warned"),
-    [("unsloth/llama-3-8b-bnb-4bit", True), ("TheBloke/m-GPTQ", True), ("org/base", False)],
+    [
+        ("unsloth/llama-3-8b-bnb-4bit", True),
+        ("TheBloke/m-GPTQ", True),
+        ("org/base", False),
+        ("org/mint8b", False),
+    ],
 )
 def test_a_quantised_base_is_warned_of(tmp_path: Path, name: str, *, is_warned: bool) -> None:
     adapter = save_adapter(tmp_path / "a", 1, base_model_name_or_path=name)
