@@ -15,6 +15,7 @@ from .acts import Act, Admit, Ban, Erase, PolicyAct, Revoke, Signatures, read_si
 from .blobs import contribution_digest
 from .body_form import BODY_VERSION, Kind, Said
 from .canonical import encode
+from .envelope import read_add
 from .errors import RemoteProtocolError
 from .fields import Fields
 from .limits import REFS_MAX, WEIGHT_MAX
@@ -148,10 +149,14 @@ Body: TypeAlias = Add | Remove | PolicyAct | Admit | Revoke | Ban | Erase | Rece
 _TYPES: Final[dict[int, type[Body]]] = {
     body.KIND: body for body in (Add, Remove, PolicyAct, Admit, Revoke, Ban, Erase, Receipt, Hold)
 }
+_ADD: Final = int(Kind.ADD)
 
 
 def read(kind: int, body: bytes) -> Body | None:
     """Return what a body says, or None if this release cannot read it (PROTOCOL R22). Never raises."""
+    if kind == _ADD and (known := read_add(body)) is not None:
+        slot, name, content, weight, payload = known
+        return Add(slot=slot, type=name, content=content, weight=weight, payload=payload)
     type_ = _TYPES.get(kind)
     if type_ is None or len(body) < 1 or body[0] != BODY_VERSION:
         return None

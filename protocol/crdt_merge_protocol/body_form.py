@@ -27,6 +27,9 @@ class Kind(IntEnum):
     HOLD = 9
 
 
+_WHAT: Final = tuple(f"body of kind {kind}" for kind in range(max(Kind) + 1))
+
+
 class Said:
     """What an operation of one kind says. Every subclass is an immutable value."""
 
@@ -53,7 +56,7 @@ class Said:
         Raises:
             RemoteProtocolError: It is not a body of this kind.
         """
-        fields = Fields(decode(body[1:], bytes_max=OPERATION_BYTES_MAX), what=f"body of kind {cls.KIND:d}")
+        fields = Fields(decode(body[1:], bytes_max=OPERATION_BYTES_MAX), what=_WHAT[cls.KIND])
         said = cls.read(fields)
         fields.end()
         return said

@@ -1,9 +1,10 @@
-"""Reads the canonical bytes of the one value that is read most: the envelope of an operation.
+"""Reads the canonical bytes of the two values that are read most: the envelope of an operation, and an ADD.
 
 The general decoder (``canonical.py``) looks at every type byte, unpacks, and packs again to compare. An
-operation has ten fields of known types, so its canonical form can be recognised in one pass from the left.
-What is not recognised here is not wrong yet: the caller then asks the general decoder, whose word counts,
-also on what is wrong. Whatever is recognised is read alike by both (``test_operation_properties.py``).
+operation has ten fields of known types, so its canonical form can be recognised in one pass from the left;
+the body of an ADD has five. What is not recognised here is not wrong yet: the caller then asks the general
+decoder, whose word counts, also on what is wrong. Whatever is recognised is read alike by both
+(``test_envelope_properties.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import itertools
 from typing import Final, NamedTuple
 
-from .limits import DEPS_MAX, OPERATION_BYTES_MAX, REFS_MAX
+from .canonical import is_name
+from .limits import DEPS_MAX, OPERATION_BYTES_MAX, REFS_MAX, WEIGHT_MAX
 
 _HEAD: Final = b"\x9a\x01\xc4\x20"
 """A list of ten; envelope version 1; then 32 bytes."""
@@ -23,6 +25,9 @@ _SIGNED_HEAD: Final = 0x92
 """A list of two."""
 _SEQ_AT: Final = 88
 """Everything before the place in the log has a fixed size."""
+_ADD_HEAD: Final = b"\x01\x95"
+"""Body version 1; then a list of five."""
+_NOTHING: Final = b"\xc0"
 
 
 class EnvelopeFields(NamedTuple):
@@ -88,6 +93,25 @@ def read_envelope(data: bytes) -> EnvelopeFields | None:
     return EnvelopeFields(data[4:36], data[38:70], data[72:88], seq, prev, deps, refs, kind, data[body[0] :])
 
 
+def read_add(body: bytes) -> tuple[str, str, bytes, int, bytes | None] | None:
+    """Return (slot, type, content, weight, payload) of an ADD, or None if the general decoder must look."""
+    if body[:2] != _ADD_HEAD:
+        return None
+    try:
+        slot, at = _name_at(body, 2)
+        type_, at = _name_at(body, at)
+        content = body[at + 2 : at + 34]
+        if body[at : at + 2] != _ID:
+            return None
+        weight, at = _integer_at(body, at + 34)
+    except (IndexError, UnicodeDecodeError, _Unrecognised):
+        return None
+    rest = body[at:]
+    if weight > WEIGHT_MAX or (rest != _NOTHING and (len(rest) != 34 or rest[:2] != _ID)):
+        return None
+    return slot, type_, content, weight, None if rest == _NOTHING else rest[2:]
+
+
 class _Unrecognised(Exception):  # noqa: N818 - nobody outside sees it, and nothing need be wrong.
     pass
 
@@ -104,6 +128,21 @@ def _integer_at(data: bytes, at: int) -> tuple[int, int]:
     if value < (0x80 if width == 1 else 1 << 4 * width):
         raise _Unrecognised
     return value, at + 1 + width
+
+
+def _name_at(data: bytes, at: int) -> tuple[str, int]:
+    """Return the name whose length is in its shortest form that begins here, and where it ends."""
+    tag = data[at]
+    if tag & 0xE0 == 0xA0:
+        begin, size = at + 1, tag & 0x1F
+    elif tag == 0xD9 and data[at + 1] >= 32:
+        begin, size = at + 2, data[at + 1]
+    else:
+        raise _Unrecognised
+    name = data[begin : begin + size].decode("ascii")
+    if not is_name(name):
+        raise _Unrecognised
+    return name, begin + size
 
 
 def _ids_at(data: bytes, at: int, count_max: int) -> tuple[tuple[bytes, ...], int]:

@@ -90,9 +90,7 @@ class Replica:
 
     def is_here(self, operation_id: bytes) -> bool:
         """Tell whether an operation is durable, or verified and on its way to the disk, or aside."""
-        return (
-            operation_id in self.state or operation_id in self._in_flight or self.state.is_aside(operation_id)
-        )
+        return operation_id in self._in_flight or self.state.find(operation_id) is not None
 
     def author(self, kind: int, body: bytes, refs: Iterable[bytes] = ()) -> SignedOperation:
         """Sign this node's next operation and put it in flight.
@@ -146,14 +144,12 @@ class Replica:
         refused: RemoteProtocolError | None = None
         for wire in wires:
             try:
-                signed = self._verify(wire, reading)
-                if signed.id in self.state:
-                    durable.append(signed.id)
-                elif signed.id in self._in_flight:
-                    in_flight.append(signed.id)
-                elif self.state.is_aside(signed.id):
-                    aside.append(signed.id)
-                elif missing := self._missing(signed):
+                signed = self._load(wire, reading)
+                if self.is_here(signed.id):  # Nothing will be done with this copy, nor spent on it.
+                    self._place_of(signed.id, durable, in_flight, aside).append(signed.id)
+                    continue
+                self._verify(wire, signed, reading)
+                if missing := self._missing(signed):
                     self._orphans.add(signed, peer, missing)
                     is_waiting = True
                 else:
@@ -196,7 +192,7 @@ class Replica:
         for operation_id in ids:
             signed = self._in_flight.pop(operation_id)
             self.in_flight_bytes -= len(signed.encoded)
-            past = self.state.aside_past([signed])
+            past = self.state.aside_past([signed]) if self.state.aside_bytes else ()
             if self.state.apply(signed):
                 applied += [*past, signed]
         return applied
@@ -230,6 +226,10 @@ class Replica:
     def _accept(self, signed: SignedOperation, accepted: list[SignedOperation], aside: list[bytes]) -> None:
         """Put an operation in flight, or aside, and after it every orphan that it completes."""
         self._check_predecessor(signed)
+        if not self.state.is_anybody_revoked and not self._orphans:
+            self._launch(signed)
+            accepted.append(signed)
+            return
         complete = deque([signed])
         while complete:
             one = complete.popleft()
@@ -266,20 +266,31 @@ class Replica:
         self._in_flight[signed.id] = signed
         self.in_flight_bytes += len(signed.encoded)
 
-    def _verify(self, wire: bytes, reading: Reading) -> SignedOperation:
-        if self.is_refused(wire):
+    def _place_of(
+        self, operation_id: bytes, durable: list[bytes], in_flight: list[bytes], aside: list[bytes]
+    ) -> list[bytes]:
+        """Return, of three lists, that for an operation that is here."""
+        if operation_id in self.state:
+            return durable
+        return in_flight if operation_id in self._in_flight else aside
+
+    def _load(self, wire: bytes, reading: Reading) -> SignedOperation:
+        if self._refused and self.is_refused(wire):
             raise MalformedMessageError("an operation that was refused before was sent again")
         try:
-            signed = reading.load(wire)
-            if self.is_here(signed.id):
-                return signed  # Nothing will be done with this copy, so nothing more is spent on it.
+            return reading.load(wire)
+        except RemoteProtocolError:
+            self._remember_refused(wire)
+            raise
+
+    def _verify(self, wire: bytes, signed: SignedOperation, reading: Reading) -> None:
+        try:
             if signed.operation.group != self.group:
                 raise MalformedMessageError("an operation of another group was sent")
             reading.check_signature(wire, signed)
         except RemoteProtocolError:
             self._remember_refused(wire)
             raise
-        return signed
 
     def is_refused(self, wire: bytes) -> bool:
         """Tell whether these bytes were refused before, as far as that is remembered."""

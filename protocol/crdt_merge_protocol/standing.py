@@ -38,11 +38,10 @@ class Standing:
         """ADMIT -> its own bit."""
         self._masks: dict[bytes, int] = {}
         """Author -> the bits of its ADMITs."""
-
-    @property
-    def is_anybody_revoked(self) -> bool:
-        """Whether there is a REVOKE with an effect."""
-        return bool(self._allowed)
+        self.is_anybody_revoked = False
+        """Whether there is a REVOKE with an effect. Until then everything stands."""
+        self.is_all_counted = genesis.is_open
+        """Whether everything counts that was ever signed: nobody need be asked for."""
 
     def judge(self, operation_id: bytes, operation: Operation, act: Act) -> bool:
         """Tell whether an act has an effect, and remember it."""
@@ -70,9 +69,10 @@ class Standing:
         return allowed is None or operation_id in allowed
 
     def carry(self, operation_id: bytes, parents: Iterable[bytes], body: Body | None) -> None:
-        """Note what is in the past of an operation, which was judged if it is an act."""
-        if self._genesis.is_open:
-            return
+        """Note what is in the past of an operation, which was judged if it is an act.
+
+        Only for a group that admits its authors.
+        """
         bits = 0
         for parent in parents:
             bits |= self._bits[parent] | self._own_bits.get(parent, 0)
@@ -97,6 +97,7 @@ class Standing:
         )
         before = self._allowed.get(revoke.key)
         self._allowed[revoke.key] = past if before is None else before & past
+        self.is_anybody_revoked, self.is_all_counted = True, False
         return before is None or len(self._allowed[revoke.key]) < len(before)
 
     def forget(self, operation_id: bytes) -> None:
@@ -108,5 +109,6 @@ class Standing:
         twin = Standing(self._genesis, self._group)
         twin.acts, twin._versions = set(self.acts), dict(self._versions)
         twin._allowed, twin._heeded = dict(self._allowed), set(self._heeded)
+        twin.is_anybody_revoked, twin.is_all_counted = self.is_anybody_revoked, self.is_all_counted
         twin._bits, twin._own_bits, twin._masks = dict(self._bits), dict(self._own_bits), dict(self._masks)
         return twin

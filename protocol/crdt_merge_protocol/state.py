@@ -18,14 +18,15 @@ In the paper's notation: A and R are :attr:`CRDTMergeState.adds` and :attr:`~CRD
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
 from .errors import LocalProtocolError, MalformedMessageError
 from .genesis import Genesis
 from .limits import DEPS_MAX
 from .merkle import Trie
-from .operations import Act, Body, Operation, Revoke, SignedOperation, read_body
+from .operations import Act, Add, Body, Operation, Revoke, SignedOperation, read_body
+from .slots import Fate
 from .standing import Standing
 from .view import View
 from .visibility import Visibility
@@ -112,8 +113,13 @@ class CRDTMergeState:
             raise LocalProtocolError(f"operation {operation_id.hex()[:12]} was applied before its past.")
         self._check_log(operation)
         body = read_body(operation)
-        is_act = isinstance(body, Act) and self._standing.judge(operation_id, operation, body)
-        if not is_act and not self._standing.is_standing(operation_id, operation.author):
+        standing = self._standing
+        is_act = isinstance(body, Act) and standing.judge(operation_id, operation, body)
+        if (
+            standing.is_anybody_revoked
+            and not is_act
+            and not standing.is_standing(operation_id, operation.author)
+        ):
             self.set_aside(signed)
             self._dropped[operation_id] = None
             return False
@@ -122,7 +128,7 @@ class CRDTMergeState:
             self._dropped.pop(past.id, None)
             self._enter(past, read_body(past.operation), past.operation.parents)
         self._enter(signed, body, parents)
-        if is_act and isinstance(body, Revoke) and self._standing.revoke(body, self._operations):
+        if is_act and isinstance(body, Revoke) and standing.revoke(body, self._operations):
             self._drop()
         return True
 
@@ -171,6 +177,10 @@ class CRDTMergeState:
     def removes(self) -> frozenset[bytes]:
         """Tags of the ADDs that were removed."""
         return self._visibility.removes
+
+    def fates(self) -> Iterator[tuple[Add, Fate]]:
+        """Yield every readable ADD with what may yet become of it. Linear."""
+        return self._visibility.fates(self._standing)
 
     @property
     def acts(self) -> frozenset[bytes]:
@@ -236,6 +246,11 @@ class CRDTMergeState:
     def has_dropped(self) -> bool:
         """Whether :meth:`take_dropped` may have something to say."""
         return bool(self._dropped)
+
+    @property
+    def is_anybody_revoked(self) -> bool:
+        """Whether there is a REVOKE with an effect. Until then nothing is excluded, and nothing aside."""
+        return self._standing.is_anybody_revoked
 
     def is_aside(self, operation_id: bytes) -> bool:
         """Tell whether an operation was dropped, or came and was not kept, and is remembered."""
@@ -312,7 +327,7 @@ class CRDTMergeState:
 
     def _enter(self, signed: SignedOperation, body: Body | None, parents: frozenset[bytes]) -> None:
         operation, operation_id = signed.operation, signed.id
-        depth = 1 + max((self._depths[parent] for parent in parents), default=0)
+        depth = 1 + max(map(self._depths.__getitem__, parents), default=0)
         self._operations[operation_id] = signed
         self._depths[operation_id] = depth
         self._causal.append((depth, operation_id))
@@ -323,8 +338,10 @@ class CRDTMergeState:
         if len(self._deepest) > 2 * len(self._heads) + DEPS_MAX:
             self._rebuild_deepest()
         place = (operation.author, operation.log)
-        self._logs[place] = max(self._logs.get(place, -1), operation.seq)
-        self._standing.carry(operation_id, parents, body)
+        if operation.seq > self._logs.get(place, -1):
+            self._logs[place] = operation.seq
+        if not self.genesis.is_open:
+            self._standing.carry(operation_id, parents, body)
         self._visibility.apply(operation_id, operation, body, depth, standing=self._standing)
 
     def _rebuild_deepest(self) -> None:

@@ -20,14 +20,14 @@ operation costs microseconds and logarithmic searches, whatever the size of the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from .bodies import Add, Admit, Ban, Body, Erase, Hold, PolicyAct, Receipt, Remove, Revoke
 from .deciding import Deciding
 from .genesis import Genesis
 from .operations import Operation
 from .policy import Policy
-from .slots import Candidate, Slot, SortedRows
+from .slots import Candidate, Fate, Slot, SortedRows
 from .standing import Standing
 from .view import View, Visible
 
@@ -66,7 +66,7 @@ class Visibility:
     ) -> None:
         """Take in one operation whose past is here. Never raises on content."""
         author = operation.author
-        is_counted = standing.is_counted(operation_id, author)
+        is_counted = standing.is_all_counted or standing.is_counted(operation_id, author)
         if is_counted and author not in self._forked and self._is_second(operation):
             self._forked.add(author)
             self._mark(author)
@@ -116,6 +116,16 @@ class Visibility:
         """Tags of the ADDs that were removed."""
         return frozenset(tag for tag, candidate in self._candidates.items() if candidate.is_removed)
 
+    def fates(self, standing: Standing) -> Iterator[tuple[Add, Fate]]:
+        """Yield every readable ADD with what may yet become of it. Linear."""
+        past = {tag for slots in self._slots.values() for slot in slots.values() for _, tag in slot.past()}
+        for tag, candidate in self._candidates.items():
+            add = candidate.add
+            if add.content in self._decided.banned or not standing.is_standing(tag, candidate.author):
+                yield add, Fate.LOST
+            else:
+                yield add, Fate.PAST if candidate.is_removed or tag in past else Fate.WANTED
+
     def copy(self) -> Visibility:
         """Return an independent copy."""
         twin = Visibility(self._genesis)
@@ -155,7 +165,10 @@ class Visibility:
             self._note_decided()
         if self._is_out(candidate):
             return
-        slot = self._slots.setdefault(author, {}).setdefault((add.type, add.slot), Slot())
+        slots = self._slots.setdefault(author, {})
+        slot = slots.get((add.type, add.slot))
+        if slot is None:
+            slot = slots[add.type, add.slot] = Slot()
         slot.put((depth, tag), is_held=self._policy.holders == 0)
         self._changed[author, add.type, add.slot] = None
 

@@ -1,12 +1,12 @@
-"""The quick reader of envelopes never says anything else than the general decoder (PROTOCOL R1, R2)."""
+"""The quick readers of envelopes and ADDs never say anything but what the general decoder does (R1, R2)."""
 
 from __future__ import annotations
 
 from unittest.mock import patch
 
-from crdt_merge_protocol import operations
+from crdt_merge_protocol import bodies, operations
 from crdt_merge_protocol.canonical import encode
-from crdt_merge_protocol.envelope import read_envelope, split_wire
+from crdt_merge_protocol.envelope import read_add, read_envelope, split_wire
 from crdt_merge_protocol.errors import RemoteProtocolError
 from crdt_merge_protocol.operations import Operation, SignedOperation
 from hypothesis import example, given
@@ -138,3 +138,58 @@ def test_the_wire_form_is_the_canonical_list_of_both_parts(encoded: bytes, signa
 
     assert wire == encode([encoded, signature])
     assert split_wire(wire) == (encoded, signature)
+
+
+NAMES = ("main", "a/b.c_d-1", "", "a..b", "/a", ".a", "n\u00e4me", "n" * 31, "n" * 32, "n" * 200, "n" * 201)
+WEIGHTS = (*EDGES, -1, -33, -(1 << 63), (1 << 63) - 1, 1 << 63)
+adds = st.tuples(
+    st.one_of(st.sampled_from(NAMES), values),
+    st.one_of(st.sampled_from(NAMES), values),
+    st.one_of(st.just(IDS[0]), blobs, values),
+    st.one_of(st.sampled_from(WEIGHTS), values),
+    st.one_of(st.none(), st.just(IDS[1]), blobs, values),
+)
+
+
+def both_of(body: bytes) -> tuple[bodies.Body | None, bodies.Body | None]:
+    """Return what the reader of ADDs and what the general decoder say of a body."""
+    quick = bodies.read(1, body)
+    with patch.object(bodies, "read_add", lambda _body: None):
+        return quick, bodies.read(1, body)
+
+
+@PROFILE
+@given(adds)
+@example(("main", "model", IDS[0], 1 << 32, None))
+@example(("n" * 200, "n" * 32, IDS[0], (1 << 63) - 1, IDS[1]))
+@example(("main", "model", IDS[0], -1, None))
+def test_every_add_is_read_alike_by_both(fields: tuple[object, ...]) -> None:
+    quick, slow = both_of(b"\x01" + encode(list(fields)))
+
+    assert quick == slow
+
+
+def test_every_good_add_whose_weight_is_not_negative_is_recognised() -> None:
+    for name in ("main", "n" * 31, "n" * 32, "n" * 200):
+        for weight in (weight for weight in WEIGHTS if 0 <= weight < 1 << 63):
+            for payload in (None, IDS[1]):
+                fields = (name, "model", IDS[0], weight, payload)
+
+                assert read_add(b"\x01" + encode(list(fields))) == fields
+
+
+@PROFILE
+@given(st.sampled_from(NAMES[:2] + NAMES[8:10]), st.sampled_from(WEIGHTS), st.booleans(), st.data())
+def test_adds_that_were_changed_cut_or_extended_are_read_alike_by_both(
+    name: str, weight: int, has_payload: bool, data: st.DataObject
+) -> None:
+    fields = [name, "model", IDS[0], weight, IDS[1] if has_payload else None]
+    changed = bytearray(b"\x01" + encode(fields))
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = data.draw(st.integers(0, len(changed) - 1))
+        tags = st.sampled_from((0xA1, 0xBF, 0xC0, 0xC4, 0xC5, 0xD9, 0xDA, 0xCC, 0xCF, 0xD0))
+        changed[place] = data.draw(st.one_of(st.integers(0, 255), tags))
+    end = data.draw(st.one_of(st.just(len(changed)), st.integers(0, len(changed))))
+    quick, slow = both_of(bytes(changed[:end]) + data.draw(st.binary(max_size=2)))
+
+    assert quick == slow
