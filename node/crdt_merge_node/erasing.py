@@ -9,20 +9,19 @@ looked at, asked for or given away after the act has arrived; and so does a star
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from crdt_merge_protocol.blobs import Manifest, content_id, payload_id
+from crdt_merge_protocol.blobs import content_id, payload_id
 from crdt_merge_protocol.engine import Engine
-from crdt_merge_protocol.errors import RemoteProtocolError
-from crdt_merge_protocol.operations import Add, Kind, PolicyAct, Receipt, read_body
+from crdt_merge_protocol.operations import Add, Kind, Receipt, read_body
 from crdt_merge_protocol.packing import packing_id
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import Decided
 
-from .contents import read_payload
-from .errors import CorruptError, StorageError, StoreFailedError
+from .consisting import bases_of, blobs_of, only_of, packings_of
+from .errors import StorageError, StoreFailedError
 from .gossip import GossipDriver
 from .storage import Store
 from .telemetry.logging import get_logger
@@ -127,7 +126,7 @@ class Erasures:
                 if add.payload is not None and tag not in theirs.erased_tags:
                     named.add(add.payload)
             kept_payloads |= named - payloads if other is state else named
-            kept_contents |= _bases(other)
+            kept_contents |= bases_of(other)
         return Doomed(
             contents=decided.erased,
             payloads=frozenset(payloads - kept_payloads),
@@ -137,14 +136,14 @@ class Erasures:
 
     def _destroy(self, group: bytes, doomed: Doomed) -> int:
         """Destroy everything; return how many objects and blobs it was. Blocks."""
-        contents = self._only(doomed.contents - doomed.kept_contents, content_id)
-        payloads = self._only(doomed.payloads, payload_id)
-        packings = self._only(self._packings(payloads), packing_id)
+        contents = only_of(self._store, doomed.contents - doomed.kept_contents, content_id)
+        payloads = only_of(self._store, doomed.payloads, payload_id)
+        packings = only_of(self._store, packings_of(self._store, payloads), packing_id)
         if packings:
-            packings -= self._packings(doomed.kept_payloads)
+            packings -= packings_of(self._store, doomed.kept_payloads)
         objects = {*contents, *payloads, *packings}
-        named = self._blobs_of(contents)
-        needed = named & self._blobs_of(doomed.kept_contents) if named else set()
+        named = blobs_of(self._store, contents)
+        needed = named & blobs_of(self._store, doomed.kept_contents) if named else set()
         blobs = self._store.blobs
         present = sum(blobs.has_object(id_) for id_ in objects) + sum(
             blobs.has(id_) for id_ in named - needed
@@ -163,38 +162,6 @@ class Erasures:
         data = self._store.data
         forget_outputs(data.path, fs=data.fs)
         forget_report(data.path, group.hex(), fs=data.fs)
-
-    def _blobs_of(self, contents: Iterable[bytes]) -> set[bytes]:
-        """Return the blobs that manifests name, as far as those are here."""
-        found: set[bytes] = set()
-        for content in sorted(contents):
-            data = self._object(content)
-            if data is None:
-                continue
-            try:
-                found.update(entry.blob for entry in Manifest.decode(data).entries)
-            except RemoteProtocolError:
-                continue  # It names nothing that anybody fetched.
-        return found
-
-    def _packings(self, payloads: Collection[bytes]) -> set[bytes]:
-        """Return what payloads say that their files were packed by, as far as they are here."""
-        found = (self._object(payload) for payload in sorted(payloads))
-        return {packing for data in found if data and (packing := read_payload(data).packing)}
-
-    def _only(self, ids: Iterable[bytes], name: Callable[[bytes], bytes]) -> set[bytes]:
-        """Return what may be destroyed as an object of one kind: what is here under another is no such thing.
-
-        An act names any 32 bytes, also those of a schema, or of the notes of somebody in another group.
-        """
-        found = ((id_, self._object(id_)) for id_ in sorted(ids))
-        return {id_ for id_, data in found if data is None or name(data) == id_}
-
-    def _object(self, id_: bytes) -> bytes | None:
-        try:
-            return self._store.blobs.get_object(id_)
-        except CorruptError:
-            return None  # The damaged row is gone.
 
     async def _sign(self, group: bytes, decided: Decided) -> None:
         """Tell the group which of its erasures are carried out here, unless it knows."""
@@ -225,13 +192,3 @@ def _adds(state: CRDTMergeState, tags: Iterable[bytes]) -> Iterable[tuple[bytes,
         add = read_body(signed.operation) if signed is not None else None
         if isinstance(add, Add):
             yield tag, add
-
-
-def _bases(state: CRDTMergeState) -> set[bytes]:
-    """Return the base of every policy that the group has or had."""
-    policies = [state.genesis.policy]
-    for signed in state.causal(state.acts):
-        act = read_body(signed.operation) if signed.operation.kind == Kind.POLICY else None
-        if isinstance(act, PolicyAct):
-            policies.append(act.policy)
-    return {policy.base for policy in policies if policy.base is not None}

@@ -272,7 +272,8 @@ class ImportDesk:
         model = ModelImport(path, kind, may_link=may_link, check=check)
         self._running += 1
         try:
-            yield model
+            async with self._keeper.unused.held():  # What is here already is not copied.
+                yield model
         finally:
             self._running -= 1
             if not model.is_kept:

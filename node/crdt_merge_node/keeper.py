@@ -31,6 +31,7 @@ from .rationing import ration
 from .scans import Scans
 from .storage import Store
 from .stored_ids import read_id
+from .unused import Unused
 from .watches import Watch
 from .wishes import Wish, Wishes
 
@@ -51,6 +52,7 @@ class ContentKeeper:
         self._unfollowed: set[bytes] = set()
         self._holds = Holds(engine, driver, again=self.changed)
         self._erasures = Erasures(engine=engine, driver=driver, store=store, again=self.changed)
+        self.unused = Unused(engine=engine, store=store, clock=driver.clock, freed=self.look_again)
         self._scans = Scans(store, found=self._scanned)
         self._inspector = Inspector(store, self._scans)
         self._wishes = Wishes(
@@ -70,6 +72,7 @@ class ContentKeeper:
             if group := read_id(key.removeprefix("unfollowed/")):
                 self._unfollowed.add(group)
         await self._scans.load()
+        await self.unused.load()
         for group in self._engine.replicas:
             await self._erasures.destroy(group)  # Before anybody could ask for it.
 
@@ -84,6 +87,7 @@ class ContentKeeper:
             timer.cancel()
         await asyncio.gather(*(watch.close() for watch in self._watches.values()))
         await self._wishes.close()
+        await self.unused.close()
         await self._scans.close()
 
     # --- what others ask ----------------------------------------------------------------------------------
@@ -196,6 +200,7 @@ class ContentKeeper:
         state = self._engine.state(group)
         assert state is not None, "groups are never dropped"
         await self._erasures.enforce(group)
+        self.unused.changed()
         view, before = state.view, self._contents.get(group)
         contents = GroupContents(
             view=view,

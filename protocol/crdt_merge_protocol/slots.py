@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from enum import Enum
 from typing import TypeAlias
 
 from .bodies import Add
@@ -12,10 +13,31 @@ Rank: TypeAlias = tuple[int, bytes]
 """(depth, id): of two ADDs in a slot the greater one is the newer."""
 
 
+class Fate(Enum):
+    """What may yet become of an ADD, and so of the bytes that it names."""
+
+    WANTED = "wanted"
+    """It counts, or would if the one that counts were banned: of a slot the newest and the one before."""
+    PAST = "past"
+    """Removed, or replaced more than once. It comes back if a stolen key did that, and is revoked."""
+    LOST = "lost"
+    """Banned, or excluded by a REVOKE: it never counts again."""
+
+
 class Candidate:
     """An ADD and who holds it."""
 
-    __slots__ = ("add", "author", "depth", "holders", "is_counted", "is_removed", "shown", "tag")
+    __slots__ = (
+        "add",
+        "author",
+        "depth",
+        "holders",
+        "is_counted",
+        "is_removed",
+        "is_removed_by_act",
+        "shown",
+        "tag",
+    )
 
     def __init__(self, tag: bytes, author: bytes, depth: int, add: Add, *, is_counted: bool) -> None:
         self.tag = tag
@@ -25,6 +47,7 @@ class Candidate:
         self.holders: set[bytes] = set()
         self.is_counted = is_counted
         self.is_removed = False
+        self.is_removed_by_act = False
         self.shown: Visible | None = None
 
     def show(self) -> Visible:
@@ -49,7 +72,7 @@ class Candidate:
         """Return an independent copy."""
         twin = Candidate(self.tag, self.author, self.depth, self.add, is_counted=self.is_counted)
         twin.holders = set(self.holders)
-        twin.is_removed = self.is_removed
+        twin.is_removed, twin.is_removed_by_act = self.is_removed, self.is_removed_by_act
         twin.shown = self.shown
         return twin
 
@@ -73,6 +96,13 @@ class Slot:
         """Take an ADD out."""
         ranks = self.held if is_held else self.unheld
         del ranks[bisect_left(ranks, rank)]
+
+    def past(self) -> list[Rank]:
+        """Return what would not be shown either if the one that is were not there."""
+        if len(self.held) < 2:
+            return []
+        last = self.held[-2]
+        return self.held[:-2] + self.unheld[: bisect_left(self.unheld, last)]
 
     def copy(self) -> Slot:
         """Return an independent copy."""

@@ -178,8 +178,8 @@ class CRDTMergeState:
         """Tags of the ADDs that were removed."""
         return self._visibility.removes
 
-    def fates(self) -> Iterator[tuple[Add, Fate]]:
-        """Yield every readable ADD with what may yet become of it. Linear."""
+    def fates(self) -> Iterator[tuple[bytes, Add, Fate]]:
+        """Yield (tag, ADD, what may yet become of it) of every readable ADD. Linear."""
         return self._visibility.fates(self._standing)
 
     @property

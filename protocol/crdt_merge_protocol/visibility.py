@@ -116,15 +116,15 @@ class Visibility:
         """Tags of the ADDs that were removed."""
         return frozenset(tag for tag, candidate in self._candidates.items() if candidate.is_removed)
 
-    def fates(self, standing: Standing) -> Iterator[tuple[Add, Fate]]:
-        """Yield every readable ADD with what may yet become of it. Linear."""
+    def fates(self, standing: Standing) -> Iterator[tuple[bytes, Add, Fate]]:
+        """Yield (tag, ADD, what may yet become of it) of every readable ADD. Linear."""
         past = {tag for slots in self._slots.values() for slot in slots.values() for _, tag in slot.past()}
         for tag, candidate in self._candidates.items():
             add = candidate.add
             if add.content in self._decided.banned or not standing.is_standing(tag, candidate.author):
-                yield add, Fate.LOST
+                yield tag, add, Fate.LOST
             else:
-                yield add, Fate.PAST if candidate.is_removed or tag in past else Fate.WANTED
+                yield tag, add, Fate.PAST if candidate.is_removed or tag in past else Fate.WANTED
 
     def copy(self) -> Visibility:
         """Return an independent copy."""

@@ -28,6 +28,8 @@ WITHOUT_UNIT = {
     "operations",
     "contributions",
     "tombstones",
+    "banned_contents",
+    "erasures_pending",
     "missing_contributions",
     "effects_queue_length",
     "alarms",

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from crdt_merge_protocol.operations import SignedOperation
 from crdt_merge_protocol.rights import judge, past_of
+from crdt_merge_protocol.slots import Fate
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import view_of
 from hypothesis import given
@@ -100,6 +101,20 @@ def test_the_incremental_view_equals_the_definition_at_every_step(
 
     assert state.view == view_of(history.genesis, order)
     assert all(node.view == view_of(history.genesis, node.causal()) for node in history.states)
+
+
+@PROFILE
+@given(HISTORIES)
+def test_what_is_shown_is_wanted_and_what_is_lost_is_never_shown_again(history: History) -> None:
+    """Whoever frees room goes by this (SCENARIOS T19)."""
+    for state in history.states:
+        fates = {tag: fate for tag, _, fate in state.fates()}
+        assert fates.keys() == state.adds
+        assert all(fates[shown.tag] is Fate.WANTED for shown in (*state.view.visible, *state.view.pending))
+        lost = {tag for tag, fate in fates.items() if fate is Fate.LOST}
+        for other in history.states:
+            view = joined(state, other).view
+            assert not lost & {shown.tag for shown in (*view.visible, *view.pending)}
 
 
 @PROFILE

@@ -263,9 +263,10 @@ class LocalNode(Upkeep):
         """Write the files of a contribution, byte for byte as its author had them."""
         from . import getting
 
-        return getting.get_contribution(
+        steps = getting.get_contribution(
             self._services, group, contribution, output_path=output_path, is_plain=plain
         )
+        return self._services.keeper.unused.undisturbed(steps)
 
     async def contribution_list(self, group: str) -> tuple[ContributionInfo, ...]:
         """Return the contributions of a group."""
@@ -309,5 +310,7 @@ class LocalNode(Upkeep):
             shard_bytes=shard_bytes,
             is_fresh=fresh,
         )
-        steps = resolving.resolve_group(self._services, group, request)
+        steps = self._services.keeper.unused.undisturbed(
+            resolving.resolve_group(self._services, group, request)
+        )
         return steps if plan_only else measured(self._services, steps)

@@ -11,12 +11,13 @@ from .files import RangeReader
 from .health import Health, Room
 from .kept import Kept
 from .layout import DataDir
-from .operations import OpRow
+from .operations import EXCLUDED_FACT, OpRow
 from .partial import Partial
 from .recovery import RecoveryReport, ReplayReport, compare_root, replay, save_root
 from .store import Store
 
 __all__ = [
+    "EXCLUDED_FACT",
     "BlobStore",
     "DataDir",
     "Health",

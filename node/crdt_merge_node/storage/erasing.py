@@ -109,6 +109,23 @@ class ErasableBlobs(StoredBlobs):
             self._release(name)
         self._remove_files(blobs)
 
+    def drop_objects(self, ids: Collection[bytes]) -> None:
+        """Remove objects that nothing needs; durable on return, and they may be stored again."""
+        rows = [(id_,) for id_ in ids]
+        if rows:
+            self._database.write_then(
+                lambda connection: connection.executemany("DELETE FROM objects WHERE id = ?", rows),
+                lambda: self._objects.forget(ids),
+                needs_room=False,
+            ).result()
+
+    def drop_partial(self, digest: bytes) -> None:
+        """Remove what came of a blob that nobody fetches any more, if there is something."""
+        with self._name_locks[digest[0] % NAME_LOCKS]:
+            path = self.files.partial_path(digest)
+            if digest not in self._partials and self._fs.stat(path) is not None:
+                self.files.unlink(path)
+
     def sweep_erased(self) -> int:
         """Remove what a crash or a restored backup left of what was erased; return how many things."""
         erased = self._erased.all()

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import apsw
-from crdt_merge_protocol.errors import LocalProtocolError
+from crdt_merge_protocol.errors import LocalProtocolError, RemoteProtocolError
+from crdt_merge_protocol.operations import Add, SignedOperation, read_body
 
 from .database import Database
 
 ID_BYTES: Final = 32
 PAGE_ROWS: Final = 1024
+EXCLUDED_FACT: Final = "excluded/"
+"""Before the hex of a content, "/", and the hex of a payload if there is one: of an ADD that was dropped."""
 _PAGE: Final = """
     SELECT position, operations.id, wire FROM operations JOIN groups ON groups.key = group_key
     WHERE groups.id = ? AND position > ? ORDER BY position LIMIT ?
@@ -46,6 +49,18 @@ class BadRow:
     id: object
     data: object
     reason: str
+
+
+def _notes_of(wire: object) -> list[tuple[str, bytes]]:
+    """Return the fact to note of an operation that goes, if it is an ADD."""
+    try:
+        add = read_body(SignedOperation.load(wire).operation) if type(wire) is bytes else None
+    except RemoteProtocolError:
+        return []  # A damaged row names nothing.
+    if not isinstance(add, Add):
+        return []
+    payload = add.payload.hex() if add.payload is not None else ""
+    return [(f"{EXCLUDED_FACT}{add.content.hex()}/{payload}", b"1")]
 
 
 class OperationLog:
@@ -84,12 +99,22 @@ class OperationLog:
 
         return self._database.write(change)
 
-    def drop(self, ids: Sequence[bytes], *, forgetting: str) -> Future[None]:
-        """Delete operations and a fact about them, all or none."""
+    def drop(self, ids: Sequence[bytes], *, forgetting: str) -> Future[list[tuple[str, bytes]]]:
+        """Delete operations and a fact about them, and note which contents they had; all or none.
 
-        def change(connection: apsw.Connection) -> None:
+        Returns:
+            The facts that are there instead: whoever frees room finds the contents by them.
+        """
+
+        def change(connection: apsw.Connection) -> list[tuple[str, bytes]]:
+            notes: list[tuple[str, bytes]] = []
+            for id_ in ids:
+                for (wire,) in connection.execute("SELECT wire FROM operations WHERE id = ?", (id_,)):
+                    notes += _notes_of(wire)
+            connection.executemany("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", notes)
             connection.executemany("DELETE FROM operations WHERE id = ?", ((id_,) for id_ in ids))
             connection.execute("DELETE FROM facts WHERE name = ?", (forgetting,))
+            return notes
 
         return self._database.write(change, needs_room=False)
 

@@ -178,11 +178,13 @@ class Store:
     async def drop_operations(self, group: bytes, ids: Sequence[bytes]) -> None:
         """Delete operations, all or none, of which some may not be stored; durable on return.
 
-        The root that was saved at the last orderly stop is forgotten with them: it is the root of more.
+        The root that was saved at the last orderly stop is forgotten with them: it is the root of more. What
+        contents they had is remembered as small facts (``EXCLUDED_FACT``), for nothing else says so any more.
         """
         fact = ROOT_FACT + group.hex()
-        await asyncio.wrap_future(self._log.drop(ids, forgetting=fact))
+        notes = await asyncio.wrap_future(self._log.drop(ids, forgetting=fact))
         self._facts.pop(fact, None)
+        self._facts.update(notes)
 
     def load_operations(self, group: bytes) -> Iterator[OpRow]:
         """Yield a group's operations in append order, setting aside rows that are none. Blocks."""

@@ -152,6 +152,15 @@ EVENTS: Final[Mapping[str, Event]] = {
     "store.repaired": Event(
         "warning", ("swept", "adopted", "lost", "quarantined"), "Recovery changed what a crash had left."
     ),
+    "store.shrunk": Event(
+        "info", ("count", "bytes"), "So many blobs of contributions that count no more were removed."
+    ),
+    "freeing.failed": Event(
+        "warning", ("error", "error_code"), "Such blobs could not be removed now; tried again."
+    ),
+    "freeing.forgotten": Event(
+        "debug", ("error",), "No room to note how long they have waited; after a restart they wait anew."
+    ),
     "store.full": Event("error", ("error", "error_code"), "No room; nothing is accepted until there is."),
     "store.failed": Event("error", ("error", "error_code"), "A write or fsync failed; the node stops."),
     "operation.quarantined": Event(

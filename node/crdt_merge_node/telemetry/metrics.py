@@ -257,6 +257,11 @@ def _store(services: Services) -> Iterator[Metric]:
             "database": sum(stat.nbytes for stat in found if stat is not None),
         },
     )
+    yield _counter(
+        "store_freed_bytes",
+        "Bytes of contributions that count no more, removed since the start.",
+        services.keeper.unused.freed_bytes,
+    )
     yield _gauge(
         "store_free_bytes",
         "Free bytes on the file system of the data directory.",

@@ -1,5 +1,7 @@
 """What a failed import leaves: nothing, unless somebody has come to use it meanwhile."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,16 @@ class World:
         self.present = {ONE, TWO}
         self.named: frozenset[bytes] = frozenset()
         self.looks = 0
+        self.users = 0
+        self.unused = self
         world: Any = self
         self.desk = ImportDesk(world, world)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        self.users += 1
+        yield
+        self.users -= 1
 
     def delete(self, blob: bytes) -> None:
         self.present.discard(blob)
