@@ -6,7 +6,6 @@ per element is fixed and nothing is contracted, so chunks do not show in the bit
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -30,7 +29,7 @@ def as_float(value: Fraction) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(sys.float_info.max, value)
+        return sys.float_info.max if value > 0 else -sys.float_info.max
 
 
 def chunks(size: int, step: int = CHUNK_ELEMENTS) -> Iterator[slice]:

@@ -1,8 +1,11 @@
 """DARE: masks, rescaling, and what seeds them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from crdt_merge_protocol.strategies.contract import LEAF_ELEMENTS
+from crdt_merge_protocol.strategies.kernels import as_float
 from crdt_merge_protocol.strategies.reference import merge_arrays
 
 SIZE = LEAF_ELEMENTS + 4000
@@ -129,3 +132,27 @@ def test_sums_beyond_float64_end_no_merge(strategy):
     result = merge_arrays(strategy, [huge, {"t": 2 * base["t"]}], base, params, weights=["1e9", 1])
 
     assert result.tensors["t"].shape == (4, 6)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Overflow in between is the point.
+@pytest.mark.parametrize("strategy", ["dare", "della_linear"])
+def test_a_factor_beyond_float64_ends_no_merge(strategy):
+    """Where all but a little of an author's magnitude is dropped, what restores it is huge, and so is 1e9."""
+    base = np.zeros(6)
+    params = {"rescale": "l1", "normalize": "false", "density": "0.5"}
+    for place in range(6):  # One of them is dropped.
+        large = np.full(6, 1e-3)
+        large[place] = 1e304
+
+        result = merge_arrays(
+            strategy, [{"t": large}], {"t": base}, params, weights=["1e9"], digests=DIGESTS[:1], seed=b"s"
+        )
+
+        assert not np.isnan(result.tensors["t"]).any()
+
+
+def test_exact_numbers_beyond_float64_become_the_largest():
+    largest = np.finfo(float).max
+    found = [as_float(Fraction(number)) for number in (10**400, -(10**400), 0)]
+
+    assert found == [largest, -largest, 0.0]
