@@ -101,7 +101,7 @@ def merge(
                 "--config takes the place of FILEs, --strategy, --base, --param and --weight."
             )
         if (stack := stack_in(config)) is not None:
-            if is_plan or verify or reports or card or artefacts or task:
+            if is_plan or verify or reports or card or artefacts or task or as_group or fresh:
                 raise click.UsageError(
                     "Slices are stacked, not merged: only --output, --shard-size and --dtype apply."
                 )

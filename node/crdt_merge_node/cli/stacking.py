@@ -50,13 +50,20 @@ def write_stack_of(
     begun = time.monotonic()
     target = Target(Path(output), dtype.upper(), SystemFs(), SystemRng(), shard_bytes_of(output, shard_size))
     with view_for(invocation, "stack/1") as view:
-        written = write_stack(
+        written, misfits = write_stack(
             stack, target, path_of=Path,
             progress=lambda done, total, step: view.show(
                 Progress(step=step, done_bytes=done, total_bytes=total)
             ),
         )  # fmt: skip
     elapsed = time.monotonic() - begun
+    warnings = [
+        *stack.notes,
+        *(
+            f"{name}: {number} elements did not fit the output type; the largest that fits was written."
+            for name, number in sorted(misfits.items())
+        ),
+    ]
     if invocation.is_json:
         say_json(
             "stack/1",
@@ -69,7 +76,7 @@ def write_stack_of(
             file_sha256=written.sha256.hex(),
             nbytes=written.nbytes,
             duration_s=elapsed,
-            warnings=list(stack.notes),
+            warnings=warnings,
         )
         return
     say(f"wrote {clean(output)}: {size(written.nbytes)} in {duration(elapsed)}")
@@ -83,5 +90,5 @@ def write_stack_of(
         f"note: its config.json is that of the first model with {stack.layers} layers: num_hidden_layers, "
         "and whatever lists have one entry per layer."
     )
-    for remark in stack.notes:
-        note(f"note: {remark}")
+    for warning in warnings:
+        note(f"warning: {clean(warning)}")

@@ -21,6 +21,7 @@ import yaml
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, TensorSpec
 from crdt_merge_protocol.errors import IntegerTensorDiffersError, ParameterError
 from crdt_merge_protocol.strategies.dtypes import decode_block
+from crdt_merge_protocol.strategies.kernels import as_float
 
 from crdt_merge_node.checkpoints.reading import CheckpointTensor, read_checkpoint
 from crdt_merge_node.lora.sinks import Target, Written, open_sink
@@ -32,7 +33,9 @@ from .mergekit_values import Rule, interpolate, layer_of, read_rules
 
 PART_ELEMENTS: Final = 1 << 20
 _BEFORE: Final = ("embed", "wte", "wpe")
-"""Parts of the names of tensors that come before the layers."""
+"""Parts of the names of tensors that come before the layers, but for :data:`_AFTER`."""
+_AFTER: Final = "embed_out"
+"""Of the output layer of GPT-NeoX."""
 _LAYER: Final = re.compile(r"\.\d{1,5}\.")
 _KEYS: Final = {"merge_method", "slices", "parameters", "dtype", "out_dtype", "base_model"}
 _IN_SLICE: Final = {"sources", "parameters"}
@@ -134,17 +137,22 @@ class _Place:
 
 def write_stack(
     stack: Stack, target: Target, *, path_of: Callable[[str], Path], progress: ReportProgress
-) -> Written:
+) -> tuple[Written, Mapping[str, int]]:
     """Write the model that a stack is, whole or not at all.
+
+    Returns:
+        What names it, and by tensor how many elements did not fit and became the largest that do.
 
     Args:
         stack: Its models are checkpoints of this machine.
         target: Where it goes; its type counts more than that of the configuration.
         path_of: Returns the file, or the directory, of a model that is named there.
-        progress: Told tensors done, tensors in all, and a word.
+        progress: Told bytes done, bytes in all, and a word.
 
     Raises:
         ParameterError: A model has not the layers that are asked for.
+        DTypeMismatchError: Elements of eight bits are multiplied, and no other type is asked for.
+        IntegerTensorDiffersError: Integers are multiplied.
         StorageError: Something cannot be read or written.
     """
     places = _places(stack, target, path_of)
@@ -155,19 +163,22 @@ def write_stack(
         else replace(place.entry.spec, name=name)
         for name, place in places.items()
     }
-    reader = SourceReader(target.fs)
+    reader, done, total = SourceReader(target.fs), 0, sum(each.entry.spec.nbytes for each in places.values())
     try:
         with open_sink(target, specs.values()) as sink:
-            for number, (name, place) in enumerate(places.items()):
-                progress(number, len(places), "stacking")
+            for name, place in places.items():
                 is_copy = place.scale == 1 and specs[name].dtype == place.entry.spec.dtype
                 for start, raw in _parts(reader, place.entry):
+                    progress(done, total, "stacking")
                     if is_copy:
                         sink.put_bytes(name, start * DTYPE_BYTES[specs[name].dtype], raw)
                     else:
                         values = decode_block(place.entry.spec.dtype, raw)
-                        sink.put(name, np.multiply(values, float(place.scale)), start)
-            return sink.finish()
+                        with np.errstate(over="ignore"):  # What does not fit is counted where it is rounded.
+                            values *= as_float(place.scale)
+                        sink.put(name, values, start)
+                    done += len(raw)
+            return sink.finish(), sink.misfits
     finally:
         reader.close()
 
@@ -189,7 +200,7 @@ def _places(stack: Stack, target: Target, path_of: Callable[[str], Path]) -> dic
         for name, entry in entries[each.model].items():
             layer = layer_of(name)
             if layer is None:
-                is_before = any(part in name for part in _BEFORE)
+                is_before = _AFTER not in name and any(part in name for part in _BEFORE)
                 if number != (0 if is_before else len(stack.slices) - 1):
                     continue
                 found[name] = _Place(entry, _scale(each.scale, name, Fraction(0), entry.spec))

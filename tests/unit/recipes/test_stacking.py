@@ -14,6 +14,7 @@ from crdt_merge_node.cli.app import root
 from crdt_merge_node.lora.sinks import Target
 from crdt_merge_node.ports import SystemFs, SystemRng
 from crdt_merge_node.recipes.stacking import parse_stack, write_stack
+from crdt_merge_node.resolve.job import ReportProgress
 from crdt_merge_protocol.errors import ParameterError, ResolveError
 
 SLICES = """
@@ -38,11 +39,13 @@ def save_model(path: Path, seed: int, layers: int = 4) -> dict[str, np.ndarray]:
     return model
 
 
-def stacked(place: Path, text: str, dtype: str = "") -> dict[str, np.ndarray]:
+def stacked(
+    place: Path, text: str, dtype: str = "", progress: ReportProgress = lambda *_: None
+) -> dict[str, np.ndarray]:
     stack = parse_stack(text)
     assert stack is not None
     target = Target(place / "out.safetensors", dtype, SystemFs(), SystemRng())
-    write_stack(stack, target, path_of=lambda name: place / name, progress=lambda *_: None)
+    write_stack(stack, target, path_of=lambda name: place / name, progress=progress)
     return safetensors.numpy.load_file(place / "out.safetensors")
 
 
@@ -73,6 +76,40 @@ def test_the_element_type_of_the_configuration_is_that_of_the_output(tmp_path: P
     save_model(tmp_path / "b", 2)
     found = stacked(tmp_path, SLICES.format(more="dtype: float16"))
     assert {values.dtype for values in found.values()} == {np.dtype(np.float16)}
+
+
+def test_outputs_of_gpt_neox_come_from_the_last_slice_though_their_name_holds_embed(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        model = dict.fromkeys(
+            ("gpt_neox.embed_in.weight", "gpt_neox.layers.0.w", "embed_out.weight"), np.full(2, number, "<f4")
+        )
+        safetensors.numpy.save_file(model, tmp_path / name)
+    sources = (f"sources: [{{model: {name}, layer_range: [0, 1]}}]" for name in "ab")
+
+    found = stacked(
+        tmp_path, f"{{merge_method: passthrough, slices: [{', '.join(f'{{{s}}}' for s in sources)}]}}"
+    )
+
+    assert {name: values[0] for name, values in found.items()} == {
+        "gpt_neox.embed_in.weight": 0,
+        "gpt_neox.layers.0.w": 0,
+        "gpt_neox.layers.1.w": 1,
+        "embed_out.weight": 1,
+    }
+
+
+def test_progress_is_told_in_bytes(tmp_path: Path) -> None:
+    save_model(tmp_path / "a", 1)
+    save_model(tmp_path / "b", 2)
+    seen: list[tuple[int, int]] = []
+
+    found = stacked(
+        tmp_path, SLICES.format(more=""), progress=lambda done, total, _step: seen.append((done, total))
+    )
+
+    total = sum(values.nbytes for values in found.values())
+    assert seen[0] == (0, total)
+    assert seen[-1] == (total - 3 * 4 * 4, total)
 
 
 def test_what_is_ignored_is_noted_and_other_configurations_are_no_stacks() -> None:
@@ -126,4 +163,21 @@ def test_merge_stacks_what_a_configuration_stacks(tmp_path: Path) -> None:
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["schema"], told["slices"], told["layers"], told["inputs"]) == ("stack/1", 2, 6, 2)
     assert told["file_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
-    assert CliRunner().invoke(root, [*arguments, "--plan"]).exit_code == 2
+    for option in ("--plan", "--as-group", "--fresh"):
+        assert CliRunner().invoke(root, [*arguments, option]).exit_code == 2
+
+
+@pytest.mark.parametrize("scale", ["1.0e+5", f"1{'0' * 400}"])
+def test_values_that_do_not_fit_are_told(tmp_path: Path, scale: str) -> None:
+    safetensors.numpy.save_file({"layers.0.w": np.array([1, -2, 0], "<f2")}, tmp_path / "a")
+    config, output = tmp_path / "stack.yml", tmp_path / "out.safetensors"
+    source = f"{{model: {tmp_path / 'a'}, layer_range: [0, 1], parameters: {{scale: {scale}}}}}"
+    config.write_text(f"{{merge_method: passthrough, slices: [{{sources: [{source}]}}]}}")
+
+    result = CliRunner().invoke(root, ["merge", "--config", str(config), "-o", str(output), "--json"])
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["warnings"] == [
+        "layers.0.w: 2 elements did not fit the output type; the largest that fits was written."
+    ]
+    assert safetensors.numpy.load_file(output)["layers.0.w"].tolist() == [65504, -65504, 0]
