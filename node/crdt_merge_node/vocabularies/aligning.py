@@ -165,6 +165,9 @@ def _tables(
     """Return the tables of tokens of both models; whatever else they have must be the same."""
     other = {entry.spec.name: entry for entry in theirs.entries}
     tables: dict[str, _Table] = {}
+    names = [entry.spec.name for entry in ours.entries]
+    if unused := [each for each in patterns if not any(fits(each, name) for name in names)]:
+        raise InvalidRequestError(f"{ours.path} has no tensor {unused[0]}.", hint="Look at --tensor.")
     for entry in ours.entries:
         name, spec = entry.spec.name, entry.spec
         if not is_table(name, patterns) or name not in other:
@@ -237,16 +240,16 @@ def _source(entry: CheckpointTensor) -> TensorSource:
 def _account(path: Path, nbytes: int, tables: Sequence[_Table], misfits: int) -> Aligned:
     longest = max(tables, key=lambda table: table.map.rows.size)
     rows = longest.map.rows
-    shared = int((rows != NONE).sum())
+    shared, dropped = int((rows != NONE).sum()), longest.map.dropped
     warnings = []
     if shared < _FEW * rows.size:
         warnings.append(
             f"Only {shared} of {rows.size} rows are of tokens that both know: is it another tokenizer?"
         )
-    if longest.map.dropped:
-        warnings.append(f"{longest.map.dropped} tokens have no row in the other model; theirs are left out.")
+    if dropped:
+        warnings.append(f"Rows of tokens that the other model does not have were left out: {dropped}.")
     if misfits:
-        warnings.append(f"{misfits} copied elements were too large for the element type and were cut.")
+        warnings.append(f"Copied elements that the element type cannot hold became its largest: {misfits}.")
     return Aligned(
         path=path,
         nbytes=nbytes,
@@ -254,6 +257,6 @@ def _account(path: Path, nbytes: int, tables: Sequence[_Table], misfits: int) ->
         rows=rows.size,
         shared=shared,
         copied=rows.size - shared,
-        dropped=longest.map.dropped,
+        dropped=dropped,
         warnings=tuple(warnings),
     )

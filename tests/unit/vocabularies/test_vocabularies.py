@@ -82,7 +82,7 @@ def test_rows_follow_their_tokens_and_the_rest_comes_from_the_other(tmp_path):
     assert result.tables == ("lm_head.weight", "model.embed_tokens.weight")
     assert result.nbytes == output.stat().st_size
     assert any("Only 3 of 8 rows" in text for text in result.warnings)
-    assert any("1 tokens have no row" in text for text in result.warnings)
+    assert any("left out: 1." in text for text in result.warnings)
 
 
 def test_a_model_of_the_same_vocabulary_is_copied(tmp_path):
@@ -137,7 +137,7 @@ def test_copied_rows_take_the_element_type_of_the_model(tmp_path, dtype):
     expected = big["model.embed_tokens.weight"][1].astype(np.float16)
     np.testing.assert_array_equal(found["model.embed_tokens.weight"][1], expected)
     assert found["lm_head.weight"][1, 0] == np.finfo(np.float16).max
-    assert any("1 copied elements were too large" in text for text in result.warnings)
+    assert any("became its largest: 1." in text for text in result.warnings)
 
 
 def test_long_tables_are_moved_in_parts(tmp_path):
@@ -269,6 +269,8 @@ def test_without_a_table_or_a_tokenizer_the_remedy_is_named(tmp_path):
         align(tmp_path / "a", tmp_path / "b", tmp_path / "out")
 
     assert "--tensor" in caught.value.hint
+    with pytest.raises(InvalidRequestError, match=r"has no tensor tik\*"):
+        align(tmp_path / "a", tmp_path / "b", tmp_path / "out", tensors=["tok*", "tik*"])
     assert align(tmp_path / "a", tmp_path / "b", tmp_path / "out", tensors=["tok*"]).tables == ("tokens",)
 
 
@@ -289,7 +291,7 @@ def test_the_command_says_what_it_moved(tmp_path):
 
     assert "rows" in shown.stdout
     assert "3: 2 of MODEL, 1 of the other" in shown.stdout
-    assert "1 tokens have no row" in shown.stderr
+    assert "left out: 1." in shown.stderr
     assert "tokens" in told.stderr
     assert (answer["schema"], answer["event"]) == ("vocabulary/1", "result")
     assert (answer["rows"], answer["shared"], answer["copied"], answer["dropped"]) == (3, 2, 1, 1)
