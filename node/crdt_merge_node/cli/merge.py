@@ -15,7 +15,7 @@ from .options import Invocation, command
 from .output import by_workers, clean, count, duration, facts, note, say, say_json, size
 from .progress import view_for
 from .resolve import reused
-from .stacking import stack_in, write_stack_of
+from .stacking import ONLY_STACKED, stack_in, write_stack_of
 from .values import (
     FILE_PARAM_HELP,
     MODEL,
@@ -102,9 +102,7 @@ def merge(
             )
         if (stack := stack_in(config)) is not None:
             if is_plan or verify or reports or card or artefacts or task or as_group or fresh:
-                raise click.UsageError(
-                    "Slices are stacked, not merged: only --output, --shard-size and --dtype apply."
-                )
+                raise click.UsageError(ONLY_STACKED)
             write_stack_of(
                 invocation, stack, config=config, output=output, shard_size=shard_size, dtype=dtype
             )
@@ -128,15 +126,13 @@ def merge(
         "memory_bytes": memory,
         "workers": workers,
     }
+    inputs = [Path(file) for file in files]
     if is_plan:
-        _plan(invocation, [Path(file) for file in files], options)
+        _plan(invocation, inputs, options)
         return
     options["is_lenient"] = as_group
-    inputs = [Path(file) for file in files]
     if verify is not None:
-        with beside(verify) as expected:
-            result = _merge(invocation, inputs, expected, options, task=task)
-            answer(invocation, "merge/1", expected, verify, resolve_key=result.resolve_key.hex())
+        _verify(invocation, inputs, verify, options, task=task)
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
@@ -147,6 +143,15 @@ def merge(
         _say_json(result, strategy, len(files))
     else:
         _show(result, strategy, len(files))
+
+
+def _verify(
+    invocation: Invocation, files: list[Path], path: str, options: dict[str, Any], *, task: str
+) -> None:
+    """Merge to a file beside the one that is looked at, and say whether they are the same."""
+    with beside(path) as expected:
+        result = _merge(invocation, files, expected, options, task=task)
+        answer(invocation, "merge/1", expected, path, resolve_key=result.resolve_key.hex())
 
 
 def _merge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +17,8 @@ from .values import read_text, refuse_clashes, shard_bytes_of
 
 if TYPE_CHECKING:
     from crdt_merge_node.recipes.stacking import Stack
+
+ONLY_STACKED: Final = "Slices are stacked, not merged: only --output, --shard-size and --dtype apply."
 
 
 def stack_in(config: str) -> Stack | None:
