@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from crdt_merge_node.control.model import Act, ActInfo, ActRequest, PolicyChanges
+from crdt_merge_node.api.why_acts import act_reasons
+from crdt_merge_node.control.model import Act, ActInfo, ActRequest, PolicyChanges, Reason
 from crdt_merge_node.errors import (
     BannedError,
     InvalidRequestError,
@@ -210,3 +211,83 @@ async def test_what_no_administrator_can_mean_is_refused(tmp_path: Path) -> None
             await propose(node, "ban", "ab" * 32, reason="x" * 2000)
         with pytest.raises(InvalidRequestError, match="cannot come from"):
             await node.create_group("h", tmp_path / "model.safetensors", quorum=2)
+
+
+def why(node: WholeNode) -> dict[str, Reason]:
+    """Return what `why` says of acts in group g, by what is lacking, without its numbers."""
+    group = node.group("g")
+    assert group is not None
+    return {reason.lacks.lstrip("0123456789 "): reason for reason in act_reasons(node.services, group)}
+
+
+async def test_why_names_what_administrators_keep_from_counting_and_the_remedy(tmp_path: Path) -> None:
+    async with Site(tmp_path).nodes(2) as (first, second):
+        model = save_model(tmp_path / "model.safetensors", 1.0)
+        await first.create_group("g", model, admitted=True)
+        await ready(second)
+        await first.equal("g", second)
+        [other] = why(second).values()
+        assert (
+            other.remedy
+            == f"on a node of an administrator (n0): crdt-merge-node group admit g {second.id.hex()}"
+        )
+        early = await second.add("g", model)
+        assert why(first) == {}  # It has contributed nothing.
+        await first.add("g", model)
+        await second.equal("g", first)
+        await first.equal("g", second)
+        [own] = why(first).values()
+        assert own.remedy == f"crdt-merge-node group admit g {first.id.hex()}"
+        await alone(first, "admit", first.id.hex())
+        await first.api.contribution_remove("g", "main")
+        await alone(first, "admit", second.id.hex())
+        await until_agreed("g", first, second, used=0)
+        await second.equal("g", first)
+        assert why(first) == {}
+        [reason] = why(second).values()
+        assert (reason.missing, reason.lacks) == (
+            (early.contribution.tag,),
+            "1 of its own contributions, made before it was admitted",
+        )
+        added = await second.add("g", model)
+        await until_agreed("g", first, second, used=1)
+        await second.equal("g", first)
+        assert why(second) == {}
+        await alone(first, "ban", added.contribution.tag, reason="copied")
+        await until_agreed("g", first, second, used=0)
+        await second.equal("g", first)
+        reason = why(second)["of its own contributions, which administrators hid"]
+        assert reason.waiting.startswith("banned: copied (act ")
+        await alone(first, "revoke", second.id.hex(), reason="stolen")
+        await until_agreed("g", first, second, used=0)
+        await second.equal("g", first)
+        [reason] = why(second).values()
+        assert reason.lacks == "a key that counts in this group"
+        assert reason.waiting.startswith("its key was revoked: stolen (act ")
+
+
+async def test_why_names_the_nodes_that_have_not_erased(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    data = [site.make(), site.make()]
+    async with site.running(data[0], name="n0") as first:
+        async with site.running(data[1], first.address, name="n1") as second:
+            model = save_model(tmp_path / "model.safetensors", 1.0)
+            await first.create_group("g", model)
+            await ready(second)
+            added = await second.add("g", model)
+            await until_agreed("g", first, second, used=1)
+        act = await alone(first, "erase", added.contribution.tag, reason="not ours")
+        await first.until(
+            lambda: bool(first.services.engine.replicas[first.group("g")].state.view.decided.receipts)
+        )
+        [group] = (await first.api.why("g")).groups
+        [reason] = [reason for reason in group.reasons if "receipt" in reason.lacks]
+        assert (reason.subject, reason.subject_name, reason.missing) == (
+            second.id.hex(),
+            "n1",
+            (act.operation,),
+        )
+        assert reason.remedy.endswith("crdt-merge-node peer forget n1")
+        await first.api.peer_forget("n1")
+        [group] = (await first.api.why("g")).groups
+        assert not [reason for reason in group.reasons if "receipt" in reason.lacks]

@@ -79,6 +79,14 @@ class Reasons:
         """Return why a content is banned or erased; empty if it is not."""
         return self._by_content.get(content, "")
 
+    def of_author(self, author: bytes) -> str:
+        """Return why nothing new of an author counts; empty if its key is not revoked."""
+        return self._by_author.get(author, "")
+
+    def of_act_on(self, tag: bytes) -> str:
+        """Return why administrators hid this very contribution; empty if they did not."""
+        return self.of_content(add_of(self._state, tag)[0].content) or self._by_tag.get(tag, "")
+
     def of(self, tag: bytes) -> str:
         """Return why a contribution is not shown, if administrators are the reason."""
         add, author = add_of(self._state, tag)

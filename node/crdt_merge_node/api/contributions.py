@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from crdt_merge_protocol.operations import Add, Kind, Remove, read_body
+from crdt_merge_protocol.view import View
 
 from crdt_merge_node.contents import GroupContents, Item, Selection
 from crdt_merge_node.control.model import ContributionInfo, ContributionsRemoved, ContributionState
@@ -168,13 +169,10 @@ def _waiting_for(item: Item) -> str:
     return f"{len(item.missing)} blobs are not here yet"
 
 
-def _is_superseded(contents: GroupContents, author: bytes, add: Add) -> bool:
+def is_superseded(view: View, author: bytes, add: Add) -> bool:
     """Tell whether another contribution stands in the slot of one."""
     place = author, add.type, add.slot
-    return any(
-        (shown.author, shown.type, shown.slot) == place
-        for shown in (*contents.view.visible, *contents.view.pending)
-    )
+    return any((shown.author, shown.type, shown.slot) == place for shown in (*view.visible, *view.pending))
 
 
 def _hidden(
@@ -190,7 +188,7 @@ def _hidden(
         reason = why
     elif author in contents.view.forked:
         reason = "its author forked: two operations at one place of one log"
-    elif not state.genesis.is_open and not _is_superseded(contents, author, add):
+    elif not state.genesis.is_open and not is_superseded(contents.view, author, add):
         reason = "made before its author was admitted"
     else:
         reason = "superseded by a newer one in its slot"

@@ -22,6 +22,7 @@ from crdt_merge_node.version import VERSION
 
 from .contributions import shown_contributions
 from .groups import group_info
+from .why_acts import act_reasons
 
 SUSPECT_S = 2 * PING_IDLE_S
 MISSING_NAMED_MAX = 32
@@ -125,7 +126,7 @@ async def _why_group(services: Services, group: bytes) -> WhyGroup:
         sync_root=info.sync_root,
         converged_peers=info.converged_peers,
         live_peers=info.live_peers,
-        reasons=(*reasons, *unusable),
+        reasons=(*reasons, *unusable, *act_reasons(services, group)),
     )
 
 

@@ -11,6 +11,7 @@ from crdt_merge_node.control.model import (
     ContributionAdded,
     ContributionInfo,
     ContributionPlan,
+    ContributionState,
     ContributionWritten,
 )
 from crdt_merge_node.errors import NotFoundError
@@ -113,6 +114,9 @@ def add(
         f"  {_brought(added)} in {duration(added.duration_s)}, durable here{held}; "
         f"digest {short(added.contribution.digest)}"
     )
+    if added.contribution.state in (ContributionState.HIDDEN, ContributionState.QUARANTINED):
+        note(f"It does not count: {clean(added.contribution.reason)}.")
+        note(f"  crdt-merge-node why {clean(group)}")
 
 
 @contribution.command()
@@ -247,8 +251,9 @@ def ban(
 ) -> None:
     """Ban the contents of CONTRIBUTIONS from GROUP, for good: tags, digests or content ids.
 
-    Whoever contributed them, and whoever will: they are not used. Their bytes stay where they are. Only
-    administrators may, and if the group needs several, they sign an act.
+    Whoever contributed them, and whoever will: they are not used. Their bytes make room
+    after a while, but are not destroyed: that is `erase`. Only administrators may, and if the group needs
+    several, they sign an act.
     """
     request = ActRequest(kind="ban", targets=contributions, reason=reason)
     with invocation.client() as client:

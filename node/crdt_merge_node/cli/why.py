@@ -48,7 +48,7 @@ def _show_group(group: WhyGroup, now: float) -> None:
     title = f"group {clean(group.name)} ({short(group.group)})"
     if group.is_converged:
         alone = "" if group.live_peers else "; no peer is connected, so nobody else was asked"
-        flaw = "; but not all of it can be merged:" if group.reasons else ""
+        flaw = "; but not all is well:" if group.reasons else ""
         say(f"{title}: converged, {where}{alone}{flaw}", colour="yellow" if flaw else "green")
     else:
         say(f"{title}: not converged, {where}", colour="yellow")

@@ -130,7 +130,7 @@ def test_why_of_a_converged_group_says_what_cannot_be_merged(run: Any, node: Fak
 
     lines = run("why").stdout.splitlines()
 
-    assert lines[0].endswith("at root 181818181818; but not all of it can be merged:")
+    assert lines[0].endswith("at root 181818181818; but not all is well:")
     assert lines[1].startswith("  1. beta")
 
 

@@ -122,7 +122,7 @@ class WhyGroup:
     converged_peers: int = 0
     live_peers: int = 0
     reasons: tuple[Reason, ...] = ()
-    """What stands in the way; of a converged group, what no resolve can use."""
+    """What stands in the way; then what no resolve can use, and what acts of administrators leave to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
