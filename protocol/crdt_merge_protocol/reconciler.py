@@ -10,7 +10,9 @@ Rules of the file:
    Beyond that a BUSY names the cap and says when to come back.
 4. A session that makes no progress for 10 s has failed. Whatever the outcome, an unequal root opens another
    session later, with fresh nonces, for as long as the peer is there; after sessions that brought nothing
-   ever later, up to 30 s, so that a liar costs little (SCENARIOS T12).
+   ever later, up to 30 s, so that a liar costs little (SCENARIOS T12). If one begins with the two roots of
+   the last one, that brought nothing, whatever was sent: a release that cannot read a REVOKE keeps what the
+   other side drops. Too soon it is answered with BUSY, which older releases heed as well.
 5. What peers say of groups that are not here is not kept here (see ``strangers.py``).
 """
 
@@ -81,6 +83,8 @@ class Reconciler:
         """Where the listing of a group by a peer broke off, to be resumed there."""
         self._fruitless: Counter[Place] = Counter()
         """Sessions in a row that brought nothing."""
+        self._tried: dict[Place, tuple[tuple[bytes, bytes], float]] = {}
+        """The roots that the last session began with that ended unequal, and until when no other does."""
         self._set_aside: dict[Place, int] = {}
         """How many operations a peer has that a REVOKE here excludes, as far as it has sent them."""
         self._hastened: set[Place] = set()
@@ -155,8 +159,8 @@ class Reconciler:
     def set_aside(self, peer: bytes, group: bytes, count: int) -> None:
         """Note that so many operations that a session brought are not kept here.
 
-        The peer goes on having them until it learns of the REVOKE. So that it does not list all it has for
-        ever, and is told nothing, both sides are to take themselves for equally full.
+        The peer has them until it learns of the REVOKE. So that it does not list all for ever, and is told
+        nothing, both sides are to take themselves for equally full.
         """
         running = self._running_at(peer, group)
         if running is not None:
@@ -171,8 +175,9 @@ class Reconciler:
     def peer_down(self, peer: bytes) -> None:
         """Forget a peer and its sessions."""
         self._is_due_known = False
-        for place in [place for place in self._set_aside if place[0] == peer]:
-            del self._set_aside[place]
+        for remembered in (self._set_aside, self._tried):
+            for place in [place for place in remembered if place[0] == peer]:
+                del remembered[place]
         for peers in self._roots.values():
             peers.pop(peer, None)
         for running in list(self._running.values()):
@@ -199,7 +204,7 @@ class Reconciler:
     def _penalty_s(self, place: Place) -> float:
         """Return how long to wait after sessions that brought nothing."""
         count = self._fruitless[place]
-        return min(RETRY_S * 2.0 ** (count - 1), RETRY_S_MAX) if count else 0.0
+        return min(RETRY_S * 2.0 ** min(count - 1, 5), RETRY_S_MAX) if count else 0.0
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -292,17 +297,23 @@ class Reconciler:
             after=self._cursors.pop((peer, group), None),
             excluded_count=self._set_aside.get((peer, group), 0),
         )
-        self._running[peer, session.session] = Running(peer, group, session, is_inbound=False, began=now)
+        roots = state.sync_root, self.roots(group).get(peer, (b"", 0))[0]
+        running = Running(peer, group, session, is_inbound=False, began=now, roots=roots)
+        self._running[peer, session.session] = running
         return [(peer, message) for message in session.start()]
 
     def _accept(self, peer: bytes, message: Open, *, now: float) -> Outgoing:
         if (peer, message.session) in self._running:
             raise MalformedMessageError(f"session {message.session.hex()[:12]} is open already.")
         state = self._states(message.group)
-        refusal = self._refusal(peer, message.group)
+        refusal, wait_s = self._refusal(peer, message.group), SYNC_RETRY_AFTER_S
+        if state is not None and not refusal:
+            tried, until = self._tried.get((peer, message.group), (None, 0.0))
+            if tried == (state.sync_root, message.root) and now < until:
+                refusal, wait_s = "a session between these two roots has just brought nothing", until - now
         if state is None or refusal:
             reason = refusal or "the group is not here yet"
-            retry_after_ms = int(SYNC_RETRY_AFTER_S * 1000)
+            retry_after_ms = int(wait_s * 1000) + 1
             return [(peer, Busy(session=message.session, reason=reason, retry_after_ms=retry_after_ms))]
         session = SyncSession(
             state=state,
@@ -312,7 +323,8 @@ class Reconciler:
             now=now,
             excluded_count=self._set_aside.get((peer, message.group), 0),
         )
-        running = Running(peer, message.group, session, is_inbound=True, began=now)
+        roots = state.sync_root, message.root
+        running = Running(peer, message.group, session, is_inbound=True, began=now, roots=roots)
         self._running[peer, message.session] = running
         try:
             replies = session.receive(message, now=now)
@@ -358,13 +370,18 @@ class Reconciler:
             self._due.pop(running.place, None)
             self._fruitless.pop(running.place, None)
             self._set_aside.pop(running.place, None)
+            self._tried.pop(running.place, None)
             return
-        if counters.received_count > running.aside_count or (
-            counters.sent_count and session.outcome == "unequal"
+        is_unequal = session.outcome == "unequal"
+        is_same = is_unequal and self._tried.get(running.place, (None, 0.0))[0] == running.roots
+        if not is_same and (
+            counters.received_count > running.aside_count or (counters.sent_count and is_unequal)
         ):
             self._fruitless.pop(running.place, None)
         elif not session.retry_after_s:
             self._fruitless[running.place] += 1
+        if is_unequal:
+            self._tried[running.place] = running.roots, now + self._penalty_s(running.place)
         if running.peer in self.roots(running.group):
             busy_s = min(session.retry_after_s, RETRY_S_MAX)
             wait_s = max(busy_s, self._penalty_s(running.place), GRACE_S)

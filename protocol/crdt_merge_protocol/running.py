@@ -19,6 +19,8 @@ class Running:
     session: SyncSession
     is_inbound: bool
     began: float
+    roots: tuple[bytes, bytes] = (b"", b"")
+    """Ours and theirs, as far as it is known, when it began."""
     aside_count: int = 0
     """Operations that it brought and that are not kept here."""
 

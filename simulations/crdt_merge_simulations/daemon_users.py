@@ -115,7 +115,7 @@ class Users:
                 body = b"\x01" + stream(self._world.plan.seed, "unknown", act.index).randbytes(16)
                 signed = await node.services.driver.author(bytes.fromhex(group), UNKNOWN_KIND, body)
                 return signed.id
-        raise AssertionError(f"no such act: {act.kind}")
+        raise CrdtMergeError(f"daemons are not asked for it: {act.kind}.")
 
     async def _add(self, machine: Machine, group: str, act: Act) -> bytes:
         assert machine.node is not None, "looked at a moment ago, in the same callback"

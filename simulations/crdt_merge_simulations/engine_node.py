@@ -253,6 +253,9 @@ class SimulatedNode:
         world = self.world
         if isinstance(effect, DropOperations):  # At once: whatever is stored next comes later.
             dropped = set(effect.ids)
+            state = self.engine.replicas[effect.group].state
+            gone = [entry[2] for entry in self.disk.operations if entry[2].id in dropped]
+            world.checker.dropped(self.index, state, gone)
             self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
             return
         delay_s = self.disk_rng.uniform(*STORE_S) * self.slowness

@@ -13,10 +13,12 @@ import time as wall
 from functools import partial
 from typing import Final
 
+from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.genesis import Genesis
 from crdt_merge_protocol.operations import Add, Kind, PolicyAct, Remove
-from crdt_merge_protocol.policy import Policy, act_digest, sign_act, sorted_params
+from crdt_merge_protocol.policy import Policy, sorted_params
 
+from .administration import ADMINS, QUORUM, administer, sign
 from .economy import judge_broadcast
 from .engine_core import World
 from .engine_faults import CULPRITS, UNSUPPORTED, inflict, replace_disk
@@ -75,6 +77,7 @@ def meet(world: World) -> None:
 
 def _genesis(world: World, number: int) -> Genesis:
     scenario = world.plan.scenario
+    is_administered = scenario.workload.administration > 0
     policy = Policy(
         strategy=scenario.strategy,
         params=sorted_params(dict(scenario.params)),
@@ -84,8 +87,8 @@ def _genesis(world: World, number: int) -> Genesis:
     return Genesis(
         nonce=world.stream("genesis", number).randbytes(16),
         name=f"group-{number}",
-        admins=(world.nodes[0].id,),
-        quorum=1,
+        admins=tuple(node.id for node in world.nodes[: ADMINS if is_administered else 1]),
+        quorum=QUORUM if is_administered else 1,
         is_open=True,
         policy=policy,
     )
@@ -136,6 +139,9 @@ def _judge(world: World, result: Result) -> None:
         for group in world.groups:
             if group in node.engine.replicas:
                 checker.look(node.index, node.engine.replicas[group], world.honest, thoroughly=True)
+        held = {group: set(state.trie) for group, state in node.states().items()}
+        extra = sum(len(ids - held.get(group, set())) for group, ids in node.disk.ids().items())
+        checker.expect("I2", not extra, f"{node.name} still stores {extra} operations that it dropped")
     checker.checks["I9"].checked = world.events
     judge_broadcast(world)
     is_converged = result.converged_after_s is not None
@@ -217,7 +223,12 @@ def _do(world: World, act: Act) -> None:
     if not node.is_up or node.frozen_until > world.now or group not in node.engine.replicas:
         world.checker.sometimes["an act found its node unable"] += 1
         return
-    _ACTS[act.kind](world, node, group, act)
+    try:
+        _ACTS[act.kind](world, node, group, act)
+    except LocalProtocolError:
+        revoked = node.engine.replicas[group].state.view.decided.revoked
+        world.checker.expect("I9", node.id in revoked, f"{node.name} may sign nothing")
+        world.checker.sometimes["a revoked node was refused"] += 1
 
 
 def _leave(world: World, node: SimulatedNode, act: Act) -> None:
@@ -258,12 +269,17 @@ def _policy(world: World, node: SimulatedNode, group: bytes, act: Act) -> None:
     view = node.engine.replicas[group].state.view
     policy = view.policy.next(weight_cap=act.args["weight_cap"])
     nonce = world.stream("policy", act.index).randbytes(16)
-    draft = PolicyAct(policy=policy, nonce=nonce, signatures=())
-    digest = act_digest(group, Kind.POLICY, policy.encode(), nonce)
-    signed = PolicyAct(policy=draft.policy, nonce=nonce, signatures=(sign_act(node.key, digest),))
+    quorum = node.engine.replicas[group].state.genesis.quorum
+    signed = sign(world, group, PolicyAct(policy=policy, nonce=nonce), quorum)
     refs = () if view.policy_id is None else (view.policy_id,)
     node.author(group, Kind.POLICY, signed.encode(), refs)
     world.note(f"{node.name} makes policy {policy.version}")
 
 
-_ACTS: Final = {"add": _add, "remove": _remove, "unknown": _unknown, "policy": _policy}
+_ACTS: Final = {
+    "add": _add,
+    "remove": _remove,
+    "unknown": _unknown,
+    "policy": _policy,
+    "administer": administer,
+}

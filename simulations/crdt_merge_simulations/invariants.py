@@ -65,6 +65,8 @@ class Checker:
         self._counts: dict[tuple[bytes, bytes], int] = {}
         """(group, root) -> operations."""
         self._looks = 0
+        self._excused: set[bytes] = set()
+        """What some node dropped because of a REVOKE."""
 
     def expect(self, id_: str, holds: bool, text: str) -> None:
         """Note that an invariant was looked at, and what was wrong if it did not hold."""
@@ -86,7 +88,8 @@ class Checker:
     def acknowledged(self, node: int, state: CRDTMergeState, operation_id: bytes) -> None:
         """A node told its user that an operation is durable (I1, I11)."""
         self._acknowledged.setdefault(node, set()).add(operation_id)
-        self.expect("I11", operation_id in state, f"n{node} does not show {operation_id.hex()[:8]}")
+        is_here = operation_id in state or state.is_aside(operation_id)
+        self.expect("I11", is_here, f"n{node} does not show {operation_id.hex()[:8]}")
 
     def stored(self, node: int, group: bytes, ids: Iterable[bytes]) -> None:
         """Operations are durable on a node (I1, I2): on that of their author before on any other."""
@@ -95,6 +98,20 @@ class Checker:
         for id_ in sorted(new & self._unstored.keys()):
             author = self._unstored.pop(id_)
             self.expect("I1", author == node, f"n{author} told others of an operation that it did not hold")
+
+    def dropped(self, node: int, state: CRDTMergeState, operations: Collection[SignedOperation]) -> None:
+        """A node deleted operations, which only a REVOKE of their author's key can bring about (I2)."""
+        revoked = state.view.decided.revoked
+        self.expect(
+            "I2",
+            all(one.operation.author in revoked and one.id not in state for one in operations),
+            f"n{node} deleted what counts",
+        )
+        ids = {one.id for one in operations}
+        self.sometimes["operations were dropped"] += len(ids)
+        self._excused |= ids
+        if stored := self._stored.get((node, state.group)):
+            stored -= ids
 
     def disk_lost(self, node: int, kept: Mapping[bytes, Collection[bytes]]) -> None:
         """A disk was lost or went back in time; ``kept``: group -> ids that it still holds."""
@@ -119,7 +136,7 @@ class Checker:
         if not thoroughly and self._looks % SAMPLING:
             return
         stored = self._stored.get((node, state.group), set())
-        gone = sum(id_ not in state for id_ in stored)
+        gone = sum(id_ not in state and not state.is_aside(id_) for id_ in stored)
         self.expect("I2", not gone, f"n{node} no longer holds {gone} operations")
         view = state.view
         self.expect("I6", not view.forked & frozenset(honest), f"n{node} convicts an honest author")
@@ -144,7 +161,8 @@ class Checker:
     def kept(self, node: int, states: Iterable[CRDTMergeState]) -> None:
         """Look whether a node still holds what it acknowledged (I1)."""
         held = list(states)
-        lost = [id_ for id_ in self._acknowledged.get(node, ()) if not any(id_ in state for state in held)]
+        acknowledged = self._acknowledged.get(node, set()) - self._excused
+        lost = [id_ for id_ in acknowledged if not any(id_ in state for state in held)]
         self.expect("I1", not lost, f"n{node} lost {len(lost)} acknowledged operations")
 
     # --- peace --------------------------------------------------------------------------------------------
@@ -165,7 +183,7 @@ class Checker:
         for group in groups:
             missing = [node for node, of_node in states.items() if group not in of_node]
             self.expect("I13", not missing, f"{len(missing)} nodes never learnt of group {group.hex()[:8]}")
-        everything = frozenset().union(*self._acknowledged.values()) if self._acknowledged else frozenset()
+        everything = frozenset().union(*(self._acknowledged.get(node, ()) for node in states)) - self._excused
         for node, of_node in states.items():
             absent = [id_ for id_ in everything if not any(id_ in state for state in of_node.values())]
             self.expect("I13", not absent, f"n{node} lacks {len(absent)} acknowledged operations")
@@ -182,7 +200,9 @@ class Checker:
             free = [
                 node
                 for node, of_node in states.items()
-                if not any(forker in state.view.forked for state in of_node.values())
+                if not any(
+                    forker in state.view.forked | state.view.decided.revoked for state in of_node.values()
+                )
             ]
             self.expect("I15", not free, f"{forker.hex()[:8]} forked and {len(free)} nodes do not know")
 

@@ -45,6 +45,8 @@ class WorkloadSpec:
     unknown_ratio: float = 0.05
     """Operations of a kind that this release does not know."""
     policy_changes: int = 1
+    administration: int = 0
+    """Bans, erasures, revocations and the like, where the fidelity has them (engines)."""
     groups: int = 1
     late_joiners: int = 0
     """Nodes that start only in the second half."""
@@ -144,7 +146,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """One thing that a node is asked to do: add, remove, policy, unknown, start (late joiner)."""
+    """One thing that a node is asked to do: add, remove, policy, unknown, administer, start (late joiner)."""
 
     index: int
     time: float

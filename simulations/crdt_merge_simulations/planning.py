@@ -9,6 +9,7 @@ What acts say (``Act.kind`` and ``Act.args``):
 * ``add``: ``group`` (number), ``slot`` (name), ``content`` (number; equal numbers are equal tensors);
 * ``remove``: ``group``, ``slot``: whatever the node has visible in that slot;
 * ``policy``: ``group``, ``weight_cap`` (over 2^32); always by node 0, which administers all groups;
+* ``administer``: ``group``, ``what`` (of :data:`ADMINISTRATION`): sent by anybody, signed by administrators;
 * ``unknown``: ``group``: an operation of a kind that this release does not know;
 * ``start``: a late joiner starts for the first time;
 * ``leave``: ``down_s``: a node says goodbye and comes back later with an empty disk and the same key.
@@ -30,6 +31,8 @@ SAME_CONTENT_RATIO: Final = 0.1
 FAULT_WINDOW: Final = 0.85
 """Part of the duration in which faults begin."""
 SWARM_KIND_RATIO: Final = 0.5
+ADMINISTRATION: Final = ("ban", "erase", "revoke", "revoke", "removal", "receipt", "again", "unsigned")
+"""What may be done with signatures of administrators, or without enough of them."""
 
 
 def make_plan(scenario: Scenario, seed: int) -> Plan:
@@ -74,6 +77,10 @@ def _acts(scenario: Scenario, seed: int) -> tuple[Act, ...]:
         cap = DEFAULT_WEIGHT_CAP - number - 1
         args = {"group": rng.randrange(workload.groups), "weight_cap": cap}
         drawn.append((rng.uniform(0, duration_s), 0, "policy", args))
+    for number in range(workload.administration):
+        rng = stream(seed, "administer", number)
+        deed = {"group": rng.randrange(workload.groups), "what": rng.choice(ADMINISTRATION)}
+        drawn.append((rng.uniform(0, duration_s), rng.randrange(scenario.nodes), "administer", deed))
     slots: dict[tuple[int, int], list[str]] = {}
     for time, number, node, rng in _occasions(scenario, seed, starts):
         group = rng.randrange(workload.groups)

@@ -25,7 +25,9 @@ _TABLES: Final[Mapping[str, type]] = {
     "workload": WorkloadSpec,
     "faults": FaultSpec,
 }
-_UNSIGNED: Final = frozenset({"operations", "policy_changes", "late_joiners", "churn", "tensor_bytes"})
+_UNSIGNED: Final = frozenset(
+    {"operations", "policy_changes", "administration", "late_joiners", "churn", "tensor_bytes"}
+)
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from crdt_merge_protocol.operations import (
     Hold,
     Kind,
     Operation,
+    PolicyAct,
     Remove,
     Revoke,
     SignedOperation,
@@ -178,3 +180,62 @@ def test_t32_more_than_a_list_of_excluded_operations_on_one_side_and_the_revocat
         assert (len(spammed & set(state.trie)) == len(spammed)) is is_built_upon
         assert heist.thief not in {shown.author for shown in state.view.visible}
     assert not crowd.disconnects
+
+
+def beside_an_older_release(
+    spoil: Callable[[Heist], SignedOperation], count: int
+) -> tuple[Heist, list[int], list[int]]:
+    """Let the thief's node be of a release that cannot read REVOKE, and go on (PROTOCOL R22).
+
+    Returns:
+        The nodes, bytes sent and sessions ended in each of thirty minutes.
+    """
+    heist = Heist(7)
+    crowd = heist.crowd
+    for index in (1, 2):
+        crowd.kill(index)
+    crowd.run(3.0)
+    blind = crowd.nodes[THIEF].engine.state(crowd.group)._standing
+    blind.judge = lambda *_: False
+    blind.may_act = lambda *_: False
+    heist.say(0, 1)
+    body = Revoke(key=heist.thief, heads=(), nonce=bytes(16)).signed_by(heist.admin, crowd.group).encode()
+    heist.sign(0, Kind.REVOKE, body)
+    crowd.run(3.0)
+    for _ in range(count):
+        spoil(heist)
+    crowd.run(3.0)
+    sent = []
+    for _ in range(30):
+        before = crowd.sent_bytes
+        crowd.run(60.0)
+        sent.append(crowd.sent_bytes - before)
+    sizes = [len(crowd.nodes[index].engine.state(crowd.group)) for index in (0, THIEF)]
+    return heist, sent, sizes
+
+
+def spam(heist: Heist) -> SignedOperation:
+    add = Add(slot="spam", type="model", content=bytes(32), weight=1, payload=None)
+    return heist.sign(THIEF, Kind.ADD, add.encode())
+
+
+def act_of_old(heist: Heist) -> SignedOperation:
+    """Send what administrators did sign, without what would give it an effect; it is stored first."""
+    policy = heist.genesis.policy.next().next()
+    act = PolicyAct(policy=policy, nonce=bytes(16)).signed_by(heist.admin, heist.crowd.group)
+    return heist.sign(THIEF, Kind.POLICY, act.encode())
+
+
+@pytest.mark.parametrize("spoil", [spam, act_of_old])
+def test_r22_beside_a_release_that_cannot_read_the_revocation_nothing_is_sent_in_haste(
+    spoil: Callable[[Heist], SignedOperation],
+) -> None:
+    """The roots never become equal, and neither side is to try more often than against a liar (T12)."""
+    heist, sent, sizes = beside_an_older_release(spoil, 5)
+
+    assert sizes[1] == sizes[0] + 5
+    assert not heist.crowd.is_converged
+    assert max(sent) < 20_000
+    assert max(sent[5:]) < 10_000
+    heist.check(heist.crowd.nodes[0])
+    assert not heist.crowd.disconnects

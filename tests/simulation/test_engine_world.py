@@ -37,6 +37,12 @@ def test_every_small_scenario_ends_in_agreement(name: str, seed: int) -> None:
     assert_success(run(make_plan(scenario_file.find(name), seed)))
 
 
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_acts_of_administrators_end_in_agreement_whoever_is_cut_off_killed_or_lies(seed: int) -> None:
+    """Equal roots and views, and no disk holds what a REVOKE dropped (T32)."""
+    assert_success(run(make_plan(scenario_file.find("acts-10"), seed)))
+
+
 def test_a_node_that_knows_nobody_is_found_by_those_who_looked_for_it_too_early() -> None:
     """Of its site it is the first to be looked for and the last to start, and no other site can reach it."""
     assert_success(run(make_plan(scenario_file.find("wan-sites"), 1)))

@@ -175,6 +175,44 @@ def test_a_silent_peer_is_asked_ever_more_rarely_and_never_given_up() -> None:
     assert waits[-1] == pytest.approx(RETRY_S_MAX)
 
 
+def test_a_peer_that_brings_nothing_for_weeks_is_waited_for_as_long_as_ever() -> None:
+    """A power of two of the sessions that brought nothing is no number that a float can hold."""
+    side = Side(LOW)
+    side.hears(HIGH)
+    now = GRACE_S
+    for _ in range(1100):
+        assert side.opens(now) == [(HIGH, GROUP)]
+        ended = fails(side, HIGH, now=now)
+        now = side.reconciler.next_due() or 0.0
+
+    assert now - ended == pytest.approx(RETRY_S_MAX)
+
+
+def test_two_roots_between_which_a_session_brought_nothing_are_not_compared_again_at_once() -> None:
+    """A release that cannot read a REVOKE has, and goes on having, what it excludes here."""
+    side, other = Side(HIGH), Side(LOW, seed=2)
+    kept = Author(GENESES[0]).add("on this side")
+    side.states[GROUP].apply(kept)
+    other.states[GROUP].apply(Author(GENESES[0], 1).add("on the other"))
+    side.states[GROUP].apply = lambda _: False  # type: ignore[method-assign]
+    other.states[GROUP].apply = lambda _: False  # type: ignore[method-assign]
+    answers = []
+    for now in (0.0, 0.5, 1.0):
+        other.hears(HIGH, root=side.root, now=now)
+        other.reconciler.hasten(HIGH, GROUP, now=now)
+        [*messages] = other.reconciler._open(HIGH, GROUP, now=now)
+        pending = [(other, message) for _, message in messages]
+        while pending:
+            sender, message = pending.pop(0)
+            receiver, peer = (side, LOW) if sender is other else (other, HIGH)
+            replies = receiver.receive(peer, message, now)
+            answers += [reply for _, reply in replies if isinstance(reply, Busy)]
+            pending += [(receiver, reply) for _, reply in replies]
+
+    assert [one.reason for one in answers] == ["a session between these two roots has just brought nothing"]
+    assert 0 < answers[0].retry_after_ms <= RETRY_S_MAX * 1000
+
+
 def test_orphans_of_a_peer_that_brought_nothing_do_not_hurry_us() -> None:
     side = Side(LOW)
     side.hears(HIGH)

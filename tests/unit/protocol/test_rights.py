@@ -10,7 +10,7 @@ from crdt_merge_protocol.acts import Act
 from crdt_merge_protocol.canonical import digest, encode
 from crdt_merge_protocol.errors import LocalProtocolError
 from crdt_merge_protocol.genesis import Genesis
-from crdt_merge_protocol.limits import ACT_CONTENTS_MAX, REASON_CHARS_MAX, REFS_MAX
+from crdt_merge_protocol.limits import ACT_CONTENTS_MAX, DEPS_MAX, REASON_CHARS_MAX, REFS_MAX
 from crdt_merge_protocol.operations import (
     Admit,
     Ban,
@@ -326,6 +326,21 @@ class TestAdmission:
 
         assert contents(bob.state) == []
         check(bob.state)
+
+    def test_r1_acts_are_built_upon_before_deeper_heads(self) -> None:
+        """Or what follows would not have the admission in its past while there are many heads."""
+        alice, *_ = authors()
+        admitted = alice.act(Admit(author=KEYS[BOB].node_id, nonce=NONCE), QUORUM)
+        for number in range(DEPS_MAX + 6):
+            chain = Author(GENESIS, THIEF)
+            chain.log, chain.made = number.to_bytes(16, "little"), {}
+            for word in ("below", "above"):
+                alice.state.apply(chain.add(f"{word} {number}"))
+        deps = alice.state.choose_deps()
+
+        assert len(deps) == DEPS_MAX
+        assert alice.state.depth(admitted.id) == 1
+        assert admitted.id in deps
 
     def test_r11_an_admission_that_is_concurrent_is_not_in_the_past(self) -> None:
         alice, bob, _ = authors(self.GENESIS)
