@@ -6,7 +6,7 @@ from .view import Decided
 
 
 class Deciding:
-    """Sets that only grow."""
+    """Sets that only grow, but for what a REVOKE drops."""
 
     __slots__ = ("_frozen", "admitted", "banned", "erased", "erased_tags", "erasures", "receipts", "revoked")
 

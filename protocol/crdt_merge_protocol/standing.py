@@ -88,7 +88,7 @@ class Standing:
         return self._genesis.is_open or bool(self._bits[operation_id] & self._masks.get(author, 0))
 
     def revoke(self, revoke: Revoke, known: Mapping[bytes, SignedOperation]) -> bool:
-        """Take in a REVOKE that has an effect and whose heads are known; tell whether less may stand now."""
+        """Take in a REVOKE that has an effect and whose heads are known; tell whether less stands now."""
         if (revoke.key, revoke.heads) in self._heeded:
             return False
         self._heeded.add((revoke.key, revoke.heads))
@@ -98,7 +98,9 @@ class Standing:
         before = self._allowed.get(revoke.key)
         self._allowed[revoke.key] = past if before is None else before & past
         self.is_anybody_revoked, self.is_all_counted = True, False
-        return before is None or len(self._allowed[revoke.key]) < len(before)
+        if before is not None:
+            return len(self._allowed[revoke.key]) < len(before)
+        return any(signed.operation.author == revoke.key and id_ not in past for id_, signed in known.items())
 
     def forget(self, operation_id: bytes) -> None:
         """Forget the past of an operation that was dropped."""

@@ -18,7 +18,7 @@ In the paper's notation: A and R are :attr:`CRDTMergeState.adds` and :attr:`~CRD
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 from .errors import LocalProtocolError, MalformedMessageError
@@ -129,7 +129,7 @@ class CRDTMergeState:
             self._enter(past, read_body(past.operation), past.operation.parents)
         self._enter(signed, body, parents)
         if is_act and isinstance(body, Revoke) and standing.revoke(body, self._operations):
-            self._drop()
+            self._drop(body.key)
         return True
 
     def join(self, other: CRDTMergeState) -> None:
@@ -348,35 +348,50 @@ class CRDTMergeState:
         self._deepest = [(-self._depths[head], head) for head in self._heads]
         heapq.heapify(self._deepest)
 
-    def _drop(self) -> None:
-        """Judge anew after a REVOKE: put aside what is not kept, and see what the rest means.
+    def _drop(self, revoked: bytes) -> None:
+        """Judge anew after a REVOKE of a key: put aside what is not kept, and see what the rest means.
 
-        Linear in the size of the state, and only signatures of administrators make it happen.
+        A quick look at every operation, and a thorough one at those of the key, and of others that were
+        revoked before and of whom something was kept only for the sake of this one. Only signatures of
+        administrators make it happen.
         """
-        standing = self._standing
+        standing, operations = self._standing, self._operations
         self._causal.sort()
         wanted: set[bytes] = set()
         kept: list[tuple[int, bytes]] = []
-        for depth, operation_id in reversed(self._causal):
-            signed = self._operations[operation_id]
+        gone: dict[bytes, Body | None] = {}
+        authors = {revoked}
+        for rank in reversed(self._causal):
+            operation_id = rank[1]
+            operation = operations[operation_id].operation
             if (
-                operation_id in wanted
+                standing.is_standing(operation_id, operation.author)
+                or operation_id in wanted
                 or operation_id in standing.acts
-                or standing.is_standing(operation_id, signed.operation.author)
             ):
-                kept.append((depth, operation_id))
-                wanted |= signed.operation.parents
-            else:
-                self.set_aside(self._operations.pop(operation_id))
-                self._dropped[operation_id] = None
-                self.trie.discard(operation_id)
+                kept.append(rank)
+                wanted.update(operation.deps, operation.refs)
+                if operation.prev is not None:
+                    wanted.add(operation.prev)
+                continue
+            self.set_aside(operations.pop(operation_id))
+            self._dropped[operation_id] = None
+            self.trie.discard(operation_id)
+            gone[operation_id] = read_body(operation)
+            authors.add(operation.author)
         self._causal = kept[::-1]
-        self._heads = {operation_id for _, operation_id in kept} - wanted
+        self._heads = operations.keys() - wanted
         self._rebuild_deepest()
-        self._logs = {}
-        self._visibility = Visibility(self.genesis)
-        for depth, operation_id in self._causal:
+        self._say_anew(authors, gone)
+
+    def _say_anew(self, authors: AbstractSet[bytes], gone: Mapping[bytes, Body | None]) -> None:
+        """Bring what some authors said, of whom less counts and is here now, to what it means now."""
+        said: list[tuple[bytes, Operation, Body | None]] = []
+        self._logs = {place: seq for place, seq in self._logs.items() if place[0] not in authors}
+        for _, operation_id in self._causal:
             operation = self._operations[operation_id].operation
-            place = (operation.author, operation.log)
-            self._logs[place] = max(self._logs.get(place, -1), operation.seq)
-            self._visibility.apply(operation_id, operation, read_body(operation), depth, standing=standing)
+            if operation.author in authors:
+                said.append((operation_id, operation, read_body(operation)))
+                place = (operation.author, operation.log)
+                self._logs[place] = max(self._logs.get(place, -1), operation.seq)
+        self._visibility.revise(authors, gone, said, standing=self._standing)

@@ -11,7 +11,8 @@ operation acts upon is here before it, and each kind changes little:
 * A BAN or ERASE looks through all ADDs for contents that were not banned before. A POLICY that changes
   ``holders`` sorts all slots anew. Both are linear, and take signatures of administrators; sent again they
   cost nothing, so nobody else can make it happen.
-* What a REVOKE lets count no more has left traces everywhere. It is rare: the caller begins anew.
+* A REVOKE lets less of an author count: the traces of that author are taken out of everything, by a look at
+  every ADD, and what the author said is taken in anew. What others said stands as it was.
 
 Slots that changed are only marked; reading :attr:`Visibility.view` then updates two sorted lists. So an
 operation costs microseconds and logarithmic searches, whatever the size of the history (SCENARIOS T49).
@@ -20,7 +21,8 @@ operation costs microseconds and logarithmic searches, whatever the size of the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 
 from .bodies import Add, Admit, Ban, Body, Erase, Hold, PolicyAct, Receipt, Remove, Revoke
 from .deciding import Deciding
@@ -88,6 +90,68 @@ class Visibility:
                 self._note_receipt(operation, body)
         elif operation_id in standing.acts:
             self._act(operation_id, operation, body)
+
+    def revise(
+        self,
+        authors: AbstractSet[bytes],
+        gone: Mapping[bytes, Body | None],
+        said: Iterable[tuple[bytes, Operation, Body | None]],
+        *,
+        standing: Standing,
+    ) -> None:
+        """Judge anew what some authors said, of whom less counts now.
+
+        Args:
+            authors: They.
+            gone: Ids and bodies of their operations that were dropped.
+            said: Their other operations, all of which were applied before, in causal order.
+            standing: What counts now.
+        """
+        self._unsay(authors, gone)
+        for operation_id, operation, body in said:
+            author = operation.author
+            is_counted = standing.is_counted(operation_id, author)
+            if is_counted and author not in self._forked and self._is_second(operation):
+                self._forked.add(author)
+            if isinstance(body, Add):
+                candidate = self._candidates[operation_id]
+                candidate.is_counted = is_counted
+                self._put_in(candidate)
+            elif isinstance(body, Receipt):
+                if standing.is_standing(operation_id, author):
+                    self._note_receipt(operation, body)
+            elif is_counted and isinstance(body, Hold):
+                self._hold(operation, body)
+            elif is_counted and isinstance(body, Remove) and operation_id not in standing.acts:
+                self._remove(operation, body, is_act=False)
+
+    def _unsay(self, authors: AbstractSet[bytes], gone: Mapping[bytes, Body | None]) -> None:
+        """Take out all that some authors have said, but for acts; their ADDs wait to be put in again."""
+        for author in sorted(authors):
+            self._mark(author)
+        for candidate in self._candidates.values():
+            if candidate.author in authors:
+                self._take_out(candidate)
+                candidate.is_counted = False
+                candidate.is_removed = candidate.is_removed_by_act
+            if not candidate.holders.isdisjoint(authors):
+                self._unhold(candidate, authors)
+        for operation_id, body in gone.items():
+            self._candidates.pop(operation_id, None)
+            self._unread -= body is None
+        decided = self._decided
+        decided.erased_tags.difference_update(gone)
+        decided.receipts = {pair for pair in decided.receipts if pair[1] not in authors}
+        self._note_decided()
+        self._forked -= authors
+        self._newest = {log: seq for log, seq in self._newest.items() if log[0] not in authors}
+        self._places = {place for place in self._places if place[0] not in authors}
+
+    def _unhold(self, candidate: Candidate, authors: AbstractSet[bytes]) -> None:
+        """Forget that some authors hold an ADD."""
+        self._take_out(candidate)
+        candidate.holders -= authors
+        self._put_in(candidate)
 
     @property
     def view(self) -> View:
@@ -163,23 +227,29 @@ class Visibility:
         if add.content in self._decided.erased:
             self._decided.erased_tags.add(tag)
             self._note_decided()
+        self._put_in(candidate)
+
+    def _put_in(self, candidate: Candidate) -> None:
+        """Enter an ADD into its slot, unless it is out."""
         if self._is_out(candidate):
             return
+        author, add = candidate.author, candidate.add
         slots = self._slots.setdefault(author, {})
         slot = slots.get((add.type, add.slot))
         if slot is None:
             slot = slots[add.type, add.slot] = Slot()
-        slot.put((depth, tag), is_held=self._policy.holders == 0)
+        is_held = len(candidate.holders) >= self._policy.holders
+        slot.put((candidate.depth, candidate.tag), is_held=is_held)
         self._changed[author, add.type, add.slot] = None
 
     def _remove(self, operation: Operation, remove: Remove, *, is_act: bool) -> None:
         for tag in set(remove.targets).intersection(operation.refs):
             candidate = self._candidates.get(tag)
-            if candidate is None or candidate.is_removed:
+            if candidate is None or not (is_act or candidate.author == operation.author):
                 continue
-            if is_act or candidate.author == operation.author:
-                self._take_out(candidate)
-                candidate.is_removed = True
+            self._take_out(candidate)
+            candidate.is_removed = True
+            candidate.is_removed_by_act |= is_act
 
     def _take_out(self, candidate: Candidate) -> None:
         """Take an ADD out of its slot, where it is unless it is out."""
