@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crdt_merge_node.errors import ErasedError
@@ -117,6 +119,39 @@ async def test_damaged_copies_that_were_set_aside_go_too(tmp_path: Path) -> None
         assert marked(data) == []
 
 
+async def test_a_small_tensor_goes_from_the_file_that_it_shares_with_others(tmp_path: Path) -> None:
+    """Its row is in the database, and its bytes stand in a file that is kept for what is large, as well."""
+    data = tmp_path / "data"
+    async with opened(data, SharingFs()) as store:
+        path = tmp_path / "model"
+        path.write_bytes(SMALL + OTHER)
+        with store.blobs.keeping(path, may_link=False) as kept:
+            assert kept is not None
+            small = store.blobs.keep_tensor(kept, 0, len(SMALL))[0]
+            other = store.blobs.keep_tensor(kept, len(SMALL), len(OTHER))[0]
+        assert len(marked(data)) > 1
+        store.blobs.erase(objects=[], blobs=[small], beside=[other])
+        assert marked(data) == []
+        assert store.blobs.read_chunk(other, 0) == OTHER
+
+
+async def test_damaged_rows_that_were_set_aside_go_too(tmp_path: Path) -> None:
+    """``fsck --repair`` moves them, and what is left of them is most of what they held."""
+    data = tmp_path / "data"
+    small = blob_digest_of(SMALL)
+    async with opened(data) as store:
+        rows = [("object", OBJECT), ("blob", small), ("operation", small)]
+        store._database.write(
+            lambda connection: connection.executemany(
+                "INSERT INTO quarantine (kind, id, data, reason, wall_time) VALUES (?, ?, ?, 'test', 0)",
+                [(kind, id_, MARK if kind != "operation" else b"evidence") for kind, id_ in rows],
+            )
+        ).result()
+        store.blobs.erase(objects=[OBJECT], blobs=[small])
+        assert [(kind, id_) for kind, id_, _ in store.quarantined()] == [("operation", small)]
+        assert marked(data) == []
+
+
 async def test_a_start_removes_what_a_crash_left_of_an_erasure(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with opened(data) as store:
@@ -141,3 +176,70 @@ async def test_what_something_unbanned_needs_may_come_back(tmp_path: Path) -> No
         store.blobs.put_inline(small, SMALL)
     async with opened(tmp_path / "data") as store:
         assert store.blobs.read_chunk(small, 0) == SMALL
+
+
+class SnapshotFs(SharingFs):
+    """Copies a directory before each change to it: what a kill at that moment would leave."""
+
+    def __init__(self) -> None:
+        self.take: Callable[[str], None] = lambda _: None
+
+    def create(self, path: Path, *, mode: int = 0o600) -> Any:
+        self.take(f"create {path.parent.name}")
+        return super().create(path, mode=mode)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.take(f"rename to {target.parent.parent.name}")
+        super().rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        self.take(f"unlink in {path.parent.parent.name}/{path.parent.name}")
+        super().unlink(path)
+
+    def sync_dir(self, path: Path) -> None:
+        self.take(f"sync {path.name}")
+        super().sync_dir(path)
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["copied", "shared"])
+async def test_t44_killed_at_any_step_of_an_erasure_nothing_is_lost_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    data, snapshots = tmp_path / "data", []
+    fs = SnapshotFs()
+    if not is_shared:
+        fs.clone = lambda *_: False  # type: ignore[method-assign]
+        fs.link = lambda *_: False  # type: ignore[method-assign]
+
+    def take(step: str) -> None:
+        snapshots.append((step, tmp_path / f"killed-{len(snapshots)}"))
+        shutil.copytree(data, snapshots[-1][1])
+
+    async with opened(data, fs) as store:
+        large, small, other = bring(store, tmp_path)
+        store.blobs.put_object(OBJECT, MARK * 50)
+        erase = {"objects": [OBJECT], "blobs": [large, small], "beside": [other]}
+        empty_log = store._database.empty_log
+
+        def emptied() -> None:
+            take("committed")
+            empty_log()
+            take("log emptied")
+
+        monkeypatch.setattr(store._database, "empty_log", emptied)
+        fs.take = take
+        store.blobs.erase(**erase)
+        take("done")
+        fs.take = lambda _: None
+    assert {"committed", "log emptied"} <= {step for step, _ in snapshots}
+    for step, path in snapshots:
+        async with opened(path) as store:
+            is_noted = store.blobs.is_erased(large)
+            assert (marked(path) == []) is is_noted, step
+            assert store.blobs.has(large) is not is_noted, step
+            assert store.blobs.has_object(OBJECT) is not is_noted, step
+            assert store.blobs.read_chunk(other, 0) == OTHER, step
+            assert is_noted or store.blobs.read_chunk(large, 0) == LARGE[:CHUNK_BYTES], step
+            store.blobs.erase(**erase)
+            assert marked(path) == [], step
+            assert store.blobs.read_chunk(other, 0) == OTHER, step
