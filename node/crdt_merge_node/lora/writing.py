@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from crdt_merge_protocol.adapters import factor_name, saved_name, weight_name
@@ -152,12 +152,14 @@ def write_model(
     outcome: Outcome,
     account: Account,
 ) -> Written:
-    """Write the base with the differences added, in the element type of the base unless told otherwise."""
+    """Write the base with the differences added, in the element type of the base unless told otherwise.
+
+    What is changed of a base of eight bits, which are only read, becomes BF16.
+    """
     require_modules(found, base)
     changed = {weight_name(module) for module in found.modules} | found.others.keys()
-    kinds = {name: target.dtype if name in changed else "" for name in base.specs}
     specs = [
-        TensorSpec(name=name, dtype=kinds[name] or spec.dtype, shape=spec.shape)
+        replace(spec, dtype=output_dtype(target.dtype, spec.dtype, ())) if name in changed else spec
         for name, spec in base.specs.items()
     ]
     with open_sink(target, specs) as sink:

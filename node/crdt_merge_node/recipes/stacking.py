@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, TensorSpec
 from crdt_merge_protocol.errors import IntegerTensorDiffersError, ParameterError
-from crdt_merge_protocol.strategies.dtypes import decode_block
+from crdt_merge_protocol.strategies.dtypes import decode_block, output_dtype
 from crdt_merge_protocol.strategies.kernels import as_float
 
 from crdt_merge_node.checkpoints.reading import CheckpointTensor, read_checkpoint
@@ -151,18 +151,12 @@ def write_stack(
 
     Raises:
         ParameterError: A model has not the layers that are asked for.
-        DTypeMismatchError: Elements of eight bits are multiplied, and no other type is asked for.
         IntegerTensorDiffersError: Integers are multiplied.
         StorageError: Something cannot be read or written.
     """
     places = _places(stack, target, path_of)
     dtype = target.dtype or stack.dtype
-    specs = {
-        name: replace(place.entry.spec, name=name, dtype=dtype or place.entry.spec.dtype)
-        if place.entry.spec.dtype in FLOAT_DTYPES
-        else replace(place.entry.spec, name=name)
-        for name, place in places.items()
-    }
+    specs = {name: _spec(name, place, dtype) for name, place in places.items()}
     reader, done, total = SourceReader(target.fs), 0, sum(each.entry.spec.nbytes for each in places.values())
     try:
         with open_sink(target, specs.values()) as sink:
@@ -181,6 +175,16 @@ def write_stack(
             return sink.finish(), sink.misfits
     finally:
         reader.close()
+
+
+def _spec(name: str, place: _Place, dtype: str) -> TensorSpec:
+    """Return a tensor of the result; elements of eight bits, which are only read, are copied or made BF16."""
+    spec = place.entry.spec
+    if spec.dtype not in FLOAT_DTYPES:
+        dtype = spec.dtype
+    elif not dtype:
+        dtype = spec.dtype if place.scale == 1 else output_dtype("", spec.dtype, ())
+    return replace(spec, name=name, dtype=dtype)
 
 
 def _places(stack: Stack, target: Target, path_of: Callable[[str], Path]) -> dict[str, _Place]:

@@ -6,19 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 from crdt_merge_node.errors import InvalidRequestError
-from crdt_merge_node.lora import factors, merge_adapters
+from crdt_merge_node.lora import expand_adapter, factors, merge_adapters
 from crdt_merge_node.lora.collection import read_members, set_of, weights_of
 from crdt_merge_node.lora.dense import DenseRecipe
 from crdt_merge_node.lora.merging import Merge, merge_set
 from crdt_merge_node.lora.sinks import Target
 from crdt_merge_node.ports import SystemFs, SystemRng
+from crdt_merge_node.resolve.files import read_header, read_tensor
 from crdt_merge_node.resolve.job import ResolveCancelledError
 from crdt_merge_protocol.errors import NonFiniteError
-from support.adapters import save_adapter, save_base
+from crdt_merge_protocol.strategies.dtypes import decode_block
+from support.adapters import SHAPES, dense, save_adapter, save_base
 
 
 def merge(paths: list[Path], strategy: str, output: str) -> Merge:
@@ -142,3 +145,25 @@ def test_how_many_rows_are_in_memory_does_not_show(
         run(merge(paths, strategy, "delta"), target)
         found.append((whole.read_bytes(), delta.read_bytes()))
     assert found[0] == found[1] == found[2]
+
+
+def test_what_is_added_to_a_base_of_eight_bits_is_bfloat16(tmp_path: Path) -> None:
+    """Eight bits are only read; what no adapter changes stays as it is."""
+    kind = ml_dtypes.float8_e4m3fn
+    tensors = {f"{m}.weight": np.full(shape, 0.5).astype(kind) for m, shape in SHAPES.items()}
+    base = save_base(tmp_path / "base", **tensors)
+    adapter = save_adapter(tmp_path / "a", 1, modules=("layers.0.mlp",))
+
+    expand_adapter(adapter, tmp_path / "out", base=base)
+
+    fs = SystemFs()
+    found = {entry.spec.name: entry for entry in read_header(fs, tmp_path / "out").entries}
+    assert {name: entry.spec.dtype for name, entry in found.items()} == {
+        "norm.weight": "F32",
+        "layers.0.mlp.weight": "BF16",
+        "layers.0.q_proj.weight": "F8_E4M3",
+        "layers.1.q_proj.weight": "F8_E4M3",
+    }
+    merged = decode_block("BF16", read_tensor(fs, tmp_path / "out", found["layers.0.mlp.weight"]))
+    expected = (0.5 + dense(adapter, "layers.0.mlp")).reshape(-1).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(merged, expected.astype(float))

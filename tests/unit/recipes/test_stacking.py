@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,8 +15,10 @@ from crdt_merge_node.cli.app import root
 from crdt_merge_node.lora.sinks import Target
 from crdt_merge_node.ports import SystemFs, SystemRng
 from crdt_merge_node.recipes.stacking import parse_stack, write_stack
+from crdt_merge_node.resolve.files import read_header, read_tensor
 from crdt_merge_node.resolve.job import ReportProgress
 from crdt_merge_protocol.errors import ParameterError, ResolveError
+from crdt_merge_protocol.strategies.dtypes import decode_block
 
 SLICES = """
 merge_method: passthrough
@@ -181,3 +184,28 @@ def test_values_that_do_not_fit_are_told(tmp_path: Path, scale: str) -> None:
         "layers.0.w: 2 elements did not fit the output type; the largest that fits was written."
     ]
     assert safetensors.numpy.load_file(output)["layers.0.w"].tolist() == [65504, -65504, 0]
+
+
+def test_elements_of_eight_bits_are_copied_and_if_they_are_scaled_bfloat16(tmp_path: Path) -> None:
+    values = np.array([1, -2, 0.5], ml_dtypes.float8_e4m3fn)
+    safetensors.numpy.save_file({"layers.0.w": values, "layers.0.v": values}, tmp_path / "a")
+    source = "{model: a, layer_range: [0, 1], parameters: {scale: [{filter: w, value: 0.75}]}}"
+    stack = parse_stack(f"{{merge_method: passthrough, slices: [{{sources: [{source}]}}]}}")
+    assert stack is not None
+    fs, output = SystemFs(), tmp_path / "out"
+
+    write_stack(
+        stack,
+        Target(output, "", fs, SystemRng()),
+        path_of=lambda name: tmp_path / name,
+        progress=lambda *_: None,
+    )
+
+    found = {
+        entry.spec.name: (entry.spec.dtype, [*decode_block(entry.spec.dtype, read_tensor(fs, output, entry))])
+        for entry in read_header(fs, output).entries
+    }
+    assert found == {
+        "layers.0.v": ("F8_E4M3", [1, -2, 0.5]),
+        "layers.0.w": ("BF16", [0.75, -1.5, 0.375]),
+    }
