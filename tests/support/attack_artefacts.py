@@ -144,5 +144,5 @@ MAKERS = {
     "surgery_adapter": _surgery,
     "genome": _genome,
 }
-"""By type: functions of a generator of choices, one of numbers, the model's specs and how many contributions there
-are, that return the header's fields and the tensors. Whoever calls them draws anew what the checks refuse."""
+"""By type: functions of a generator of choices, one of numbers, the model's specs and a number of models that
+return the header's fields and the tensors. Whoever calls them draws anew what the checks refuse."""
