@@ -54,13 +54,14 @@ async def test_two_of_three_administrators_ban_what_a_fourth_contributed(tmp_pat
         with pytest.raises(QuorumError, match="1 of 2 have"):
             await author.api.act_submit(act.text)
         again = await first.api.act_sign(act.text)
-        assert again.info.needed == 1  # Who signs twice counts once.
+        assert (again.info.needed, again.info.operation) == (1, "")  # Who signs twice counts once.
         with pytest.raises(NotAdministratorError):
             await author.api.act_sign(act.text)
         signed = await third.api.act_sign(act.text)
         assert signed.info.needed == 0
         done = await author.api.act_submit(signed.text)  # Whoever submits it.
         assert (await author.api.act_submit(signed.text)).operation == done.operation
+        assert (await second.api.act_sign(signed.text)).info.operation == done.operation
 
         await until_agreed("g", first, second, third, author, used=0)
         for node in (first, second, third, author):
@@ -264,6 +265,8 @@ async def test_why_names_what_administrators_keep_from_counting_and_the_remedy(t
         [reason] = why(second).values()
         assert reason.lacks == "a key that counts in this group"
         assert reason.waiting.startswith("its key was revoked: stolen (act ")
+        with pytest.raises(InvalidRequestError, match="was revoked"):
+            await second.add("g", save_model(tmp_path / "other.safetensors", 3.0))
 
 
 async def test_why_names_the_nodes_that_have_not_erased(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ one signature is enough, the commands do all three at once.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from crdt_merge_protocol.acts import Act, Erase, PolicyAct, Revoke
 from crdt_merge_protocol.bodies import Remove
 from crdt_merge_protocol.genesis import Genesis
@@ -62,7 +64,10 @@ async def sign(services: Services, text: str) -> SignedAct:
     """Return an act with the signature of this node added."""
     group, act = _read(services, text)
     require_admin(services, group)
-    return sign_for(services, group, act)
+    signed = sign_for(services, group, act)
+    if found := _find(services, group, act):
+        return replace(signed, info=replace(signed.info, operation=found.hex()))
+    return signed
 
 
 async def submit(services: Services, text: str) -> ActInfo:

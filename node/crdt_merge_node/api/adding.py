@@ -63,6 +63,7 @@ async def add_contribution(
     services.driver.standing.check()
     group = find_group(services, group_name)
     contents = await services.keeper.current(group)
+    _refuse_revoked(services, contents, group_name)
     if kind == MODEL and is_adapter_directory(services.fs, Path(path)):
         kind = ADAPTER  # As PEFT saves it; nothing else has such a configuration.
     plan = await _plan(services, group, contents, path=path, slot=slot, weight=weight, kind=kind)
@@ -94,6 +95,15 @@ async def add_contribution(
         holds=holds,
         duration_s=services.clock.monotonic() - began,
     )
+
+
+def _refuse_revoked(services: Services, contents: GroupContents, group_name: str) -> None:
+    """Refuse before a byte is copied what no node would take."""
+    if services.engine.node in contents.view.decided.revoked:
+        raise InvalidRequestError(
+            f'the key of this node was revoked in group "{group_name}": nothing that it adds counts.',
+            hint=f"See: crdt-merge-node why {group_name}",
+        )
 
 
 async def _author_add(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from crdt_merge_node.control.model import Act, ActInfo, ActRequest
+from crdt_merge_node.errors import QuorumError
 
 from .app import SuggestingGroup
 from .options import Invocation, command
@@ -112,12 +113,17 @@ def carry_out(
         return
     if not yes and not proposed.info.needed:
         _ask(proposed.info, f"{request.kind.capitalize()}?")
-    info = client.act_submit(proposed.text)
+    try:
+        info = client.act_submit(proposed.text)
+    except QuorumError as error:
+        raise QuorumError(
+            error.message, hint="The same command with --act FILE writes the act for the others to sign."
+        ) from error
     if invocation.is_json:
         say_json(schema, act=info)
         return
     say(f"done: {info.kind} in group {clean(info.group_name)}, act {info.operation}")
-    _show_items(info)
+    say(_lines(info))
 
 
 def hand_over(invocation: Invocation, proposed: Act, path: str, *, schema: str) -> None:
@@ -132,7 +138,9 @@ def hand_over(invocation: Invocation, proposed: Act, path: str, *, schema: str) 
 
 
 def _next(info: ActInfo, path: str) -> None:
-    if info.needed:
+    if info.operation:
+        note(f"It is in force already: operation {info.operation}")
+    elif info.needed:
         others = [short(admin) for admin in info.admins if admin not in info.signers]
         note(f"{count(info.needed, 'signature')} more, of {', '.join(others)}:")
         note(f"  crdt-merge-node act sign {clean(path)}")
@@ -164,11 +172,6 @@ def _show(info: ActInfo) -> None:
         )
     )
     say(_lines(info))
-
-
-def _show_items(info: ActInfo) -> None:
-    if info.items:
-        say(table(("ID", "WHAT"), [(short(item.id), item.what) for item in info.items]))
 
 
 def _lines(info: ActInfo) -> str:

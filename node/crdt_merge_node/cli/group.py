@@ -238,10 +238,16 @@ def _who(others: int, quorum: int, *, is_admitted: bool) -> str:
 def _show_acts(acts: tuple[ActInfo, ...]) -> None:
     if acts:
         say("acts of administrators")
-        rows = [
-            (info.kind, short(info.operation), count(len(info.items), "thing"), info.reason) for info in acts
-        ]
+        rows = [(info.kind, short(info.operation), _named(info), info.reason) for info in acts]
         say(table(("KIND", "ACT", "NAMES", "REASON"), rows))
+
+
+def _named(info: ActInfo) -> str:
+    """Return what an act is about: the first of it, in words, and how many more."""
+    if not info.items:
+        return "-"
+    rest = len(info.items) - 1
+    return info.items[0].what + (f" and {rest} more" if rest else "")
 
 
 def _show_detail(detail: GroupDetail) -> None:
