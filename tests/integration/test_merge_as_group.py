@@ -20,6 +20,7 @@ from crdt_merge_protocol.errors import (
     ResolveError,
 )
 from crdt_merge_protocol.policy import Policy
+from crdt_merge_protocol.strategies.artefacts import encode_header
 from safetensors.numpy import load_file, save_file
 
 LARGE = float(np.finfo(np.float16).max)
@@ -93,3 +94,15 @@ def test_the_option_warns_of_what_it_settled(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert done.exit_code == 0
     assert any("bn.count" in text for text in json.loads(done.stdout.splitlines()[-1])["warnings"])
+
+
+def test_an_artefact_given_in_vain_is_warned_of_as_without_the_option(tmp_path: Path) -> None:
+    files = [save(tmp_path / f"{n}", n, 1) for n in (1, 2)]
+    header = encode_header({"artefact": "role/1", "role": "forget", "subject": "00" * 32})
+    save_file({"artefact": np.frombuffer(header, np.uint8)}, tmp_path / "role")
+    options = {"strategy": "linear", "artefacts": [tmp_path / "role"]}
+
+    found = [merge_files(files, tmp_path / "out", **options, is_lenient=x).warnings for x in (False, True)]
+
+    assert found[0] == found[1]
+    assert "was not used" in found[0][0]

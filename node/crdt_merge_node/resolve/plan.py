@@ -176,7 +176,7 @@ def make_plan(job: ResolveJob, *, cores: int) -> Plan:
 
 def _unused(job: ResolveJob) -> list[str]:
     """Return which artefacts somebody gave in vain; in a group that is everyday and shown elsewhere."""
-    if job.group_mode:
+    if job.group_mode and "files" not in job.facts:
         return []
     unfit = sorted(job.unfit.items())
     return [in_files(f"Artefact {digest[:12]} was not used: {why}.", job) for digest, why in unfit]
