@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from crdt_merge_protocol.operations import Erase, Kind, Receipt, Remove, Revoke
+from crdt_merge_protocol.operations import Admit, Erase, Kind, Receipt, Remove, Revoke
 from crdt_merge_protocol.state import CRDTMergeState
 from crdt_merge_protocol.view import view_of
 from support.authors import Author, contents, hash_of, make_genesis, meet
@@ -15,9 +15,13 @@ NONCE = bytes(16)
 class Trio:
     """An administrator, somebody honest, and somebody whose key will be revoked."""
 
-    def __init__(self, *, holders: int = 0) -> None:
-        self.genesis = make_genesis(holders=holders)
+    def __init__(self, *, holders: int = 0, is_open: bool = True) -> None:
+        self.genesis = make_genesis(holders=holders, is_open=is_open)
         self.admin, self.honest, self.thief = (Author(self.genesis, number) for number in (0, 1, 3))
+        if not is_open:
+            for author in (self.admin, self.honest, self.thief):
+                self.admin.act(Admit(author=author.node_id, nonce=NONCE))
+            self.meet()
 
     def meet(self) -> None:
         meet(self.admin, self.honest, self.thief)
@@ -33,13 +37,17 @@ class Trio:
         self.admin.pull(self.honest, self.thief)
         named = tuple(sorted(heads))
         self.admin.act(Revoke(key=self.thief.node_id, heads=named, nonce=NONCE), refs=named)
-        state = self.admin.state
-        rebuilt = CRDTMergeState(self.genesis)
-        for signed in state.causal():
-            rebuilt.apply(signed)
-        assert state.view == view_of(self.genesis, state.causal())
-        assert summary(state) == summary(rebuilt)
-        return state
+        return checked(self.admin.state)
+
+
+def checked(state: CRDTMergeState) -> CRDTMergeState:
+    """Return a state, which is what the definition and a restart say."""
+    rebuilt = CRDTMergeState(state.genesis)
+    for signed in state.causal():
+        rebuilt.apply(signed)
+    assert state.view == view_of(state.genesis, state.causal())
+    assert summary(state) == summary(rebuilt)
+    return state
 
 
 def test_receipts_of_a_revoked_key_count_no_more_though_they_are_kept() -> None:
@@ -109,12 +117,13 @@ def test_what_a_revoked_key_held_is_held_by_one_less(holders: int) -> None:
     assert (shown.id in {one.tag for one in state.view.pending}) is bool(holders)
 
 
+@pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize("is_before", [True, False])
-def test_a_fork_convicts_a_revoked_key_only_if_both_sides_count(is_before: bool) -> None:
-    trio = Trio()
+def test_a_fork_convicts_a_revoked_key_only_if_both_sides_count(is_before: bool, is_open: bool) -> None:
+    trio = Trio(is_open=is_open)
     start = trio.thief.add("start")
     trio.thief.add("one", slot="one")
-    trio.thief.seq, trio.thief.prev = 1, start.id
+    trio.thief.seq, trio.thief.prev = start.operation.seq + 1, start.id
     twin = trio.thief.add("other", slot="other")
     trio.build_upon_all()
     assert trio.admin.state.view.forked == {trio.thief.node_id}
@@ -122,6 +131,24 @@ def test_a_fork_convicts_a_revoked_key_only_if_both_sides_count(is_before: bool)
 
     assert (trio.thief.node_id in state.view.forked) is is_before
     assert ("start" in contents(state)) is not is_before
+
+
+def test_what_was_kept_of_another_revoked_key_goes_with_what_was_built_upon_it() -> None:
+    genesis = make_genesis()
+    admin, thief, accomplice, witness = (Author(genesis, number) for number in (0, 3, 2, 1))
+    accomplice.add("bad")
+    thief.pull(accomplice)
+    thief.add("worse")
+    witness.pull(thief)
+    for key in (accomplice.node_id, thief.node_id):
+        admin.act(Revoke(key=key, heads=(), nonce=NONCE))  # Made after none of theirs.
+    first, second = admin.state.causal()
+    witness.state.apply(first)
+    assert len(checked(witness.state)) == 3
+    witness.state.apply(second)
+
+    assert [signed.id for signed in checked(witness.state).causal()] == [first.id, second.id]
+    assert witness.state.version_vector.keys() == {(admin.node_id, admin.log)}
 
 
 def test_a_revocation_that_leaves_everything_standing_changes_nothing_but_that_it_is_known() -> None:
