@@ -11,8 +11,10 @@ import pytest
 from crdt_merge_node.api.erasures import erasure_list
 from crdt_merge_node.contents import read_payload
 from crdt_merge_node.control.model import ActRequest, ErasureInfo
-from crdt_merge_node.errors import BannedError
+from crdt_merge_node.erasing import Erasures
+from crdt_merge_node.errors import BannedError, FullError
 from crdt_merge_node.ports import SystemClock, SystemFs
+from crdt_merge_node.resolve.remembered import FOLDER, NAME
 from crdt_merge_node.storage.restore import restore_backup
 from crdt_merge_protocol.acts import Erase
 from crdt_merge_protocol.operations import Add, Kind
@@ -267,3 +269,53 @@ async def test_metadata_alone_may_be_erased_and_the_content_stays_needed(tmp_pat
         with_notes = [p for p in node.services.config.node.data_dir.rglob("*") if p.is_file()]
         assert not any(NOTE.encode() in path.read_bytes() for path in with_notes)
         await node.resolve("h", tmp_path / "merged.safetensors")
+
+
+async def test_t36_no_node_says_that_it_erased_what_it_could_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may be in the way; it is tried again, and only then is there a RECEIPT."""
+    monkeypatch.setattr("crdt_merge_node.erasing.RETRY_S", 0.0)
+    async with Site(tmp_path).nodes(1) as (node,):
+        model = save_marked(tmp_path / "model.safetensors")
+        await node.create_group("g", model)
+        added = await node.add("g", model)
+        await node.resolve("g", tmp_path / "merged.safetensors")
+        data = node.services.config.node.data_dir
+        assert (data / FOLDER / NAME).exists()
+        erase, tries = node.services.store.blobs.erase, []
+
+        def fail(**wanted: object) -> None:
+            tries.append(wanted)
+            info = erasure_list(node.services, node.group("g") or b"")
+            assert not any(one.done for one in info)
+            if len(tries) < 4:
+                raise FullError("no room.")
+            erase(**wanted)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(node.services.store.blobs, "erase", fail)
+        await act(node, "g", "erase", added.contribution.tag)
+        await until_erased(node, "g")
+        assert len(tries) == 4
+        assert marked(data) == []
+        assert not (data / FOLDER / NAME).exists()  # What earlier outputs held is taken over by none.
+
+
+async def test_t35_what_a_kill_left_of_an_erasure_goes_before_anybody_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Erasures, "enforce", killed)
+    site = Site(tmp_path)
+    data = site.make()
+    async with site.running(data) as node:
+        model = save_marked(tmp_path / "model.safetensors")
+        await node.create_group("g", model)
+        added = await node.add("g", model, meta={"about": NOTE})
+        await act(node, "g", "erase", added.contribution.tag)
+    assert marked(data)
+    async with site.running(data) as node:
+        assert marked(data) == []
+        assert (await node.info("g")).used == 0

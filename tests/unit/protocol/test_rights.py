@@ -474,6 +474,18 @@ class TestRevocation:
         assert states[0].sync_root == states[1].sync_root
         check(*states)
 
+    def test_r1_what_was_below_something_dropped_is_a_head_that_is_built_upon_again(self) -> None:
+        alice, bob, thief = authors()
+        first = alice.add("x")
+        thief.pull(alice)
+        thief.add("stolen")
+        bob.act(revoke(thief), QUORUM)
+        alice.pull(thief, bob)
+
+        assert first.id in alice.state.heads()
+        assert set(alice.state.choose_deps()) == alice.state.heads()
+        check(alice.state)
+
     def test_r7_several_revocations_intersect(self) -> None:
         alice, bob, thief = authors()
         one = thief.add("one", slot="one")
