@@ -197,9 +197,10 @@ def _places(stack: Stack, target: Target, path_of: Callable[[str], Path]) -> dic
     for number, each in enumerate(stack.slices):
         count = each.stop - each.first
         layers = {layer for name in entries[each.model] if (layer := layer_of(name)) is not None}
-        if missing := sorted(set(range(each.first, each.stop)) - layers):
+        missing = next((layer for layer in range(each.first, each.stop) if layer not in layers), None)
+        if missing is not None:
             raise ParameterError(
-                f"slices[{number}] takes layer {missing[0]} of {each.model}, which has {len(layers)}."
+                f"slices[{number}] takes layer {missing} of {each.model}, which has {len(layers)}."
             )
         for name, entry in entries[each.model].items():
             layer = layer_of(name)
