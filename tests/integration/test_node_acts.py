@@ -61,9 +61,9 @@ async def test_two_of_three_administrators_ban_what_a_fourth_contributed(tmp_pat
         assert signed.info.needed == 0
         done = await author.api.act_submit(signed.text)  # Whoever submits it.
         assert (await author.api.act_submit(signed.text)).operation == done.operation
-        assert (await second.api.act_sign(signed.text)).info.operation == done.operation
 
         await until_agreed("g", first, second, third, author, used=0)
+        assert (await second.api.act_sign(signed.text)).info.operation == done.operation
         for node in (first, second, third, author):
             assert await reason_of(node, added.contribution.tag) == (
                 f"banned: copied (act {done.operation[:12]})"
