@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 from crdt_merge_protocol.blobs import DTYPE_BYTES, FLOAT_DTYPES, OUTPUT_DTYPES, blob_digest
 from crdt_merge_protocol.errors import ResolveError
@@ -50,6 +51,8 @@ class Worker:
         self._arrays: list[Float64Array] = []
         self._whole: dict[TensorSource, Float64Array] = {}
         self._held: dict[TensorSource, memoryview] = {}
+        self._room: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        """Where what is held is, of one tensor after the other: fresh memory for each costs page faults."""
 
     def load(self, plan: Plan) -> None:
         """Take up a plan; arrays are allocated when a block needs them."""
@@ -60,20 +63,28 @@ class Worker:
             install_compiled()
         self._arrays = []
         self._whole = {}
+        self._room = np.empty(0, np.uint8)
 
     def close(self) -> None:
         """Close all files and let go of the arrays."""
         self.reader.close()
         self._arrays.clear()
         self._whole.clear()
+        self._room = np.empty(0, np.uint8)
 
     @contextlib.contextmanager
     def holding(self, tensor: TensorPlan) -> Iterator[None]:
         """Read everything that is cut like the tensor's blocks now, and not again until the block ends."""
+        sources = dict.fromkeys(source for source, _ in tensor.streams)
+        nbytes = sum(source.nbytes for source in sources)
+        if self._room.size < nbytes:
+            self._room = np.empty(0, np.uint8)  # Let go of the old one first.
+            self._room = np.empty(nbytes, np.uint8)
+        room = self._room.data
         try:
-            for source, _ in tensor.streams:
-                if source not in self._held:
-                    self._held[source] = memoryview(self.reader.read(source, 0, source.nbytes))
+            for source in sources:
+                self._held[source], room = room[: source.nbytes], room[source.nbytes :]
+                self.reader.read_into(source, self._held[source])
             yield
         finally:
             self._held = {}

@@ -113,6 +113,18 @@ class SourceReader:
             raise CorruptError(f"{source.path or 'an inline blob'} ended {nbytes - len(found)} bytes early.")
         return found
 
+    def read_into(self, source: TensorSource, target: memoryview) -> None:
+        """Read all of a tensor into bytes that are there for it; raises as :meth:`read`."""
+        done = 0
+        if source.path is not None:
+            with naming(source.path, "read"):
+                file = self._file(source.path)
+                if isinstance(file, WithDescriptor):
+                    while more := os.preadv(file.descriptor, [target[done:]], source.offset + done):
+                        done += more
+        if done < source.nbytes:  # The kernel knows no such file; or it ended early, which this tells.
+            target[done:] = self.read(source, done, source.nbytes - done)
+
     def expect(self, source: TensorSource, offset: int, nbytes: int) -> None:
         """Say that a range of a tensor will be read soon. A hint: whatever is wrong, the reading tells."""
         if source.path is None:

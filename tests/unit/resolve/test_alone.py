@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from crdt_merge_node.ports import SystemFs
+from crdt_merge_node.errors import CorruptError, StorageError
+from crdt_merge_node.ports import File, SystemFs
 from crdt_merge_node.resolve import plan
 from crdt_merge_node.resolve.files import SourceReader
 from crdt_merge_node.resolve.job import TensorSource
@@ -104,8 +106,54 @@ def test_a_tensor_larger_than_a_slot_is_read_once_and_comes_out_whole(
         read.append(nbytes)
         return original(self, source, offset, nbytes)
 
+    into = SourceReader.read_into
+
+    def counting_into(self: SourceReader, source: TensorSource, target: memoryview) -> None:
+        read.append(len(target))
+        into(self, source, target)
+
     monkeypatch.setattr(SourceReader, "read", counting)
+    monkeypatch.setattr(SourceReader, "read_into", counting_into)
 
     assert merged("alone") == expected
     if not workers:  # Else others read.
         assert sum(read) == 2 * 3 * 4 * (size + 999), "once to name the files, once to merge them"
+
+
+class PlainFs(SystemFs):
+    """Its files are not known to the kernel."""
+
+    def open_read(self, path: Path, *, follow: bool = False) -> File:
+        return cast("File", PlainFile(super().open_read(path, follow=follow)))
+
+
+class PlainFile:
+    def __init__(self, file: File) -> None:
+        self.read_at = file.read_at
+
+
+@pytest.mark.parametrize("fs", [SystemFs(), PlainFs()])
+def test_a_tensor_is_read_to_where_it_is_wanted(fs: SystemFs, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(200)))
+    kept = bytearray(50)
+
+    SourceReader(fs).read_into(TensorSource(str(file), 20, 50), memoryview(kept))
+
+    assert kept == bytes(range(20, 70))
+
+
+def test_bytes_that_came_inline_are_put_there_too() -> None:
+    kept = bytearray(3)
+    SourceReader(FS).read_into(TensorSource(None, 0, 3, b"abc"), memoryview(kept))
+    assert kept == b"abc"
+
+
+@pytest.mark.parametrize("fs", [SystemFs(), PlainFs()])
+def test_a_file_that_ends_early_is_told_wherever_its_bytes_go(fs: SystemFs, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(60))
+    with pytest.raises(CorruptError, match="ended 10 bytes early"):
+        SourceReader(fs).read_into(TensorSource(str(file), 20, 50), memoryview(bytearray(50)))
+    with pytest.raises(StorageError, match="cannot be read"):
+        SourceReader(fs).read_into(TensorSource(str(tmp_path / "none"), 0, 1), memoryview(bytearray(1)))
