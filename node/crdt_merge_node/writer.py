@@ -142,8 +142,10 @@ class StoreWriter:
                 self._settle_all(batch, error)
                 raise
             await self._reported()  # What came before it is durable, and is to be applied first.
-            # What came after it in the queue may build upon it.
-            refused = self._settle_all(batch, error)
+            # What came after it in the queue may build upon it. Deletions do not, and make room.
+            deletions = [waiting for waiting in self._queue if isinstance(waiting.effect, DropOperations)]
+            refused = [one for one in self._settle_all(batch, error) if one not in deletions]
+            self._queue.extendleft(reversed(deletions))
             self._report(NotStored(groups=tuple(dict.fromkeys(w.effect.group for w in refused))))
         except BaseException as error:
             self._settle_all(batch, error)

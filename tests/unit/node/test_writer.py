@@ -103,6 +103,22 @@ async def test_what_is_dropped_has_its_turn_between_what_came_before_and_after()
     assert world.store.commits == [[ids[0]], [ids[1]], [b"dropped", ids[0]], ids[2:]]
 
 
+async def test_t20_a_full_disk_keeps_nothing_from_being_deleted() -> None:
+    """Its rows would stay until the next start, on the disk that has no room for others."""
+    world = World()
+    world.store.gate.clear()
+    world.store.failure = FullError("full.")
+    world.writer.put(effect(1))
+    await asyncio.sleep(0)
+    world.writer.put(DropOperations(group=GENESIS.group, ids=(OPERATIONS[0].id,)))
+    world.writer.put(effect(2))
+    world.store.gate.set()
+    await world.writer.close()
+
+    assert world.store.commits == [[b"dropped", OPERATIONS[0].id]]
+    assert world.reports == [NotStored(groups=(GENESIS.group,))]
+
+
 async def test_what_shared_a_commit_is_reported_in_order_and_not_all_in_one_turn() -> None:
     """Applying takes a while, so nobody waits for more than a turn of it."""
     world = World()
