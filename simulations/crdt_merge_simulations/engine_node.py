@@ -122,7 +122,7 @@ class SimulatedNode:
         self.slowness = 1.0
         self.lines: dict[bytes, Line] = {}
         """Peer -> the line of the connection that leads to it."""
-        self.pending: deque[StoreGroup | StoreOperations] = deque()
+        self.pending: deque[StoreGroup | StoreOperations | DropOperations] = deque()
         """Handed to the disk and not yet durable."""
         self.mischief: Mischief | None = None
         self.hops: dict[bytes, int] = {}
@@ -251,13 +251,6 @@ class SimulatedNode:
 
     def _store(self, effect: StoreGroup | StoreOperations | DropOperations) -> None:
         world = self.world
-        if isinstance(effect, DropOperations):  # At once: whatever is stored next comes later.
-            dropped = set(effect.ids)
-            state = self.engine.replicas[effect.group].state
-            gone = [entry[2] for entry in self.disk.operations if entry[2].id in dropped]
-            world.checker.dropped(self.index, state, gone)
-            self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
-            return
         delay_s = self.disk_rng.uniform(*STORE_S) * self.slowness
         self._committed_at = max(self._committed_at, world.now + delay_s)
         self.pending.append(effect)
@@ -266,9 +259,11 @@ class SimulatedNode:
     def _commit(self) -> None:
         if not self.pending:
             return  # There was no room for it.
-        if self.is_full:
-            groups = tuple(sorted({effect.group for effect in self.pending}))
+        if self.is_full and not isinstance(self.pending[0], DropOperations):
+            deletions = [effect for effect in self.pending if isinstance(effect, DropOperations)]
+            groups = tuple(sorted({effect.group for effect in self.pending if effect not in deletions}))
             self.pending.clear()
+            self.pending.extend(deletions)  # Each has its moment still to come.
             self.world.checker.sometimes["a full disk"] += 1
             self.handle(NotStored(groups=groups))
             return
@@ -281,13 +276,21 @@ class SimulatedNode:
         if isinstance(effect, StoreGroup):
             self.handle(GroupStored(genesis=effect.genesis))
             return
+        if isinstance(effect, DropOperations):
+            return
         ids = tuple(signed.id for signed in effect.operations)
         self.handle(OperationsStored(group=effect.group, ids=ids))
         own = [signed for signed in effect.operations if signed.operation.author == self.id]
         self.world.acknowledged(self, effect.group, own)
 
-    def _write(self, effect: StoreGroup | StoreOperations) -> None:
+    def _write(self, effect: StoreGroup | StoreOperations | DropOperations) -> None:
         now = self.world.now
+        if isinstance(effect, DropOperations):
+            dropped = set(effect.ids)
+            gone = [entry[2] for entry in self.disk.operations if entry[2].id in dropped]
+            self.world.checker.dropped(self.index, self.engine.replicas[effect.group].state, gone)
+            self.disk.operations = [entry for entry in self.disk.operations if entry[2].id not in dropped]
+            return
         if isinstance(effect, StoreGroup):
             self.disk.genesis.setdefault(effect.group, (now, effect.genesis))
             return
