@@ -478,7 +478,8 @@ class TestRevocation:
         alice, bob, thief = authors()
         first = alice.add("x")
         thief.pull(alice)
-        thief.add("stolen")
+        for number in range(2 * DEPS_MAX):
+            alice.state.apply(thief.add(f"stolen {number}"))
         bob.act(revoke(thief), QUORUM)
         alice.pull(thief, bob)
 

@@ -12,6 +12,7 @@ import pytest
 from crdt_merge_node.errors import ErasedError
 from crdt_merge_node.ports import SeededRng, SystemFs
 from crdt_merge_node.storage import DataDir, Store
+from crdt_merge_node.storage.recovery import compare_root, save_root
 from crdt_merge_protocol.blobs import blob_digest_of, chunk_digest
 from crdt_merge_protocol.limits import CHUNK_BYTES
 from support.file_systems import SharingFs
@@ -243,3 +244,14 @@ async def test_t44_killed_at_any_step_of_an_erasure_nothing_is_lost_and_nothing_
             store.blobs.erase(**erase)
             assert marked(path) == [], step
             assert store.blobs.read_chunk(other, 0) == OTHER, step
+
+
+async def test_r7_the_root_that_was_saved_goes_with_what_a_revocation_drops(tmp_path: Path) -> None:
+    """It is the root of more, and the next start would take what is gone for lost."""
+    group = b"g" * 32
+    async with opened(tmp_path / "data") as store:
+        await save_root(store, group, root=b"r" * 32, count=2)
+        await store.drop_operations(group, [b"o" * 32])
+        assert await compare_root(store, group, root=b"s" * 32, count=1) is None
+    async with opened(tmp_path / "data") as store:
+        assert await compare_root(store, group, root=b"s" * 32, count=1) is None
