@@ -23,7 +23,7 @@ LEAVES_MIN: Final = 16
 _LEAVES_SEEN: Final = 16
 _STRIDE_MAX: Final = 64
 _SAMPLE_MAX: Final = 1 << 19
-_PER_LEAF: Final = 4_096
+_PER_LEAF: Final = 8_192
 _DEVIATIONS: Final = 5.0
 """A range this many standard deviations wide to each side misses next to never."""
 _LEAST_MARGIN: Final = 1e-4
