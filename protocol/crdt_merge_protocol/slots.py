@@ -53,19 +53,7 @@ class Candidate:
     def show(self) -> Visible:
         """Return how the view shows it; the same object until its holders change."""
         if self.shown is None or self.shown.holders != len(self.holders):
-            add = self.add
-            self.shown = Visible(
-                tag=self.tag,
-                author=self.author,
-                slot=add.slot,
-                type=add.type,
-                content=add.content,
-                weight=add.weight,
-                payload=add.payload,
-                digest=add.digest,
-                depth=self.depth,
-                holders=len(self.holders),
-            )
+            self.shown = Visible.of(self.tag, self.author, self.add, self.depth, len(self.holders))
         return self.shown
 
     def copy(self) -> Candidate:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from .bodies import Add, Admit, Ban, Erase, Hold, PolicyAct, Receipt, Remove, Revoke
 from .canonical import digest
@@ -53,6 +54,22 @@ class Visible:
     depth: int
     holders: int
     """Other authors that hold its bytes."""
+
+    @classmethod
+    def of(cls, tag: bytes, author: bytes, add: Add, depth: int, holders: int) -> Self:
+        """Return how an ADD is shown."""
+        return cls(
+            tag=tag,
+            author=author,
+            slot=add.slot,
+            type=add.type,
+            content=add.content,
+            weight=add.weight,
+            payload=add.payload,
+            digest=add.digest,
+            depth=depth,
+            holders=holders,
+        )
 
     @property
     def order(self) -> tuple[bytes, bytes]:
@@ -209,7 +226,7 @@ def _candidates(
         add, author = judged.said[tag], judged.known[tag].operation.author
         if isinstance(add, Add) and author not in forked and add.content not in banned:
             holders = len(_holders(judged, tag))
-            candidates[tag] = _shown(tag, author, add, judged.depths[tag], holders)
+            candidates[tag] = Visible.of(tag, author, add, judged.depths[tag], holders)
     return candidates
 
 
@@ -221,18 +238,3 @@ def _holders(judged: Judged, tag: bytes) -> set[bytes]:
         if isinstance(body, Hold) and tag in body.tags and tag in _refs(judged, id_):
             holders.add(judged.known[id_].operation.author)
     return holders - {judged.known[tag].operation.author}
-
-
-def _shown(tag: bytes, author: bytes, add: Add, depth: int, holders: int) -> Visible:
-    return Visible(
-        tag=tag,
-        author=author,
-        slot=add.slot,
-        type=add.type,
-        content=add.content,
-        weight=add.weight,
-        payload=add.payload,
-        digest=add.digest,
-        depth=depth,
-        holders=holders,
-    )

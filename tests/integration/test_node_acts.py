@@ -239,7 +239,7 @@ async def test_why_names_what_administrators_keep_from_counting_and_the_remedy(t
         await first.equal("g", second)
         [own] = why(first).values()
         assert own.remedy == f"crdt-merge-node group admit g {first.id.hex()}"
-        await alone(first, "admit", first.id.hex())
+        await alone(first, "admit", "n0")
         await first.api.contribution_remove("g", "main")
         await alone(first, "admit", second.id.hex())
         await until_agreed("g", first, second, used=0)

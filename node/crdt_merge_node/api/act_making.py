@@ -14,7 +14,7 @@ from crdt_merge_node.control.model import ActKind, ActRequest
 from crdt_merge_node.errors import InvalidRequestError, NotFoundError
 from crdt_merge_node.services import Services
 
-from .naming import find, find_peer, find_tag
+from .naming import find, find_tag, peer_names
 
 TAGS_MAX: Final = 400
 """Contributions in one act: an erasure names each three times, and has to fit an operation."""
@@ -75,10 +75,11 @@ def _only(request: ActRequest) -> str:
 
 
 def author_named(services: Services, text: str) -> bytes:
-    """Return a node id: a whole one, known or not, or what names a known peer."""
+    """Return a node id: a whole one, known or not, or what names this node or a known peer."""
     if _is_id(text):
         return bytes.fromhex(text)
-    return find_peer(services, text)
+    names = {services.engine.node: services.config.node.name, **peer_names(services)}
+    return find(text, names, what="node", listing="crdt-merge-node peer list")
 
 
 def _is_id(text: str) -> bool:

@@ -48,8 +48,12 @@ def find_group(services: Services, text: str) -> bytes:
 
 def find_peer(services: Services, text: str) -> bytes:
     """Return the id of a known peer."""
-    names = {peer: services.driver.name(peer) for peer in services.driver.known}
-    return find(text, names, what="peer", listing="crdt-merge-node peer list")
+    return find(text, peer_names(services), what="peer", listing="crdt-merge-node peer list")
+
+
+def peer_names(services: Services) -> dict[bytes, str]:
+    """Return the name of every known peer, by id."""
+    return {peer: services.driver.name(peer) for peer in services.driver.known}
 
 
 def find_tag(text: str, tags: Iterable[bytes], *, group_name: str) -> bytes:
